@@ -1,0 +1,108 @@
+"""The grammar of scheme names: weights first, then granularity, then activations.
+
+``fp32`` ``fp16``                      float weights and activations
+``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or per group; activations static, or dynamic with ``d``
+``palette<bits>``                      weights as indices into a table of 2**bits values
+
+``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ALIASES = {
+    "8da4w": "w4g32a8d",
+    "8da8w": "w8a8d",
+    "qd8": "w8a8d",
+    "qs8": "w8a8",
+    "int8wo": "w8",
+    "int4wo": "w4g32",
+    "8a8w": "w8a8",
+    "16a8w": "w8a16",
+    "16a4w": "w4a16",
+    "default_a8w8": "w8a8",
+    "default_a16w8": "w8a16",
+    "dynamic_wi8_afp32": "w8a8d",
+    "weight_only_wi8_afp32": "w8",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "pal4": "palette4",
+    "pal6": "palette6",
+    "pal8": "palette8",
+}
+
+_FLOAT = re.compile(r"fp(32|16)")
+_PALETTE = re.compile(r"palette([1-8])")
+_INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A decoded scheme. ``group`` is the number of weights that share a scale; None means one per output channel."""
+
+    name: str
+    family: str  # "float", "integer", "palette"
+    weight_bits: int
+    group: int | None = None
+    activation_bits: int | None = None  # None: activations stay float
+    dynamic: bool = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Static activations need ranges seen on calibration samples."""
+        return self.activation_bits is not None and not self.dynamic
+
+    def floor_bytes(self, weights: int, channels: int) -> int:
+        """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
+        payload = (weights * self.weight_bits + 7) // 8
+        if self.family == "float":
+            return payload
+        if self.family == "palette":
+            return payload + 2 * (1 << self.weight_bits)
+        groups = weights // self.group if self.group else channels
+        return payload + 4 * groups
+
+
+def canonical(name: str) -> str:
+    """The canonical name of ``name``, which may be an alias of the ecosystem."""
+    lowered = name.strip().lower()
+    return ALIASES.get(lowered, lowered)
+
+
+def aliases_of(name: str) -> tuple[str, ...]:
+    """Other names of a canonical scheme."""
+    return tuple(alias for alias, target in ALIASES.items() if target == name)
+
+
+def shown(name: str) -> str:
+    """The canonical name with its best-known alias beside it: ``w4g32a8d (8da4w)``."""
+    known = aliases_of(name)
+    return f"{name} ({known[0]})" if known else name
+
+
+def parse(name: str) -> Scheme:
+    """Decode ``name`` (canonical or alias); ValueError with the grammar when it is not one."""
+    text = canonical(name)
+    if match := _FLOAT.fullmatch(text):
+        return Scheme(name=text, family="float", weight_bits=int(match[1]))
+    if match := _PALETTE.fullmatch(text):
+        return Scheme(name=text, family="palette", weight_bits=int(match[1]))
+    if match := _INTEGER.fullmatch(text):
+        bits, group, activations, dynamic = match.groups()
+        if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):
+            return Scheme(
+                name=text,
+                family="integer",
+                weight_bits=int(bits),
+                group=int(group) if group else None,
+                activation_bits=int(activations) if activations else None,
+                dynamic=bool(dynamic),
+            )
+    raise ValueError(
+        f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[g<group>][a<bits>[d]] "
+        "such as w8, w8a8, w8a8d, w4g32a8d"
+    )

@@ -1,0 +1,46 @@
+"""Signatures as plain data: what manifests, stored programs and the run host carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from edgebake.types import DimBounds, MethodSignature, Signature, TensorSpec
+
+
+def to_json(signature: Signature) -> dict[str, Any]:
+    """Plain data of ``signature``."""
+    return {
+        "methods": {
+            name: {
+                "inputs": [_tensor_to_json(t) for t in method.inputs],
+                "outputs": [_tensor_to_json(t) for t in method.outputs],
+            }
+            for name, method in signature.methods.items()
+        },
+        "dims": {name: asdict(bounds) for name, bounds in signature.dims.items()},
+    }
+
+
+def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
+    kept = {k: v for k, v in asdict(spec).items() if v is not None}
+    return {**kept, "shape": list(spec.shape)}
+
+
+def _tensor_from_json(data: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**data, "shape": tuple(data["shape"])})
+
+
+def from_json(data: Mapping[str, Any]) -> Signature:
+    """The signature that :func:`to_json` wrote."""
+    return Signature(
+        methods={
+            name: MethodSignature(
+                inputs=tuple(_tensor_from_json(t) for t in method["inputs"]),
+                outputs=tuple(_tensor_from_json(t) for t in method["outputs"]),
+            )
+            for name, method in data["methods"].items()
+        },
+        dims={name: DimBounds(**bounds) for name, bounds in data.get("dims", {}).items()},
+    )

@@ -1,0 +1,270 @@
+"""The contract that a target, a runner, a model source and a compression method fulfil, and how they are found.
+
+Each is one module in one folder; the file's name is the name users write (``_`` for ``-``). Listing reads names only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from edgebake.errors import RecipeError
+from edgebake.types import (
+    ActsOn,
+    Assignment,
+    Inspection,
+    Loaded,
+    Lowered,
+    ModuleKind,
+    RunnerKind,
+    Sample,
+    SampleSet,
+    Signature,
+    Traced,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+CONTRACT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """One row of what a target can do.
+
+    ``kinds``: module kinds that the scheme compresses; modules of other kinds stay float32 when the scheme is the
+    recipe's default and are an error when a rule names them. ``method``: the file under compress/ that applies the
+    scheme before lowering; empty when ``lower`` applies it. ``override_only``: never as a recipe's default scheme.
+    ``note``: the kernel or hardware reason.
+    """
+
+    scheme: str
+    kinds: tuple[ModuleKind, ...]
+    method: str = ""
+    override_only: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A target option: its type is the type of ``default``; ``choices`` closes it."""
+
+    name: str
+    default: str | int | float | bool
+    help: str
+    choices: tuple[str | int | float | bool, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Why a toolchain cannot be used and the exact command or step that mends it."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerRequest:
+    """All that ``lower`` may look at besides the traced program."""
+
+    unit: str
+    scheme: str
+    assignment: Assignment
+    options: Mapping[str, Any]  # every OPTIONS name present, defaults filled in
+    device: Mapping[str, Any] | None
+    calibration: SampleSet | None  # None when nothing needs calibration
+    folder: Path  # empty; write the artifact's files here
+
+
+class Target(Protocol):
+    """A module ``edgebake_targets/<runtime>_<backend>.py``. Its top level imports the standard library and this contract only."""
+
+    SUPPORTS: tuple[Support, ...]
+    OPTIONS: tuple[Option, ...]
+    FORMAT: str  # "pte", "onnx", "mlpackage": which inspector reads its files
+    DISTRIBUTIONS: tuple[str, ...]  # pip distributions whose versions are part of the store key
+    SOURCES: tuple[str, ...]  # modules besides itself whose source is part of the store key
+
+    def missing(self) -> Missing | None:
+        """None when the toolchain is usable; never imports it (find_spec)."""
+
+    def lower(self, traced: Traced, request: LowerRequest) -> Lowered:
+        """Write the artifact into ``request.folder``. Same inputs, same bytes."""
+
+
+class GraphTarget(Target, Protocol):
+    """A target whose SUPPORTS name the method ``pt2e``."""
+
+    def quantizer(self, request: LowerRequest) -> Any:
+        """A torchao PT2E Quantizer for ``request.assignment``."""
+
+
+class Session(Protocol):
+    """An opened artifact."""
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once. ``inputs`` by signature name in the signature's dtypes; outputs by name, likewise."""
+
+
+class Runner(Protocol):
+    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts. Adding one is adding the file."""
+
+    RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
+    KIND: RunnerKind
+    DISTRIBUTIONS: tuple[str, ...]
+
+    def missing(self) -> Missing | None: ...
+
+    def open(self, entry: Path, signature: Signature) -> Session:
+        """Load the artifact at ``entry``; runs in a process of its own."""
+
+
+class Inspector(Protocol):
+    """A module ``edgebake_targets/inspectors/<format>.py``: reads one file format, whoever wrote the file."""
+
+    SUFFIXES: tuple[str, ...]  # (".pte",)
+
+    def missing(self) -> Missing | None: ...
+
+    def inspect(self, path: Path) -> Inspection: ...
+
+
+class ModelSource(Protocol):
+    """A module ``edgebake/models/<name>.py``."""
+
+    def load(self, request: Any) -> Loaded: ...
+
+
+class CompressMethod(Protocol):
+    """A module ``edgebake/compress/<name>.py``."""
+
+    ACTS_ON: ActsOn
+    DISTRIBUTIONS: tuple[str, ...]
+
+
+def _names_in(package: str) -> tuple[str, ...]:
+    found = importlib.import_module(package)
+    names = (m.name for m in pkgutil.iter_modules(found.__path__) if not m.ispkg)
+    return tuple(sorted(n.replace("_", "-") for n in names if not n.startswith("_")))
+
+
+@lru_cache
+def _plugins(group: str) -> Mapping[str, str]:
+    return {point.name: point.value for point in metadata.entry_points(group=group)}
+
+
+@dataclass(frozen=True)
+class Room:
+    """A folder of interchangeable modules plus the entry points of third parties that extend it."""
+
+    what: str
+    package: str
+    group: str
+
+    def names(self) -> tuple[str, ...]:
+        """All names, without importing a module."""
+        own, others = _names_in(self.package), _plugins(self.group)
+        clash = sorted(set(own) & set(others))
+        if clash:
+            raise RecipeError(
+                f"{self.what} {clash[0]!r} is defined by edgebake and by the plug-in {others[clash[0]]!r}",
+                fix="uninstall the plug-in or rename its entry point",
+            )
+        return tuple(sorted({*own, *others}))
+
+    def module_name(self, name: str) -> str:
+        """The module that implements ``name``."""
+        return _plugins(self.group).get(name) or f"{self.package}.{name.replace('-', '_')}"
+
+    def find(self, name: str) -> Any:
+        """Import and return the module; RecipeError with the nearest names when there is none."""
+        known = self.names()
+        name = name.replace("_", "-")
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise RecipeError(
+                f"there is no {self.what} {name!r}",
+                fix=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}",
+            )
+        module = importlib.import_module(self.module_name(name))
+        version = getattr(module, "CONTRACT_VERSION", CONTRACT_VERSION)
+        if version != CONTRACT_VERSION:
+            raise RecipeError(
+                f"{self.what} {name!r} was written for contract version {version}, this is {CONTRACT_VERSION}",
+                fix="install a release of the plug-in that fits",
+            )
+        return module
+
+
+TARGETS = Room("target", "edgebake_targets", "edgebake.targets")
+RUNNERS = Room("runner", "edgebake_targets.runners", "edgebake.runners")
+INSPECTORS = Room("inspector", "edgebake_targets.inspectors", "edgebake.inspectors")
+MODELS = Room("model source", "edgebake.models", "edgebake.models")
+METHODS = Room("compression method", "edgebake.compress", "edgebake.compress")
+BUNDLES = Room("bundle format", "edgebake.bundles", "edgebake.bundles")
+
+
+def find_target(name: str) -> Target:
+    """The target ``name``."""
+    return cast(Target, TARGETS.find(name))
+
+
+def runners_of(target: str) -> tuple[tuple[str, Runner], ...]:
+    """Runners for ``target``, most faithful first."""
+    order = ("device", "executed", "simulated", "interpreted", "stand-in")
+    found = ((name, cast(Runner, RUNNERS.find(name))) for name in RUNNERS.names())
+    fitting = [(n, r) for n, r in found if any(fnmatchcase(target, glob) for glob in r.RUNS)]
+    return tuple(sorted(fitting, key=lambda pair: order.index(pair[1].KIND)))
+
+
+def support_of(target: Target, scheme: str) -> Support | None:
+    """The row of ``scheme``, or None."""
+    return next((row for row in target.SUPPORTS if row.scheme == scheme), None)
+
+
+# --- what the compress/ and models/ files are given -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRequest:
+    """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights."""
+
+    module: torch.nn.Module
+    assignment: Assignment
+    options: Mapping[str, Any]
+    run_calibration: Callable[[torch.nn.Module], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRequest:
+    """For methods that act on an exported program: ``apply(request) -> ExportedProgram``."""
+
+    program: torch.export.ExportedProgram
+    dynamic_shapes: Any
+    quantizer: Any
+    calibration: Sequence[tuple[Any, ...]]  # positional inputs of each call
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """What a samples callable (``samples: {python: module:function}``) is given."""
+
+    count: int
+    skip: int
+    seed: int
+    options: Mapping[str, Any]
+
+
+SamplesCallable = Callable[[SampleRequest], Sequence[Sample]]

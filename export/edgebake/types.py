@@ -1,0 +1,255 @@
+"""The nouns of a build: frozen, typed, and free of heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+Role = Literal["input", "state", "constant", "image"]
+RunnerKind = Literal["device", "executed", "simulated", "interpreted", "stand-in"]
+VerdictState = Literal["pass", "fail", "not measured"]
+ActsOn = Literal["module", "graph", "artifact"]
+ModuleKind = Literal["linear", "conv", "embedding"]
+
+# A wrapper module keeps the network it wraps under this attribute, so that users' module names never show it.
+WRAPPED = "wrapped"
+
+
+def canonical_module_name(path: str) -> str:
+    """The module name that users write: ``path`` without the wrappers that edgebake put around the network."""
+    parts = path.split(".")
+    while parts and parts[0] == WRAPPED:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: ``shape`` of ints and dimension names, ``dtype`` as numpy names it (``float32``, ``int64``)."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    role: Role = "input"
+    state_from: str | None = None  # role "state": the output that feeds this input in the next call
+    lowered_dtype: str | None = None  # dtype in the artifact, where it differs (Core ML: int64 -> int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSignature:
+    """Inputs and outputs of one method, in call order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DimBounds:
+    """Bounds of a named dimension, both inclusive."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """All methods of a component and the bounds of its named dimensions."""
+
+    methods: Mapping[str, MethodSignature]
+    dims: Mapping[str, DimBounds] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image8:
+    """Pixels kept as 8 bits: ``float32 = (pixels / 255 - mean) / std`` per channel, ``pixels`` uint8 (C, H, W).
+
+    A quarter of the memory and of the reference's size on disk; exact, since it is what the image file held.
+    """
+
+    pixels: NDArray[np.uint8]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_float32(self) -> NDArray[np.float32]:
+        """(1, C, H, W) float32."""
+        import numpy as np
+
+        mean = np.asarray(self.mean, np.float32)[:, None, None]
+        std = np.asarray(self.std, np.float32)[:, None, None]
+        scaled = self.pixels.astype(np.float32) / np.float32(255.0)
+        return np.ascontiguousarray(((scaled - mean) / std)[None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One invocation of ``method``. State inputs are absent: the first call starts at zeros, later ones carry on."""
+
+    inputs: Mapping[str, NDArray[Any] | Image8]
+    method: str = "forward"
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Inputs as the network takes them."""
+        return {k: v.to_float32() if isinstance(v, Image8) else v for k, v in self.inputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sequence of calls from a zero state (one call for a stateless network).
+
+    ``source`` names what the sample was cut from (image file, clip, document): confidence intervals cluster by it.
+    """
+
+    calls: tuple[Call, ...]
+    source: str
+    label: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSet:
+    """Samples of one purpose; ``noise`` when they are seeded noise, on which no quality can rest."""
+
+    samples: tuple[Sample, ...]
+    noise: bool = False
+    description: str = ""
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A float model ready to run.
+
+    ``methods`` maps method name to an eval-mode float32 ``nn.Module`` that takes the signature's inputs by position and
+    returns a tuple of tensors in the order of ``signature.methods[...].outputs``.
+    """
+
+    methods: Mapping[str, torch.nn.Module]
+    signature: Signature
+    facts: Mapping[str, Any]  # deterministic: class, parameters, revision, licence, "weights": "trained"|"random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceCall:
+    """Inputs (states included, as the float model saw them) and float outputs of one call."""
+
+    method: str
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """One exported program per method, weights shared; ``compressed_by`` names the methods already applied."""
+
+    programs: Mapping[str, torch.export.ExportedProgram]
+    signature: Signature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Which scheme each module gets: ``{module name: canonical scheme}``; modules not named stay float32."""
+
+    schemes: Mapping[str, str]
+    kinds: Mapping[str, ModuleKind]
+
+    def of(self, *schemes: str) -> tuple[str, ...]:
+        """Names of the modules that get one of ``schemes``."""
+        return tuple(name for name, scheme in self.schemes.items() if scheme in schemes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Operators that the backend did not take."""
+
+    op: str
+    count: int
+    macs: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delegation:
+    """What runs on the backend, by multiply-accumulates (0..1). ``share`` is None where nothing here can tell."""
+
+    share: float | None
+    partitions: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    reason: str = ""  # why ``share`` is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRecord:
+    """One constant of an artifact. ``bytes`` is its payload, ``scale_bytes`` its scales, zero points and tables."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # "float32", "int8", "int4", "palette6" ...
+    bytes: int
+    scale_bytes: int = 0
+    digest: str = ""  # SHA-256 of the payload, to find duplicates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What ``lower`` wrote into its folder."""
+
+    files: tuple[str, ...]  # relative to the artifact folder
+    entry: str  # the file (or .mlpackage folder) that a runtime opens
+    signature: Signature
+    delegation: Delegation
+    planned_memory_bytes: int | None = None
+    encodings: Mapping[str, Any] = field(default_factory=dict)  # summary: {scheme: modules}, float modules, notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What an artifact file says of itself, whoever made it."""
+
+    format: str  # "pte", "onnx", "mlpackage"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: Mapping[str, int]
+    delegates: Mapping[str, int]
+    weights: tuple[WeightRecord, ...]
+    total_bytes: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One limit: ``pass``, ``fail`` or ``not measured``, with the number and why."""
+
+    limit: str  # "parity.cosine", "size.mib", ...
+    state: VerdictState
+    value: float | None = None
+    bound: float | None = None
+    subject: str = ""  # output name, component
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A module that a rule can name."""
+
+    name: str
+    kind: ModuleKind
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A folder that holds an artifact, with its manifest read."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
