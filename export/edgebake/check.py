@@ -1,0 +1,49 @@
+"""Refuses everything refusable before a weight is read: every problem of every recipe at once, with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from edgebake.checks import inputs, limits, models, samples, targets, whole
+from edgebake.checks.case import Case
+from edgebake.errors import Problem, RecipeError
+from edgebake.recipe_files import RecipeFile
+from edgebake.target import find_target
+from edgebake.units import Unit, units_of
+
+
+def check(files: Sequence[RecipeFile], *, trust: bool) -> tuple[tuple[Unit, ...], tuple[Problem, ...]]:
+    """The units of ``files``, target options filled in, and warnings; RecipeError with all problems.
+
+    ``trust``: the user agreed that files which count as code may be loaded. Nothing that a recipe names is imported.
+    """
+    problems: list[Problem] = []
+    cases: list[Case] = []
+    for file in files:
+        problems += whole.problems(file)
+        cases += _cases(file)
+    for case in cases:
+        problems += _problems(case, trust)
+    problems += whole.duplicates(cases)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    warnings = dict.fromkeys(warning for case in cases for warning in limits.warnings(case))
+    return tuple(_finished(case.unit) for case in cases), tuple(warnings)
+
+
+def _cases(file: RecipeFile) -> list[Case]:
+    places = (index for component in file.recipe.components.values() for index in range(len(component.targets)))
+    return [Case(file, unit, index) for unit, index in zip(units_of(file.recipe, file.base), places, strict=True)]
+
+
+def _problems(case: Case, trust: bool) -> Iterator[Problem]:
+    yield from targets.problems(case)
+    yield from models.problems(case, trust)
+    yield from inputs.problems(case)
+    yield from samples.problems(case)
+    yield from limits.problems(case)
+
+
+def _finished(unit: Unit) -> Unit:
+    return replace(unit, options=targets.options_of(find_target(unit.target), unit.options))

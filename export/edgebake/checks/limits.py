@@ -1,0 +1,85 @@
+"""Can the limits be measured and met at all, and what must be said about them beforehand?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgebake.checks.case import Case
+from edgebake.errors import Problem
+from edgebake.recipe import Limits
+from edgebake.scheme import parse, shown
+
+ENOUGH_SAMPLES = 500  # of yes/no decisions: below, the 95 % interval around 98 % is wider than +-1.3 points
+
+
+def problems(case: Case) -> Iterator[Problem]:
+    """Limits that contradict the samples, each other, or arithmetic."""
+    spec = case.unit.spec
+    evaluation = spec.samples.evaluation
+    for key in quality_limits(spec.limits):
+        if evaluation is None:
+            what = f"{'.'.join(key)} is limited, but there are no evaluation samples"
+            yield Problem(what=what, where=case.where("limits", *key), fix="add samples: {evaluation: ...}")
+    yield from _task(case)
+    agreement = spec.limits.agreement
+    if agreement is not None and agreement.metric != "spearman" and agreement.min < 0:
+        what = f"the share of {agreement.metric} decisions that agree cannot be negative"
+        yield Problem(what=what, where=case.where("limits", "agreement", "min"), fix="give 0 to 1")
+    if agreement is not None and agreement.metric != "binary" and "threshold" in agreement.model_fields_set:
+        what = f"threshold: is for binary, the metric is {agreement.metric}"
+        yield Problem(what=what, where=case.where("limits", "agreement", "threshold"), fix="remove it")
+    yield from _size(case)
+
+
+def quality_limits(limits: Limits) -> tuple[tuple[str, ...], ...]:
+    """Keys of the limits that say something about closeness to the float model or about the task."""
+    parity = [("parity", key) for key, value in limits.parity if value is not None]
+    single = [(key,) for key in ("agreement", "task") if getattr(limits, key) is not None]
+    return (*parity, *single)
+
+
+def _task(case: Case) -> Iterator[Problem]:
+    evaluation = case.unit.spec.samples.evaluation
+    if case.unit.spec.limits.task is None or evaluation is None or evaluation.kind in ("file", "python"):
+        return
+    if evaluation.kind == "images" and evaluation.labels != "none":
+        return
+    fix = "set labels: filename" if evaluation.kind == "images" else "use images, file or python"
+    what = f"a task metric needs labelled samples; {evaluation.kind} has no labels here"
+    yield Problem(what=what, where=case.where("limits", "task"), fix=fix)
+
+
+def _size(case: Case) -> Iterator[Problem]:
+    bound, compress = case.unit.spec.limits.size.of_float, case.unit.spec.compress
+    if bound is None or compress.steps:
+        return
+    schemes = (case.unit.scheme, *compress.modules.values())
+    smallest = min(schemes, key=lambda name: parse(name).weight_bits)
+    floor = parse(smallest).weight_bits / 32
+    if bound < floor:
+        yield Problem(
+            what=f"{bound:g} of the float size cannot be met: {shown(smallest)} weights alone are {floor:g} of it",
+            where=case.where("limits", "size", "of_float"),
+            fix=f"give more than {floor:g}, or choose a scheme with fewer bits",
+        )
+
+
+def warnings(case: Case) -> Iterator[Problem]:
+    """What does not stop a build, but what a reader of its numbers must know."""
+    spec, name = case.unit.spec, f"{case.unit.recipe}/{case.unit.component}"
+    limited = [".".join(key) for key in quality_limits(spec.limits)]
+    evaluation, agreement = spec.samples.evaluation, spec.limits.agreement
+    if spec.model.weights == "random":
+        what = f"{name} has random weights: its numbers say nothing about quality"
+        yield Problem(what=what, where=case.where("model", "weights"))
+    if evaluation is None:
+        return
+    if evaluation.noise and limited:
+        what = f"{', '.join(limited)} of {name} rest on noise samples, which say nothing about quality"
+        yield Problem(what=what, where=case.where("samples", "evaluation"), fix="give real samples")
+    elif agreement is not None and agreement.metric != "spearman" and evaluation.count < ENOUGH_SAMPLES:
+        yield Problem(
+            what=f"agreement of {name} rests on {evaluation.count} samples: its confidence interval will be wide",
+            where=case.where("samples", "evaluation"),
+            fix=f"give {ENOUGH_SAMPLES} or more",
+        )

@@ -1,0 +1,150 @@
+"""Is there such a target, and can it do what the recipe asks: schemes, options, device, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from edgebake import devices
+from edgebake.checks.case import Case, moved
+from edgebake.errors import Problem, RecipeError
+from edgebake.scheme import shown
+from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of
+from edgebake.wording import did_you_mean, said
+
+
+def problems(case: Case) -> Iterator[Problem]:
+    """Everything about the target rule of ``case`` that can be refused by reading ``SUPPORTS`` and ``OPTIONS``."""
+    yield from _methods(case)
+    if case.unit.target not in TARGETS.names():
+        fix = did_you_mean(case.unit.target, TARGETS.names())
+        yield Problem(what=f"there is no target {said(case.unit.target)}", where=case.where_rule("target"), fix=fix)
+        yield from _device(case)
+        return
+    try:
+        target = find_target(case.unit.target)
+    except RecipeError as error:
+        yield from moved(error, case.where_rule("target"))
+        return
+    yield from _default_scheme(case, target)
+    yield from _module_schemes(case, target)
+    yield from _options(case, target)
+    yield from _device(case)
+
+
+def options_of(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the target's defaults filled in; numbers in the type of the default."""
+    filled: dict[str, Any] = {}
+    for option in target.OPTIONS:
+        value = given.get(option.name, option.default)
+        filled[option.name] = float(value) if isinstance(option.default, float) else value
+    return filled
+
+
+def _default_scheme(case: Case, target: Target) -> Iterator[Problem]:
+    scheme, where = case.unit.scheme, case.where("compress", "scheme")
+    inner = case.rule.compress.get("scheme")
+    if case.rule.scheme is not None and inner is not None:
+        what = "the scheme stands twice, as scheme: and under compress:"
+        yield Problem(what=what, where=case.where_rule("compress", "scheme"), fix="keep one")
+    row = support_of(target, scheme)
+    if row is None:
+        yield Problem(what=f"{case.unit.target} cannot do {shown(scheme)}", where=where, fix=_instead(case, target))
+    elif row.override_only:
+        kinds = " and ".join(row.kinds)
+        yield Problem(
+            what=f"{case.unit.target} does {shown(scheme)} for {kinds} modules only, not for a whole network"
+            + (f": {row.note}" if row.note else ""),
+            where=where,
+            fix=f"name modules in compress.modules, such as {{'*embed*': {scheme}}}; as the scheme: {_able(target)}",
+        )
+
+
+def _module_schemes(case: Case, target: Target) -> Iterator[Problem]:
+    for glob, scheme in case.unit.spec.compress.modules.items():
+        if scheme != "fp32" and support_of(target, scheme) is None:
+            yield Problem(
+                what=f"{case.unit.target} cannot do {shown(scheme)}",
+                where=case.where("compress", "modules", glob),
+                fix=_instead(case, target, scheme),
+            )
+
+
+def _instead(case: Case, target: Target, scheme: str = "") -> str:
+    wanted = scheme or case.unit.scheme
+    others = [name for name in _targets_with(wanted) if name != case.unit.target]
+    text = f"it can do {_able(target)}"
+    return text + (f"; {wanted} works on {', '.join(others)}" if others else f"; no target does {wanted}")
+
+
+def _able(target: Target) -> str:
+    return "; ".join(_row(row) for row in target.SUPPORTS if not row.override_only)
+
+
+def _row(row: Support) -> str:
+    return shown(row.scheme) + (f": {row.note}" if row.note else "")
+
+
+@lru_cache
+def _targets_with(scheme: str) -> tuple[str, ...]:
+    able = []
+    for name in TARGETS.names():
+        try:
+            row = support_of(find_target(name), scheme)
+        except RecipeError:  # a plug-in for another contract version: reported where a recipe names it
+            continue
+        if row is not None and not row.override_only:
+            able.append(name)
+    return tuple(able)
+
+
+def _options(case: Case, target: Target) -> Iterator[Problem]:
+    known = {option.name: option for option in target.OPTIONS}
+    for name, value in case.rule.options.items():
+        where = case.where_rule("options", name)
+        if name not in known:
+            what = f"{case.unit.target} has no option {said(name)}"
+            yield Problem(what=what, where=where, fix=did_you_mean(name, known))
+        elif wrong := _misfit(known[name], value):
+            yield Problem(what=wrong, where=where, fix=f"{name}: {known[name].help}")
+
+
+def _misfit(option: Option, value: Any) -> str:
+    fits = type(value) is type(option.default) or (isinstance(option.default, float) and type(value) is int)
+    if not fits:
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(option.default)]
+        return f"must be {kind}, not {said(value)}"
+    if option.choices and value not in option.choices:
+        return f"must be one of {', '.join(str(choice) for choice in option.choices)}, not {said(value)}"
+    return ""
+
+
+def _device(case: Case) -> Iterator[Problem]:
+    name = case.unit.device
+    if name is None:
+        return
+    try:
+        row = devices.find(name)
+    except RecipeError as error:
+        yield from moved(error, case.where_rule("device"))
+        return
+    needed = next((v for glob, v in devices.vendor_of_targets().items() if fnmatchcase(case.unit.target, glob)), None)
+    if needed is not None and needed != row["vendor"]:
+        fitting = ", ".join(d for d in devices.names() if devices.find(d)["vendor"] == needed)
+        yield Problem(
+            what=f"{case.unit.target} does not run on {name} ({row['title']}, {row['vendor']})",
+            where=case.where_rule("device"),
+            fix=f"devices of {needed}: {fitting}",
+        )
+
+
+def _methods(case: Case) -> Iterator[Problem]:
+    for position, step in enumerate(case.unit.spec.compress.steps):
+        if step.method not in METHODS.names():
+            yield Problem(
+                what=f"there is no compression method {said(step.method)}",
+                where=case.where("compress", "steps", position, "method"),
+                fix=did_you_mean(step.method, METHODS.names()),
+            )

@@ -1,0 +1,88 @@
+"""Units: what is built and judged, one per component and target rule of a recipe, overrides merged in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgebake.errors import RecipeError
+from edgebake.merging import with_overrides
+from edgebake.recipe import Component, Recipe
+from edgebake.recipe_words import Key, problems_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A component for one target. ``spec`` is everything the recipe says of it; its ``targets`` are empty.
+
+    ``options`` are the target's: as written from ``units_of``, with the target's defaults filled in from ``check``.
+    Relative paths of ``spec`` resolve against ``base``.
+    """
+
+    recipe: str
+    component: str
+    target: str
+    name: str | None
+    device: str | None
+    scheme: str
+    optional: bool
+    options: Mapping[str, Any]
+    spec: Component
+    base: Path
+
+    @property
+    def id(self) -> str:
+        """``minilm-l6/model@onnx-qnn+sm8650#w8a16``, followed by ``.<name>`` where the rule has one."""
+        device = f"+{self.device}" if self.device else ""
+        name = f".{self.name}" if self.name else ""
+        return f"{self.recipe}/{self.component}@{self.target}{device}#{self.scheme}{name}"
+
+    @property
+    def folder(self) -> PurePosixPath:
+        """Where it stands below ``dist/``."""
+        last = self.name or self.scheme
+        return PurePosixPath(self.recipe, self.component, self.target, self.device or "any", last)
+
+
+def units_of(recipe: Recipe, base: Path) -> tuple[Unit, ...]:
+    """The units of ``recipe``, components and targets in the order of the file.
+
+    RecipeError when an override does not fit the schema (``recipe_yaml.read`` has refused that already, with lines).
+    """
+    return tuple(
+        _unit(recipe, name, index, base)
+        for name, component in recipe.components.items()
+        for index in range(len(component.targets))
+    )
+
+
+def _unit(recipe: Recipe, name: str, index: int, base: Path) -> Unit:
+    component = recipe.components[name]
+    rule = component.targets[index]
+    plain = component.model_dump(exclude_unset=True)
+    data = with_overrides(plain, rule.model_dump(exclude_unset=True))
+    try:
+        spec = Component.model_validate(data)
+    except ValidationError as error:
+        place = ("components", name, "targets", index)
+
+        def where(key: Key) -> str:
+            return ".".join(str(part) for part in (*place, *key))
+
+        raise RecipeError(problems_of(error, Component, data, where)) from None
+    return Unit(
+        recipe=recipe.name,
+        component=name,
+        target=rule.target,
+        name=rule.name,
+        device=rule.device,
+        scheme=spec.compress.scheme,
+        optional=rule.optional,
+        options=dict(rule.options),
+        spec=spec,
+        base=base,
+    )
