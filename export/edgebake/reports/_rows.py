@@ -1,0 +1,272 @@
+"""What every report format says of a result: one row of short cells and the lines below it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgebake.limits import AT_MOST
+from edgebake.reports._advice import advice
+from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
+from edgebake.result import Result, State
+from edgebake.scheme import shown
+from edgebake.types import Verdict
+
+COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "memory MiB", "speedup")
+SHOWN_STAGES = ("load", "reference", "trace", "lower")
+LineKind = Literal["error", "try", "unmeasured", "note", "info"]
+UNITS = {"parity.sqnr_db": " dB", "size.mib": " MiB", "memory.peak_mib": " MiB", "memory.planned_mib": " MiB"}
+SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line below a row; ``label`` is its first word."""
+
+    kind: LineKind
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A result as text, every string already harmless on a terminal; ``cells`` follow COLUMNS, each of short lines."""
+
+    result: Result
+    group: str  # "minilm-l6/model"
+    state: str
+    cells: tuple[tuple[str, ...], ...]
+    lines: tuple[Line, ...]
+
+
+def row_of(result: Result) -> Row:
+    """The row of ``result``."""
+    found = result.measurements
+    cells = (
+        _state(result),
+        _artifact(result),
+        _parity(found),
+        _agreement(found),
+        _size(found),
+        _backend(found),
+        _memory(found),
+        _speed(found),
+    )
+    return Row(
+        result=result,
+        group=plain(f"{result.recipe}/{result.component}"),
+        state=result.state,
+        cells=tuple(tuple(plain(line) for line in cell) for cell in cells),
+        lines=tuple(Line(kind=x.kind, label=x.label, text=plain(x.text)) for x in _lines(result)),
+    )
+
+
+def worst_output(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The output with the lowest SQNR; one without a number is worse than any."""
+    if not outputs:
+        return None
+    return min(outputs, key=lambda name: -1e9 if (db := outputs[name].get("sqnr_db")) is None else db)
+
+
+def amount(limit: str, value: float | None) -> str:
+    """A value of ``limit`` with its unit."""
+    if value is not None and limit.startswith(SHARES):
+        return f"{number(100 * value)} %"
+    return number(value) + UNITS.get(limit, "")
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """``parity.sqnr_db of logits: 18.2 dB, limit at least 25 dB (why)``."""
+    name = f"{verdict.limit} of {verdict.subject}" if verdict.subject else verdict.limit
+    side = "at most" if verdict.limit in AT_MOST else "at least"
+    bound = f"limit {side} {amount(verdict.limit, verdict.bound)}" if verdict.bound is not None else ""
+    if verdict.state == "not measured":
+        return f"{name}: {verdict.reason or 'not measured'}"
+    value = amount(verdict.limit, verdict.value) if verdict.value is not None or not verdict.reason else ""
+    if verdict.state == "fail" and value == amount(verdict.limit, verdict.bound):
+        value = f"{value} ({verdict.value!r})"  # six digits hide by how little it was missed
+    told = ", ".join(part for part in (value, bound) if part)
+    return f"{name}: {told}" + (f" ({verdict.reason})" if verdict.reason else "")
+
+
+def stage_counts(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """``[("trace", "2 ran, 1 stored")]``: how often each stage ran and how often the store had it."""
+    stages = [stage for result in results for stage in result.stages]
+    order = [*(s for s in SHOWN_STAGES if s in stages), *dict.fromkeys(s for s in stages if s not in SHOWN_STAGES)]
+    told = []
+    for stage in order:
+        states = Counter(result.stages[stage] for result in results if stage in result.stages)
+        told.append((plain(stage), ", ".join(f"{count} {plain(state)}" for state, count in sorted(states.items()))))
+    return told
+
+
+def summary(results: Sequence[Result]) -> str:
+    """The last line: how many artifacts are in which state, and how many limits were not measured."""
+    states = Counter(result.state for result in results)
+    words: tuple[tuple[State, str], ...] = (
+        ("pass", "passed"),
+        ("fail", "failed"),
+        ("not measured", "not measured"),
+        ("failed", "not built"),
+        ("toolchain missing", "without toolchain"),
+    )
+    told = ", ".join(f"{states[state]} {word}" for state, word in words if states[state] or state == "pass")
+    unmeasured = sum(result.unmeasured for result in results)
+    was = "was" if unmeasured == 1 else "were"
+    tail = f"{counted(unmeasured, 'limit')} {was} not measured" if unmeasured else "every limit was measured"
+    if not any(result.verdicts for result in results):
+        tail = "no limit was judged"
+    return f"{told}; {tail}"
+
+
+def _state(result: Result) -> tuple[str, ...]:
+    runner = result.measurements.get("runner") or {}
+    words = {"fail": "FAIL", "failed": "FAILED"}
+    return (words.get(result.state, result.state), str(runner.get("kind") or ""))
+
+
+def _artifact(result: Result) -> tuple[str, ...]:
+    lines = [result.target, shown(result.scheme)]
+    lines += [result.device] if result.device else []
+    return (*lines, result.name) if result.name else tuple(lines)
+
+
+def _parity(found: Mapping[str, Any]) -> tuple[str, ...]:
+    outputs = found.get("outputs") or {}
+    name = worst_output(outputs)
+    if name is None:
+        return ("-",)
+    cosines = [output.get("cosine") for output in outputs.values()]
+    lowest = None if None in cosines else min(cosines)
+    return (decibels(outputs[name].get("sqnr_db")), f"cos {floored(lowest, 5)}")
+
+
+def _agreement(found: Mapping[str, Any]) -> tuple[str, ...]:
+    agreement, task = found.get("agreement") or {}, found.get("task") or {}
+    lines: list[str] = []
+    if agreement:
+        metric, low, high = agreement.get("metric"), agreement.get("low"), agreement.get("high")
+        rank = metric == "spearman"
+        lines.append(f"{metric} {floored(agreement.get('value'), 3) if rank else percent(agreement.get('value'))}")
+        if low is not None and high is not None:
+            lines.append(f"{floored(low, 3)}–{floored(high, 3)}" if rank else f"{_short(low)}–{_short(high)} %")
+    if task:
+        right = "correct" if task.get("metric") == "top1" else f"in {task.get('metric')}"
+        lines.append(f"{right} {percent(task.get('artifact'))}")
+        lines.append(f"float {percent(task.get('float'))}")
+    return tuple(lines) or ("-",)
+
+
+def _short(share: float) -> str:
+    return floored(100 * share, 1)
+
+
+def _size(found: Mapping[str, Any]) -> tuple[str, ...]:
+    size = found.get("size") or {}
+    ratio = size.get("of_float")
+    return (mib(size.get("bytes")), f"×{ratio:.2f}" if ratio is not None else "")
+
+
+def _backend(found: Mapping[str, Any]) -> tuple[str, ...]:
+    delegation = found.get("delegation") or {}
+    share = delegation.get("share")
+    if share is None:
+        return ("-",)
+    parts = delegation.get("partitions") or 0
+    return (percent(share), counted(parts, "part"))
+
+
+def _memory(found: Mapping[str, Any]) -> tuple[str, ...]:
+    memory = found.get("memory") or {}
+    peak, planned = memory.get("run_peak_bytes"), memory.get("planned_bytes")
+    lines = []
+    if peak is not None:
+        lines.append(f"{mib(max(0, peak - (memory.get('run_base_bytes') or 0)))} peak")
+    if planned is not None:
+        lines.append(f"{mib(planned)} plan")
+    return tuple(lines) or ("-",)
+
+
+def _speed(found: Mapping[str, Any]) -> tuple[str, ...]:
+    latency = found.get("latency") or {}
+    ratio, median = latency.get("ratio"), latency.get("median_ms")
+    if not ratio:
+        return ("-",)
+    return (f"×{1 / ratio:.2f}", f"{median:.3g} ms") if median is not None else (f"×{1 / ratio:.2f}",)
+
+
+def _lines(result: Result) -> list[Line]:
+    found = result.measurements
+    lines: list[Line] = []
+    if result.failure:
+        for problem in result.failure.problems:
+            where = f"{problem.where}: " if problem.where else ""
+            lines.append(Line(kind="error", label=result.failure.stage, text=f"{where}{problem.what}"))
+            lines += [Line(kind="try", label="try", text=problem.fix)] if problem.fix else []
+        if result.failure.log:
+            lines.append(Line(kind="info", label="log", text=str(result.failure.log)))
+    lines += [Line(kind="error", label="missed", text=verdict_text(v)) for v in result.verdicts if v.state == "fail"]
+    if result.state == "fail":
+        lines += [Line(kind="error", label="where", text=text) for text in _located(found)]
+        lines += [Line(kind="try", label="try", text=text) for text in advice(result)]
+    lines += _unmeasured(result)
+    lines += [Line(kind="info", label="worst", text=text) for text in _worst(found)]
+    free = found.get("free_running") or {}
+    if (name := worst_output(free)) is not None:
+        told = f"{decibels(free[name].get('sqnr_db'))} on {name} when the artifact feeds itself"
+        lines.append(Line(kind="info", label="free", text=told))
+    reasons = (found.get("size") or {}).get("reasons") or ()
+    lines += [Line(kind="info", label="size", text=str(reason["why"])) for reason in reasons[:3]]
+    latency = found.get("latency") or {}
+    if latency.get("reason") and latency.get("ratio") is None:
+        lines.append(Line(kind="info", label="speed", text=str(latency["reason"])))
+    lines += [Line(kind="note", label="note", text=str(note)) for note in found.get("notes") or ()]
+    return lines
+
+
+def _unmeasured(result: Result) -> list[Line]:
+    """One line per reason, however many limits share it."""
+    if not result.verdicts and result.failure is None:
+        why = result.measurements.get("not_measured")
+        text = "the recipe sets no limits" + (f"; {why}" if why else "")
+        return [Line(kind="unmeasured", label="unmeasured", text=text)]
+    by_reason: dict[str, list[str]] = {}
+    for verdict in result.verdicts:
+        if verdict.state == "not measured":
+            name = f"{verdict.limit} of {verdict.subject}" if verdict.subject else verdict.limit
+            by_reason.setdefault(verdict.reason or "no reason given", []).append(name)
+    return [
+        Line(kind="unmeasured", label="unmeasured", text=f"{', '.join(dict.fromkeys(names))}: {reason}")
+        for reason, names in by_reason.items()
+    ]
+
+
+def _located(found: Mapping[str, Any]) -> list[str]:
+    located = found.get("located") or {}
+    modules = located.get("modules") or ()
+    told = []
+    for i, module in enumerate(modules[:3]):
+        before = module.get("before_db")
+        drop = f"{decibels(before)} before it, {decibels(module.get('sqnr_db'))} after" if before is not None else ""
+        head = "the error begins at" if i == 0 else "then"
+        told.append(f"{head} {module.get('module')}: {drop or decibels(module.get('sqnr_db'))}")
+    return told or ([str(located["reason"])] if located.get("reason") else [])
+
+
+def _worst(found: Mapping[str, Any]) -> list[str]:
+    outputs = found.get("outputs") or {}
+    name = worst_output(outputs)
+    sample = outputs[name].get("worst_sample") if name is not None else None
+    told = []
+    if sample and (sample.get("sqnr_db") is None or sample["sqnr_db"] < 200):
+        told.append(
+            f"sample {sample.get('index')} ({sample.get('source')}): {decibels(sample.get('sqnr_db'))} on {name}"
+        )
+    told += [
+        f"output {output}: {counted(each['nonfinite'], 'value')} NaN or infinite"
+        for output, each in outputs.items()
+        if each.get("nonfinite")
+    ]
+    return told

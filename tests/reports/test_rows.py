@@ -1,0 +1,175 @@
+"""Cells, lines and advice that every format shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from edgebake.reports._advice import advice
+from edgebake.reports._rows import row_of, stage_counts, summary, verdict_text, worst_output
+from edgebake.reports._text import decibels, floored, for_encoding, mib, number, percent, plain
+from edgebake.result import Result
+from edgebake.types import Verdict
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def _texts(result: Result, label: str) -> list[str]:
+    return [line.text for line in row_of(result).lines if line.label == label]
+
+
+def test_cells_of_a_pass(passing: Result) -> None:
+    row = row_of(passing)
+    assert row.group == "minilm-l6/model"
+    assert row.cells == (
+        ("pass", "executed"),
+        ("executorch-xnnpack", "w8a8d (8da8w)"),
+        ("31.2 dB", "cos 0.99963"),
+        ("spearman 0.993", "0.988–0.997"),
+        ("21.9", "×0.25"),
+        ("97.1 %", "3 parts"),
+        ("48.0 peak", "3.0 plan"),
+        ("×2.44", "12.4 ms"),
+    )
+    assert _texts(passing, "worst") == ["sample 17 (GPL-3): 24.1 dB on last_hidden_state"]
+
+
+def test_a_failed_row_says_what_where_and_what_to_try(failing: Result) -> None:
+    assert _texts(failing, "missed") == [
+        "parity.sqnr_db of last_hidden_state: 18.244 dB, limit at least 25 dB",
+        "delegated: 91.2 %, limit at least 95 % (outside the backend: GatherND x2 (2-D mask))",
+    ]
+    assert _texts(failing, "where") == [
+        "the error begins at encoder.layer.3.attention.output: 41.1 dB before it, 19.0 dB after"
+    ]
+    first, second, third = _texts(failing, "try")
+    assert '{"encoder.layer.3.attention.output": fp32}' in first
+    assert "w8a16" in second
+    assert "operators" in third
+    assert _texts(failing, "speed") == ["simulated cycles say nothing about a phone"]
+
+
+def test_a_task_metric_stands_beside_the_float_model(failing: Result) -> None:
+    assert row_of(failing).cells[3] == ("top1 94.7 %", "92.0–96.9 %", "correct 80.0 %", "float 85.0 %")
+
+
+def test_an_unmeasured_row_says_why_once_per_reason(unmeasured: Result) -> None:
+    assert _texts(unmeasured, "unmeasured") == [
+        "parity.sqnr_db, agreement.spearman: no runner on Linux executes an ExecuTorch Core ML delegate",
+        "delegated: only the Mac's compiler decides",
+    ]
+    assert len(_texts(unmeasured, "note")) == 2
+    assert row_of(unmeasured).cells[1] == ("executorch-coreml", "palette6 (pal6)", "m4-max", "small")
+
+
+def test_a_recipe_without_limits_says_so(passing: Result) -> None:
+    assert _texts(replace(passing, verdicts=()), "unmeasured") == ["the recipe sets no limits"]
+
+
+def test_a_broken_stage_shows_problem_fix_and_log(failed: Result) -> None:
+    labels = [line.label for line in row_of(failed).lines]
+    assert labels == ["lower", "try", "log"]
+    assert _texts(failed, "lower")[0].startswith("features.0.0: MatMulNBits")
+
+
+def test_the_worst_output_decides_the_parity_cell(passing: Result) -> None:
+    outputs = {
+        "a": {"sqnr_db": 40.0, "cosine": 0.9999},
+        "b": {"sqnr_db": 12.0, "cosine": 0.99},
+        "c": {"sqnr_db": 15.0, "cosine": 0.95},
+    }
+    assert row_of(replace(passing, measurements={"outputs": outputs})).cells[2] == ("12.0 dB", "cos 0.95000")
+    outputs["c"] = {"sqnr_db": None, "cosine": None, "nonfinite": 4}  # type: ignore[dict-item]
+    assert worst_output(outputs) == "c"
+    spoilt = replace(passing, measurements={"outputs": outputs})
+    assert row_of(spoilt).cells[2] == ("NaN", "cos NaN")
+    assert _texts(spoilt, "worst") == ["output c: 4 values NaN or infinite"]
+
+
+def test_free_running_is_told_apart(passing: Result) -> None:
+    free = {"probability": {"sqnr_db": 14.56}}
+    result = replace(passing, measurements={**passing.measurements, "free_running": free})
+    assert _texts(result, "free") == ["14.5 dB on probability when the artifact feeds itself"]
+
+
+def test_stage_counts_follow_the_order_of_a_build(results: list[Result]) -> None:
+    assert stage_counts(results) == [
+        ("load", "2 ran, 2 stored"),
+        ("reference", "2 ran, 2 stored"),
+        ("trace", "4 ran"),
+        ("lower", "3 ran"),
+        ("validate", "3 ran"),
+    ]
+
+
+def test_summary_counts_states_and_unmeasured_limits(results: list[Result], passing: Result) -> None:
+    assert summary(results) == (
+        "1 passed, 1 failed, 1 not measured, 1 not built, 1 without toolchain; 4 limits were not measured"
+    )
+    assert summary([passing]) == "1 passed; every limit was measured"
+    one = replace(passing, verdicts=(*passing.verdicts, Verdict(limit="delegated", state="not measured", bound=1)))
+    assert summary([one]) == "1 passed; 1 limit was not measured"
+    assert summary([]) == "0 passed; no limit was judged"
+
+
+def test_a_miss_by_a_hair_shows_all_digits() -> None:
+    verdict = Verdict(limit="parity.sqnr_db", state="fail", value=24.9999999, bound=25.0)
+    assert verdict_text(verdict) == "parity.sqnr_db: 25 dB (24.9999999), limit at least 25 dB"
+
+
+def test_limits_from_above_say_at_most() -> None:
+    verdict = Verdict(limit="size.mib", state="fail", value=31.5, bound=30, reason="graph (5 MiB)")
+    assert verdict_text(verdict) == "size.mib: 31.5 MiB, limit at most 30 MiB (graph (5 MiB))"
+    verdict = Verdict(limit="task.top1", state="fail", value=0.05, bound=0.01)
+    assert verdict_text(verdict) == "task.top1: 5 %, limit at most 1 %"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "word"),
+    [
+        ("w8a8", "w8a16"),
+        ("palette4", "palette6"),
+        ("palette8", "fp16"),
+        ("w4g32a8d", "groups"),
+        ("fp16", "float scheme"),
+    ],
+)
+def test_advice_fits_the_scheme(scheme: str, word: str, failing: Result) -> None:
+    assert any(word in step for step in advice(replace(failing, scheme=scheme)))
+
+
+def test_advice_names_a_broken_float_model_first(failing: Result) -> None:
+    found = {"outputs": {"y": {"reference_nonfinite": 1, "nonfinite": 1}}}
+    assert "float model" in advice(replace(failing, measurements=found))[0]
+
+
+@given(st.text())
+def test_plain_text_is_one_harmless_line(text: str) -> None:
+    cleaned = plain(text)
+    assert cleaned.isprintable() or all(c.isprintable() or ord(c) > 0xA0 for c in cleaned)
+    assert not any(ord(c) < 32 or 0x7F <= ord(c) <= 0x9F or 0xD800 <= ord(c) <= 0xDFFF for c in cleaned)
+    assert plain(cleaned) == cleaned
+
+
+def test_plain_text_loses_colours_but_no_words() -> None:
+    assert plain("\x1b[1;31mfoo\x1b[0m bar\r\n\tbaz\x07") == "foo bar baz"
+    assert plain("layer\x1b]0;: 18.2 dB, limit 25") == "layer0;: 18.2 dB, limit 25"
+    assert plain("a\u202eb\u2066c\x9b2Jd\u2028e") == "abcd e"
+    assert plain("größe 模型 [bold]") == "größe 模型 [bold]"
+
+
+def test_numbers_are_never_rounded_up_to_perfection() -> None:
+    assert floored(0.99999999, 5) == "0.99999"
+    assert floored(0.29, 2) == "0.29"
+    assert floored(-0.5, 1) == "-0.5"
+    assert percent(0.99996) == "99.9 %"
+    assert percent(1.0) == "100.0 %"
+    assert decibels(200.0) == "exact"
+    assert decibels(None) == number(None) == percent(None) == floored(float("nan"), 1) == "NaN"
+    assert [mib(x) for x in (None, 20 * 2**20, 2**18)] == ["-", "20.0", "0.25"]
+
+
+def test_signs_have_stand_ins_where_the_encoding_lacks_them() -> None:
+    assert for_encoding("×2 – 模", "ascii") == "x2 - ?"
+    assert for_encoding("×2 – 模", "UTF-8") == "×2 – 模"
+    assert for_encoding("×2", "latin-1") == "x2"
