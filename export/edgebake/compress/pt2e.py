@@ -1,0 +1,86 @@
+"""PT2E: observe an exported program with the target's quantizer on calibration samples, then fix its scales.
+
+Numerics: torchao's PT2E flow (prepare_pt2e, convert_pt2e), https://docs.pytorch.org/ao/stable/tutorials_source/pt2e_quant_ptq.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+from edgebake.target import GraphRequest
+from edgebake.types import ActsOn
+
+if TYPE_CHECKING:
+    import torch
+
+ACTS_ON: ActsOn = "graph"
+DISTRIBUTIONS = ("torch", "torchao")
+
+
+def apply(request: GraphRequest) -> torch.export.ExportedProgram:
+    """The program with quantise/dequantise pairs and integer weights; inputs, outputs and dynamic shapes stay.
+
+    Scales of static activations come from ``request.calibration``; StageFailed when they are needed and there is none.
+    """
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    example = _example(request)
+    with torch.no_grad():
+        observed = prepare_pt2e(request.program.module(check_guards=False), request.quantizer)
+        # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
+        for inputs in request.calibration or (example,):
+            observed(*inputs)
+        converted = convert_pt2e(observed)
+        _refuse_uncalibrated(converted, len(request.calibration))
+        return torch.export.export(
+            converted,
+            example,
+            dynamic_shapes=per_input(request.dynamic_shapes, len(example)),
+            strict=False,
+        )
+
+
+def _example(request: GraphRequest) -> tuple[Any, ...]:
+    example = request.program.example_inputs
+    if example is not None:
+        return tuple(example[0])
+    if request.calibration:
+        return request.calibration[0]
+    raise StageFailed(
+        "the exported program carries no example inputs and there are no calibration samples",
+        where="compress: pt2e",
+        fix="give samples.calibration",
+    )
+
+
+def _refuse_uncalibrated(converted: torch.fx.GraphModule, calls: int) -> None:
+    """A static scale without a sample behind it is a default that fits nothing."""
+    static = [node for node in converted.graph.nodes if str(node.target).endswith("quantize_per_tensor.default")]
+    if static and not calls:
+        raise StageFailed(
+            f"{len(static)} activations need ranges from calibration samples, and there are none",
+            where="compress: pt2e",
+            fix="give samples.calibration, or a scheme with dynamic activations such as w8a8d",
+        )
+
+
+def per_input(dynamic_shapes: Any, inputs: int) -> tuple[Any, ...] | None:
+    """``dynamic_shapes`` as one entry for each of ``inputs`` positional inputs, None where nothing is dynamic.
+
+    A program exported from ``forward(self, *inputs)`` was described as ``((a, b),)``; as a module it takes
+    ``(a, b)``, and torch.export wants the description to follow. Names of inputs are dropped for the same reason.
+    """
+    if not dynamic_shapes:
+        return None
+    entries = _values(dynamic_shapes)
+    if len(entries) == 1 and isinstance(entries[0], (tuple, list)):
+        group = _values(entries[0])
+        if len(group) == inputs and all(entry is None or isinstance(entry, (dict, tuple, list)) for entry in group):
+            entries = group
+    return entries if any(entries) else None
+
+
+def _values(shapes: Any) -> tuple[Any, ...]:
+    return tuple(shapes.values()) if isinstance(shapes, dict) else tuple(shapes)

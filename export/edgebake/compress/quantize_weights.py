@@ -1,0 +1,88 @@
+"""Integer weights by torchao before tracing: 4-bit groups for linear layers, 8 bits per row for embeddings.
+
+Numerics: symmetric round-to-nearest, torchao's Int8DynamicActivationIntxWeightConfig (8da4w: activations 8 bits per
+token, scales chosen at run time) and IntxWeightOnlyConfig.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.scheme import Scheme, parse
+from edgebake.target import ModuleRequest
+from edgebake.types import ActsOn, canonical_module_name
+
+if TYPE_CHECKING:
+    import torch
+
+ACTS_ON: ActsOn = "module"
+DISTRIBUTIONS = ("torch", "torchao")
+
+
+def apply(request: ModuleRequest) -> torch.nn.Module:
+    """``request.module`` with the weights of the assigned linear and embedding modules replaced by torchao tensors.
+
+    Acts on ``w<bits>g<group>a8d`` (linear) and ``w<bits>`` (embedding) and leaves other schemes to other methods.
+    RecipeError when a group does not divide a layer's input features: torchao would skip it, or pad.
+    """
+    import torch
+    from torchao.quantization import quantize_
+
+    chosen = _chosen(request)
+    problems = [p for name, (module, scheme) in chosen.items() if (p := _problem(name, module, scheme))]
+    if problems:
+        raise RecipeError(problems)
+    for module, scheme in chosen.values():
+        if isinstance(module, torch.nn.Embedding):
+            # It only concerns gradients, and with it ExecuTorch does not recognise its int8 embedding.
+            module.padding_idx = None
+        tied = module.weight
+        quantize_(module, _config(module, scheme), filter_fn=lambda _module, _name: True)
+        if type(module.weight) is torch.nn.Parameter and module.weight is tied:
+            raise StageFailed(
+                f"torchao left the weights of {type(module).__name__} as they were under {scheme.name}",
+                where="compress: quantize_weights",
+                fix="give these modules another scheme",
+            )
+    return request.module
+
+
+def _chosen(request: ModuleRequest) -> dict[str, tuple[torch.nn.Module, Scheme]]:
+    """Modules that this method compresses: ``{canonical name: (module, scheme)}``."""
+    import torch
+
+    chosen: dict[str, tuple[torch.nn.Module, Scheme]] = {}
+    for path, module in request.module.named_modules():
+        name = canonical_module_name(path)
+        if name not in request.assignment.schemes:
+            continue
+        scheme = parse(request.assignment.schemes[name])
+        grouped_linear = scheme.group is not None and scheme.dynamic and isinstance(module, torch.nn.Linear)
+        table = scheme.activation_bits is None and isinstance(module, torch.nn.Embedding)
+        if scheme.family == "integer" and (grouped_linear or table):
+            chosen[name] = (module, scheme)
+    return chosen
+
+
+def _problem(name: str, module: torch.nn.Module, scheme: Scheme) -> Problem | None:
+    columns = int(module.weight.shape[-1])  # type: ignore[index]
+    if scheme.group is None or columns % scheme.group == 0:
+        return None
+    return Problem(
+        what=f"{scheme.name} needs input features divisible by {scheme.group}, but {name} has {columns}",
+        where="compress",
+        fix=f'give it another scheme, for example modules: {{"{name}": w8a8d}}',
+    )
+
+
+def _config(module: torch.nn.Module, scheme: Scheme) -> object:
+    import torch
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    dtype = getattr(torch, f"int{scheme.weight_bits}")
+    granularity = PerGroup(scheme.group) if scheme.group else PerAxis(0)
+    if isinstance(module, torch.nn.Linear):
+        return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity)
+    return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)

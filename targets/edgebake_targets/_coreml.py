@@ -1,0 +1,259 @@
+"""From an exported program to a Core ML package: conversion, compression, writing. Same inputs, same bytes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.target import LowerRequest
+from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec
+from edgebake_targets import _coreml_compress, _coreml_rewrites
+from edgebake_targets._coreml_package import write_package
+from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, locate
+
+if TYPE_CHECKING:
+    import torch
+
+COMPRESSED = ("w8", "palette4", "palette6", "palette8")
+
+# Operators that Core ML has natively: decomposed, they cost speed, and the fused forms compute in higher precision.
+_KEPT = frozenset(
+    [
+        "linear",
+        "layer_norm",
+        "scaled_dot_product_attention",
+        "silu",
+        "gelu",
+        "group_norm",
+        "instance_norm",
+        "hardswish",
+        "hardsigmoid",
+        "matmul",
+        "einsum",
+        "rms_norm",
+        "pixel_shuffle",
+        "softmax",
+        "conv1d",
+        "conv2d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+    ]
+)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A MIL program that still holds float weights, where they are, and how it came about."""
+
+    program: Any
+    held: tuple[Held, ...]
+    decomposition: str
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back coremltools' warning that it has not been tested with this torch; errors still show."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning, SyntaxWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def lowered_specs(method: MethodSignature) -> MethodSignature:
+    """``method`` with the dtypes of the package: Core ML takes and gives float16, float32 and int32."""
+    return replace(method, inputs=tuple(map(_lowered, method.inputs)), outputs=tuple(map(_lowered, method.outputs)))
+
+
+def _lowered(spec: TensorSpec) -> TensorSpec:
+    kept = spec.dtype in ("float32", "int32")
+    dtype = spec.dtype if kept else "float32" if spec.dtype.startswith(("float", "bfloat")) else "int32"
+    return spec if kept else replace(spec, lowered_dtype=dtype)
+
+
+def check_names(method: MethodSignature) -> None:
+    """RecipeError for names that the converter would change in silence."""
+    problems = []
+    names = [spec.name for spec in (*method.inputs, *method.outputs)]
+    for name in sorted(set(names)):
+        if not _IDENTIFIER.fullmatch(name):
+            problems.append(
+                Problem(what=f"Core ML cannot name an input or output {name!r}", fix="use letters, digits and _")
+            )
+        if names.count(name) > 1:
+            problems.append(
+                Problem(what=f"{name!r} names two inputs or outputs; Core ML needs them to differ", fix="rename one")
+            )
+    if problems:
+        raise RecipeError(problems)
+
+
+def convert(
+    program: torch.export.ExportedProgram, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest
+) -> Converted:
+    """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
+    mutated = sorted(program.graph_signature.buffers_to_mutate.values())
+    if mutated:
+        raise StageFailed(
+            f"the network writes to its buffer {mutated[0]}",
+            fix="pass it as an input with role state and return its new value",
+        )
+    weights = float_weights(program, request.assignment)
+    failures = []
+    for name, table in _tables():
+        decomposed = program.run_decompositions(table)
+        _coreml_rewrites.rewrite_attention(decomposed)
+        _coreml_rewrites.state_sizes(decomposed)
+        try:
+            mil = _convert_once(decomposed, method, dims, request)
+        except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
+            failures.append((name, error))
+            continue
+        return Converted(program=mil, held=_located(mil, weights), decomposition=name)
+    reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
+    raise StageFailed(
+        f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
+    ) from failures[0][1]
+
+
+def _located(mil: Any, weights: Iterable[FloatWeight]) -> tuple[Held, ...]:
+    """Where the weights are. One that stays float may be gone (merged into another constant): nothing hangs on it."""
+    operations = mil.functions["main"].operations
+    compressed, problems = locate(operations, [w for w in weights if w.scheme in COMPRESSED])
+    if problems:
+        raise StageFailed(list(problems))
+    floats, _ = locate(operations, [w for w in weights if w.scheme not in COMPRESSED])
+    taken = {held.operation.name: held for held in compressed}
+    for held in floats:
+        other = taken.get(held.operation.name)
+        if other is not None:
+            raise StageFailed(
+                f"{other.modules[0]} ({other.scheme}) and {held.modules[0]} ({held.scheme}) share one weight",
+                fix="give both the same scheme",
+            )
+    return (*compressed, *floats)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _tables() -> Iterator[tuple[str, Any]]:
+    """Decomposition tables in the order to try; the second one serves networks with operators like ``as_strided``."""
+    import torch
+
+    table = torch.export.default_decompositions()
+    for operator in list(table):
+        name = str(operator).removeprefix("aten.").split(".")[0]
+        if name in _KEPT or name.startswith("upsample_"):
+            del table[operator]
+    yield "default", table
+    yield "none", {}
+
+
+def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest) -> Any:
+    import coremltools as ct
+    import numpy as np
+
+    ranges = {name: ct.RangeDim(bounds.min, bounds.max, symbol=f"dim_{name}") for name, bounds in dims.items()}
+    inputs = [
+        ct.TensorType(
+            name=spec.name,
+            shape=[ranges[d] if isinstance(d, str) else d for d in spec.shape] or [1],
+            dtype=np.dtype(spec.lowered_dtype or spec.dtype).type,
+        )
+        for spec in method.inputs
+    ]
+    outputs = [ct.TensorType(name=s.name, dtype=np.dtype(s.lowered_dtype or s.dtype).type) for s in method.outputs]
+    with _coreml_rewrites.translations():
+        return ct.convert(
+            program,
+            inputs=inputs,
+            outputs=outputs,
+            convert_to="milinternal",
+            minimum_deployment_target=getattr(ct.target, request.options["minimum_os"]),
+            compute_precision=_precision(ct, program, request),
+        )
+
+
+def precision_of(request: LowerRequest) -> str:
+    """``fp16`` or ``fp32``: what the program computes in."""
+    asked = str(request.options["compute_precision"])
+    return ("fp32" if request.scheme == "fp32" else "fp16") if asked == "auto" else asked
+
+
+def _precision(ct: Any, program: Any, request: LowerRequest) -> Any:
+    """The precision, and for modules that a rule gives another one, a choice by operator."""
+    half = precision_of(request) == "fp16"
+    other = "fp32" if half else "fp16"
+    exceptions = float_weights(program, _only(request.assignment, other))
+    if not exceptions:
+        return ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+
+    def selected(operation: Any) -> bool:
+        weight = operation.inputs.get("x" if operation.op_type == "gather" else "weight")
+        constant = getattr(weight, "op", None)
+        differs = constant is not None and constant.op_type == "const" and bool(locate([constant], exceptions)[0])
+        return half != differs
+
+    return ct.transform.FP16ComputePrecision(op_selector=selected)
+
+
+def _only(assignment: Assignment, scheme: str) -> Assignment:
+    return replace(assignment, schemes={m: s for m, s in assignment.schemes.items() if s == scheme})
+
+
+def compress(converted: Converted) -> dict[str, Held]:
+    """Compress the constants that are to be, and name all of them after their modules; returns them by that name."""
+    from coremltools.converters.mil.mil.passes.helper import block_context_manager
+
+    names = {_constant_name(held): held for held in converted.held}
+
+    def within(_block: Any) -> None:
+        for name, held in names.items():
+            if held.scheme in COMPRESSED:
+                _coreml_compress.replace(held, name)
+            else:
+                held.operation.name = held.operation.outputs[0].name = name
+
+    block_context_manager(within)(converted.program.functions["main"])
+    return names
+
+
+def _constant_name(held: Held) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", f"{held.modules[0]}.weight.{held.scheme}").lstrip("0123456789_")
+
+
+def write(converted: Converted, request: LowerRequest, path: Path) -> None:
+    """Serialise the program to the package ``path``."""
+    import coremltools as ct
+
+    with tempfile.TemporaryDirectory(prefix="edgebake-") as scratch:
+        model = ct.convert(
+            converted.program,
+            convert_to="mlprogram",
+            minimum_deployment_target=getattr(ct.target, request.options["minimum_os"]),
+            pass_pipeline=ct.PassPipeline.CLEANUP,
+            skip_model_load=True,
+            package_dir=str(Path(scratch) / "converted.mlpackage"),
+        )
+        spec = model.get_spec()
+        facts = spec.description.metadata.userDefined
+        facts.clear()
+        facts["com.github.apple.coremltools.version"] = str(ct.__version__)
+        facts["com.github.apple.coremltools.source"] = "torch.export"
+        write_package(path, spec, Path(model.weights_dir) / "weight.bin")

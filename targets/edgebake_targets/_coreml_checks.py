@@ -1,0 +1,248 @@
+"""Structural checks of a Core ML package: at build against the float weights, later against what was recorded of them.
+
+The record holds a sketch of each float weight (feature hashing: Weinberger et al., ICML 2009): 64 sums under seeded
+signs, from which the distance to the decoded weight can be estimated without keeping the float weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import ArtifactDamaged, Problem, StageFailed
+from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
+from edgebake_targets._coreml_constants import Constant, constants, decode, format_of
+from edgebake_targets._coreml_interface import inputs_of, outputs_of
+from edgebake_targets._coreml_package import Package, array_of, open_package, payload_of
+from edgebake_targets._coreml_weights import Held
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION = 1
+_BUCKETS = 64
+_TOLERANCE = 1e-3  # of the distance; what is stored is rounded to 7 digits
+_FORMATS = {"w8": "int8", "palette4": "palette4", "palette6": "palette6", "palette8": "palette8"}
+
+
+def record(path: Path, named: Mapping[str, Held]) -> dict[str, Any]:
+    """Read the package at ``path`` back, hold each weight against its float values, and return what to keep of them.
+
+    StageFailed names each module whose weight is not stored in its scheme or is farther off than the scheme allows.
+    """
+    package = open_package(path)
+    stored = constants(package)
+    kept, problems = {}, []
+    for name, held in sorted(named.items()):
+        constant = stored.get(name)
+        wrong = _wrong(package, constant, held)
+        if wrong or constant is None:
+            problems.append(Problem(what=f"{', '.join(held.modules)}: {wrong}", where=path.name))
+            continue
+        decoded = decode(package, constant)
+        kept[name] = {
+            "modules": list(held.modules),
+            "scheme": held.scheme,
+            "shape": list(held.values.shape),
+            "norm": _short(_norm(held.values)),
+            "sketch": [_short(v) for v in sketch(held.values)],
+            "distance": _short(_norm(sketch(held.values) - sketch(decoded))),
+            "relative_l2": _short(_norm(held.values - decoded) / (_norm(held.values) or 1.0)),
+        }
+    if problems:
+        raise StageFailed(problems)
+    return kept
+
+
+def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
+    """Why the stored weight is not ``held`` in its scheme; empty when it is."""
+    if constant is None:
+        return f"no constant of the package holds the weight as {held.scheme}"
+    expected = _FORMATS.get(held.scheme)
+    if expected and format_of(package, constant) != expected:
+        return f"the weight is stored as {format_of(package, constant)}, not {held.scheme}"
+    decoded = decode(package, constant)
+    if decoded.shape != held.values.shape:
+        return f"the weight has the shape {decoded.shape}, not {held.values.shape}"
+    excess = abs(decoded - held.values) - _allowed(package, constant, held)  # nan, which is not <= 0, fails too
+    worst = float(excess.max())
+    return "" if worst <= 0 else f"a value is {worst:.3g} farther off than {held.scheme} allows"
+
+
+def _allowed(package: Package, constant: Constant, held: Held) -> Any:
+    """Largest error of each value: half a step for int8, the nearest entry for a table, rounding for a float."""
+    import numpy as np
+
+    exact = held.values.astype(np.float64)
+    if held.scheme == "w8":
+        others = tuple(a for a in range(exact.ndim) if a != held.axis)
+        step = np.abs(exact).max(axis=others, keepdims=True) / 127
+        return step / 2 * (1 + 2.0**-9) + 2.0**-24  # scales are float16, rounded up; 2**-24 is its smallest number
+    if held.scheme.startswith("palette"):
+        table = np.sort(array_of(payload_of(package, constant.parts["lut"])).astype(np.float64).ravel())
+        right = np.clip(np.searchsorted(table, exact), 1, len(table) - 1)
+        return np.minimum(abs(exact - table[right - 1]), abs(exact - table[right])) * (1 + 1e-9)
+    return abs(exact) * 2.0**-10 + 2.0**-24
+
+
+def sketch(values: NDArray[Any]) -> NDArray[np.float64]:
+    """``_BUCKETS`` sums of the flattened ``values`` under seeded signs, value ``i`` in bucket ``i % _BUCKETS``.
+
+    The squared length of a difference of sketches estimates that of the difference, without bias.
+    """
+    import numpy as np
+
+    flat = np.zeros(-(-values.size // _BUCKETS) * _BUCKETS)
+    flat[: values.size] = values.ravel()
+    random = np.random.Generator(np.random.Philox(key=20180501))
+    flips = np.unpackbits(np.frombuffer(random.bytes((flat.size + 7) // 8), np.uint8), count=flat.size)
+    np.negative(flat, out=flat, where=flips.view(np.bool_))
+    return np.asarray(flat.reshape(-1, _BUCKETS).sum(axis=0))
+
+
+def _norm(values: NDArray[Any]) -> float:
+    import numpy as np
+
+    return float(np.sqrt(np.square(values.astype(np.float64)).sum()))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def write_checks(path: Path, checks: Mapping[str, Any]) -> None:
+    """Write the record beside the packages."""
+    path.write_text(json.dumps(checks, sort_keys=True, indent=1) + "\n")
+
+
+def read_checks(path: Path) -> Mapping[str, Any]:
+    """The record at ``path``; ArtifactDamaged when it is missing or of another version."""
+    try:
+        checks = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactDamaged(
+            f"the record of the weights cannot be read ({error})", where=str(path), fix="build again"
+        ) from error
+    if not isinstance(checks, dict) or checks.get("version") != VERSION:
+        raise ArtifactDamaged("the record of the weights has another version", where=str(path), fix="build again")
+    return checks
+
+
+def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """See ``coreml.structure``."""
+    limits = ("structure.inputs", "structure.outputs", "structure.weights")
+    try:
+        package = _loaded(entry)
+    except ArtifactDamaged as error:
+        reason = str(error.problems[0].what)
+        lost = tuple(Verdict(limit=limit, state="not measured", reason="the package does not load") for limit in limits)
+        return (Verdict(limit="structure.loads", state="fail", subject=entry.name, reason=reason), *lost)
+    method = signature.methods.get(entry.stem) or next(iter(signature.methods.values()))
+    return (
+        Verdict(limit="structure.loads", state="pass", subject=entry.name),
+        _interface("structure.inputs", entry, _promised(method.inputs, signature), inputs_of(package)),
+        _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
+        _held_against(package, checks.get("packages", {}).get(entry.name, {})),
+    )
+
+
+def _loaded(entry: Path) -> Package:
+    """Load the program as coremltools does, which infers every type again; ArtifactDamaged when that fails."""
+    from edgebake_targets._coreml import quiet
+
+    with quiet():
+        # Imported before the package is opened, since the loader insists on its own protobuf classes.
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        package = open_package(entry)
+        if package.spec.WhichOneof("Type") != "mlProgram":
+            raise ArtifactDamaged("it holds no ML program", where=str(entry))
+        weights = entry / "Data" / "com.apple.CoreML" / "weights"
+        try:
+            load(package.spec, specification_version=package.spec.specificationVersion, file_weights_dir=str(weights))
+        except Exception as error:  # a damaged program makes the loader raise whatever Python raises
+            raise ArtifactDamaged(
+                f"coremltools cannot load it: {type(error).__name__}: {error}", where=str(entry)
+            ) from error
+    return package
+
+
+def _promised(specs: Iterable[TensorSpec], signature: Signature) -> list[tuple[str, tuple[int | str, ...], str]]:
+    """Name, shape and dtype in the package; a named dimension reads as its range, a scalar has the shape (1,)."""
+    return [(s.name, tuple(_extent(d, signature) for d in s.shape) or (1,), s.lowered_dtype or s.dtype) for s in specs]
+
+
+def _extent(size: int | str, signature: Signature) -> int | str:
+    if isinstance(size, int):
+        return size
+    bounds = signature.dims[size]
+    return f"{bounds.min}..{bounds.max}" if bounds.min != bounds.max else bounds.min
+
+
+def _interface(
+    limit: str, entry: Path, promised: list[tuple[str, tuple[int | str, ...], str]], found: tuple[TensorSpec, ...]
+) -> Verdict:
+    there = {spec.name: spec for spec in found}
+    wrong = [f"{name} is not there" for name in there.keys() ^ {name for name, _, _ in promised} if name not in there]
+    wrong += [f"{name} is there but was not promised" for name in there if name not in {n for n, _, _ in promised}]
+    for name, shape, dtype in promised:
+        spec = there.get(name)
+        if spec is not None and not (spec.dtype == dtype and _fits(spec.shape, shape)):
+            wrong.append(f"{name} is {spec.dtype} {_text(spec.shape)}, not {dtype} {_text(shape)}")
+    return Verdict(limit=limit, state="fail" if wrong else "pass", subject=entry.name, reason="; ".join(sorted(wrong)))
+
+
+def _fits(found: tuple[int | str, ...], promised: tuple[int | str, ...]) -> bool:
+    """Equal, where ``?`` (a size that the converter left to run time) fits any."""
+    return len(found) == len(promised) and all(f in (p, "?") for f, p in zip(found, promised, strict=True))
+
+
+def _text(shape: tuple[int | str, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+    try:
+        return _weights(package, kept)
+    except (ArtifactDamaged, ValueError) as error:
+        return Verdict(limit="structure.weights", state="fail", subject=package.path.name, reason=str(error))
+
+
+def _weights(package: Package, kept: Mapping[str, Any]) -> Verdict:
+    """The worst weight: its distance to the float one, as projected, against what it was when it was built."""
+    limit, subject = "structure.weights", package.path.name
+    if not kept:
+        return Verdict(
+            limit=limit, state="not measured", subject=subject, reason="no weight of this package was recorded"
+        )
+    stored = constants(package)
+    worst: tuple[float, float, float, str] = (-1.0, 0.0, 0.0, "")
+    for name, entry in sorted(kept.items()):
+        label = f"{', '.join(entry['modules'])} ({entry['scheme']})"
+        constant = stored.get(name)
+        if constant is None or list(constant.shape) != entry["shape"]:
+            return Verdict(limit=limit, state="fail", subject=subject, reason=f"the weight of {label} is not there")
+        expected = _FORMATS.get(entry["scheme"])
+        if expected and format_of(package, constant) != expected:
+            return Verdict(
+                limit=limit,
+                state="fail",
+                subject=subject,
+                reason=f"{label} is stored as {format_of(package, constant)}",
+            )
+        distance = _norm(sketch(decode(package, constant)) - entry["sketch"])
+        size = entry["norm"] or 1.0
+        change = abs(distance - entry["distance"]) / (_TOLERANCE * entry["distance"] + 1e-6 * size)
+        if not change <= worst[0]:
+            worst = (change, distance / size, (1 + _TOLERANCE) * entry["distance"] / size + 1e-6, label)
+    change, value, bound, label = worst
+    state: VerdictState = "pass" if change <= 1 else "fail"
+    reason = (
+        f"worst of {len(kept)}: {label}"
+        if state == "pass"
+        else f"{label} decodes to other values than those it was built from"
+    )
+    return Verdict(limit=limit, state=state, value=value, bound=bound, subject=subject, reason=reason)

@@ -1,0 +1,152 @@
+"""Rounds weights to int8 per channel or to a table of values, and puts them into the Core ML program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgebake_targets._coreml_weights import Held
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MAX_INT8 = 127  # symmetric: -128 is not used
+_LLOYD_ROUNDS = 300
+
+
+def quantise(
+    values: NDArray[np.float32], axis: int, dtype: type[np.floating[Any]]
+) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Symmetric int8 with one scale per channel: ``values ~ q * scale``, error at most ``scale / 2`` everywhere.
+
+    Returns ``q`` (int8, shape of ``values``) and ``scale`` (``dtype``, one per channel of ``axis``). Scales are rounded
+    up to ``dtype``, so that the largest value never clips. coremltools' own pass divides by zero on a channel of zeros.
+    """
+    import numpy as np
+
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    exact = np.abs(values.astype(np.float64)).max(axis=others) / _MAX_INT8
+    scale = exact.astype(dtype)
+    scale = np.where(scale < exact, np.nextafter(scale, dtype(np.inf)), scale)
+    scale = np.where(exact == 0, dtype(1), scale).astype(dtype)
+    along = [1] * values.ndim
+    along[axis] = -1
+    q = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(along))
+    return q.astype(np.int8), scale
+
+
+def palettise(
+    values: NDArray[np.float32], bits: int, dtype: type[np.floating[Any]]
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Each weight's nearest entry (uint8, shape of ``values``) of a table of ``2**bits`` values (``dtype``, ascending).
+
+    k-means in one dimension by Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2), 1982) on the histogram of the
+    half-precision values; it starts at quantiles of density**(1/3), Panter and Dite's optimum for many levels
+    (Proc. IRE 39(1), 1951), so it needs no random numbers.
+    """
+    import numpy as np
+
+    points, counts = _histogram(values)
+    if len(points) <= 2**bits:
+        centres = np.concatenate([points, np.repeat(points[-1:], 2**bits - len(points))])
+    else:
+        centres = _lloyd(points, counts, 2**bits)
+    table = np.sort(centres.astype(dtype))
+    exact = table.astype(np.float64)
+    indices = np.searchsorted((exact[1:] + exact[:-1]) / 2, values.astype(np.float64).ravel())
+    return indices.astype(np.uint8).reshape(values.shape), table
+
+
+def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different half-precision values, ascending, and how often each occurs.
+
+    Counted by bit pattern: ``np.unique`` of numpy 2.4 returns 11 million float16 values out of order.
+    """
+    import numpy as np
+
+    counts = np.bincount(values.astype(np.float16).view(np.uint16).ravel(), minlength=1 << 16)
+    counts[0x0000] += counts[0x8000]  # minus zero
+    counts[0x8000] = 0
+    used = np.flatnonzero(counts)
+    points = used.astype(np.uint16).view(np.float16).astype(np.float64)
+    order = np.argsort(points)
+    return points[order], counts[used][order].astype(np.float64)
+
+
+def _lloyd(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    width = np.gradient(points)
+    spread = np.cumsum(width * np.cbrt(counts / width))
+    centres = np.interp((np.arange(levels) + 0.5) / levels, spread / spread[-1], points)
+    total = np.concatenate([[0.0], np.cumsum(counts)])
+    moment = np.concatenate([[0.0], np.cumsum(counts * points)])
+    for _ in range(_LLOYD_ROUNDS):
+        edges = np.concatenate([[0], np.searchsorted(points, (centres[1:] + centres[:-1]) / 2), [len(points)]])
+        members = np.diff(total[edges])
+        means = np.diff(moment[edges]) / np.maximum(members, 1.0)
+        moved = np.where(members > 0, means, centres)
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def replace(held: Held, name: str) -> None:
+    """Put the compressed constant ``name`` in the place of ``held.operation``, whose block has to be entered."""
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil._deployment_compatibility import AvailableTarget
+    from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
+    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
+
+    operation = held.operation
+    old = operation.outputs[0]
+    dtype = np.float16 if old.val.dtype == np.float16 else np.float32
+    modern = is_current_opset_version_compatible_with(AvailableTarget.iOS18)
+    if held.scheme == "w8":
+        q, scale = quantise(held.values, held.axis, dtype)
+        parts = _shift_scale(q, scale, held.axis) if modern else _affine(q, scale, held.axis)
+        make = mb.constexpr_blockwise_shift_scale if modern else mb.constexpr_affine_dequantize
+    else:
+        bits = int(held.scheme.removeprefix("palette"))
+        indices, table = palettise(held.values, bits, dtype)
+        parts = _grouped_table(indices, table, bits) if modern else _packed_table(indices, table, bits)
+        make = mb.constexpr_lut_to_dense
+    # A program from torch.export is only valid when every operator has these two scopes.
+    scopes = (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
+    with mb.scope(*(ScopeInfo(source=source, data=[None]) for source in scopes)):
+        new = make(**parts, name=name, before_op=operation)
+    block = operation.enclosing_block
+    block.replace_uses_of_var_after_op(anchor_op=operation, old_var=old, new_var=new, no_check_var_types=True)
+    block.remove_ops([operation])
+
+
+def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
+    import numpy as np
+
+    return {"quantized_data": q, "zero_point": np.zeros(scale.shape, np.int8), "scale": scale, "axis": np.int32(axis)}
+
+
+def _shift_scale(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
+    return {"data": q, "scale": scale.reshape([-1 if a == axis else 1 for a in range(q.ndim)])}
+
+
+def _packed_table(indices: NDArray[np.uint8], table: NDArray[Any], bits: int) -> dict[str, Any]:
+    """iOS 16: indices as one little-endian stream of bits."""
+    import numpy as np
+
+    planes = np.unpackbits(indices.reshape(-1, 1), axis=1, bitorder="little")[:, :bits]
+    return {
+        "indices": np.packbits(planes.ravel(), bitorder="little"),
+        "lut": table,
+        "shape": np.array(indices.shape, np.uint32),
+    }
+
+
+def _grouped_table(indices: NDArray[np.uint8], table: NDArray[Any], bits: int) -> dict[str, Any]:
+    """iOS 18: indices in their own type, one table for the whole weight."""
+    from coremltools.converters.mil.mil import types
+
+    narrow = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
+    return {"indices": indices.astype(narrow), "lut": table.reshape(*[1] * indices.ndim, -1, 1)}

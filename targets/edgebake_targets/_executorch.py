@@ -1,0 +1,272 @@
+"""Shared by the ExecuTorch family: lowering to one .pte, what the backend took of the work, planned memory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+from edgebake.target import Missing
+from edgebake.types import Delegation, LeftOut, canonical_module_name
+
+if TYPE_CHECKING:
+    import torch
+    from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
+
+ARTIFACT = "model.pte"
+DISTRIBUTIONS = ("executorch", "torch", "torchao")
+
+# Bookkeeping of the graph: nothing that a kernel would have to be written for.
+# (`dequantize_affine` outside a delegate is folded into the int8 embedding that follows it, or the emitter refuses it.)
+_NOT_WORK = (
+    "getitem",
+    "sym_size",
+    "executorch_call_delegate",
+    "aten.sym_size",
+    "aten.alias",
+    "torchao.dequantize_affine",
+)
+
+
+def missing_packages(packages: Mapping[str, str]) -> Missing | None:
+    """Missing for the first absent module of ``packages`` (import name -> pip requirement); imports none of them."""
+    for module, requirement in packages.items():
+        if find_spec(module) is None:
+            return Missing(
+                reason=f"the Python package {module!r} is not installed",
+                remedy=f"pip install '{requirement}'",
+            )
+    return None
+
+
+def to_edge(programs: Mapping[str, torch.export.ExportedProgram], partitioner: Sequence[Any]) -> EdgeProgramManager:
+    """Delegate every method of ``programs`` with ``partitioner``; StageFailed with ExecuTorch's own words."""
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    # Quantised operators are outside the edge dialect's op set, and XNNPACK's and Vulkan's passes want plain
+    # `clone`/`_to_copy` instead of their dim-order variants.
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+    try:
+        with warnings.catch_warnings():
+            # ExecuTorch copies programs in a way that torch deprecates; only its authors can change that.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            return to_edge_transform_and_lower(
+                dict(programs),
+                partitioner={name: list(partitioner) for name in programs},
+                compile_config=config,
+            )
+    except Exception as error:
+        raise _upstream(error) from error
+
+
+def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> ExecutorchProgramManager:
+    """Plan memory and emit; ``fuse_quantised`` turns ``dequantize + embedding`` into ExecuTorch's int8 embedding."""
+    from executorch.exir import ExecutorchBackendConfig
+
+    try:
+        return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=fuse_quantised))
+    except Exception as error:
+        raise _upstream(error) from error
+
+
+def _upstream(error: Exception) -> StageFailed:
+    text = str(error).strip() or type(error).__name__
+    return StageFailed(
+        f"ExecuTorch could not lower the program: {type(error).__name__}: {text[:2000]}",
+        where="lower",
+        fix="the stage's log has the whole trace; where the message names an operator, rewrite that part of the "
+        "network or give its modules another scheme",
+    )
+
+
+def write(program: ExecutorchProgramManager, folder: Path) -> str:
+    """Write ``model.pte`` into ``folder`` and return its name."""
+    with (folder / ARTIFACT).open("wb") as file:
+        program.write_to_file(file)
+    return ARTIFACT
+
+
+def planned_memory(program: ExecutorchProgramManager) -> int:
+    """Bytes of all planned arenas, summed over the methods: each loaded method holds its own."""
+    plans = program.executorch_program.execution_plan
+    return sum(size for plan in plans for size in plan.non_const_buffer_sizes)
+
+
+def delegation(edge: EdgeProgramManager, reasons: Mapping[str, str], otherwise: str = "") -> Delegation:
+    """What the backend took of all methods, in multiply-accumulates; named dimensions count at their upper bound.
+
+    ``reasons`` maps node names to why the partitioner refused them, ``otherwise`` is the reason where it named none. A
+    program without any multiply-accumulate is judged by its number of operators.
+    """
+    taken, left, left_ops, calls, taken_ops = 0, 0, Counter[str](), 0, 0
+    macs, why = Counter[str](), dict[str, str]()
+    for method in sorted(edge.methods):
+        module = edge.exported_program(method).graph_module
+        for node in module.graph.nodes:
+            if is_delegate_call(node):
+                calls += 1
+                inside = list(delegate_nodes(module, node))
+                taken += sum(map(node_macs, inside))
+                taken_ops += sum(map(is_work, inside))
+            elif is_work(node):
+                name, cost = op_name(node), node_macs(node)
+                left += cost
+                left_ops[name] += 1
+                macs[name] += cost
+                why.setdefault(name, reasons.get(node.name, otherwise))
+    whole, part = (taken + left, taken) if taken + left else (taken_ops + sum(left_ops.values()), taken_ops)
+    order = sorted(left_ops, key=lambda op: (-macs[op], -left_ops[op], op))
+    return Delegation(
+        share=part / whole if whole else None,
+        partitions=calls,
+        left_out=tuple(LeftOut(op=op, count=left_ops[op], macs=macs[op], reason=why[op]) for op in order),
+        reason="" if whole else "the program has no operators",
+    )
+
+
+def is_delegate_call(node: torch.fx.Node) -> bool:
+    """Whether ``node`` hands its inputs to a backend."""
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "executorch_call_delegate"
+
+
+def delegate_nodes(module: torch.fx.GraphModule, call: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """The operators inside one delegate call, as they were before the backend compiled them."""
+    handle = call.args[0]
+    lowered = getattr(module, str(getattr(handle, "target", "")))
+    yield from lowered.original_module.graph.nodes
+
+
+def is_work(node: torch.fx.Node) -> bool:
+    """Whether ``node`` is an operator that some kernel has to run."""
+    return node.op == "call_function" and not op_name(node).startswith(_NOT_WORK)
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """``aten.linear`` of a torch or edge operator."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return str(schema.name).replace("::", ".")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _dims(value: Any) -> tuple[int, ...]:
+    """Shape of a node or a fake tensor, symbolic sizes at their upper bound."""
+    tensor = value.meta.get("val") if hasattr(value, "meta") else value
+    shape = getattr(tensor, "shape", ())
+    return tuple(_upper(size) for size in shape)
+
+
+def _upper(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    symbolic = size.node
+    bound = symbolic.shape_env.bound_sympy(symbolic.expr).upper
+    return int(bound) if bound.is_Integer else int(symbolic.hint)
+
+
+def _output(node: Any) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return _dims(value[0] if isinstance(value, (tuple, list)) else value)
+
+
+def _contracted(operand: int) -> Callable[[Any], int]:
+    """Output elements times the last axis of argument ``operand``."""
+    return lambda node: math.prod(_output(node)) * _dims(node.args[operand])[-1]
+
+
+def _convolution(node: Any) -> int:
+    weight = _dims(node.args[1])
+    transposed = "transpose" in op_name(node) or (
+        op_name(node) == "aten.convolution" and bool(node.args[6])  # convolution(x, w, b, stride, pad, dil, transposed)
+    )
+    # One multiply per output element (transposed: input element) and weight of its channel.
+    elements = _dims(node.args[0]) if transposed else _output(node)
+    return math.prod(elements) * math.prod(weight[1:])
+
+
+def _attention(node: Any) -> int:
+    query, key, value = (_dims(argument) for argument in node.args[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+_MACS: Mapping[str, Callable[[Any], int]] = {
+    "aten.linear": _contracted(0),
+    "aten.mm": _contracted(0),
+    "aten.bmm": _contracted(0),
+    "aten.matmul": _contracted(0),
+    "aten.addmm": _contracted(1),
+    "aten.baddbmm": _contracted(1),
+    "aten.scaled_dot_product_attention": _attention,
+    **{
+        f"aten.{name}": _convolution
+        for name in (
+            "convolution",
+            "conv1d",
+            "conv2d",
+            "conv3d",
+            "conv_transpose1d",
+            "conv_transpose2d",
+            "conv_transpose3d",
+        )
+    },
+}
+
+
+def node_macs(node: torch.fx.Node) -> int:
+    """Multiply-accumulates of one operator; 0 for everything but convolutions, matrix products and attention."""
+    count = _MACS.get(op_name(node)) if node.op == "call_function" else None
+    return count(node) if count else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerWeight:
+    """A weight that an exported program holds as integers: the module it belongs to, its values, their SHA-256."""
+
+    module: str
+    count: int
+    digest: str
+
+
+def integer_weights(program: torch.export.ExportedProgram) -> Iterator[IntegerWeight]:
+    """Every integer constant of ``program`` that a dequantise operator turns into a weight."""
+    import torch
+
+    for node in program.graph.nodes:
+        if node.op != "call_function" or ".dequantize_" not in op_name(node):
+            continue
+        value = _constant_of(program, node.args[0])
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.int8, torch.uint8) and value.dim() > 1:
+            user = next(iter(node.users), node)
+            yield IntegerWeight(
+                module=innermost_module(user) or "",
+                count=value.numel(),
+                digest=sha256(value.contiguous().numpy().tobytes()).hexdigest(),
+            )
+
+
+def _constant_of(program: torch.export.ExportedProgram, node: Any) -> Any:
+    """The tensor behind a placeholder, or behind one part of a torchao tensor; None for activations."""
+    if getattr(node, "op", "") == "call_function" and op_name(node) == "export.access_subclass_inner_tensor":
+        whole = _constant_of(program, node.args[0])
+        return None if whole is None else getattr(whole, node.args[1])
+    signature = program.graph_signature
+    name = getattr(node, "name", "")
+    path = signature.inputs_to_parameters.get(name) or signature.inputs_to_buffers.get(name)
+    if path is None:
+        lifted = signature.inputs_to_lifted_tensor_constants.get(name)
+        return program.constants.get(lifted) if lifted else None
+    return program.state_dict[path] if path in program.state_dict else program.constants.get(path)
+
+
+def innermost_module(node: torch.fx.Node) -> str | None:
+    """Canonical name of the module whose forward made ``node``."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else None
+    return None if path is None else canonical_module_name(str(path))

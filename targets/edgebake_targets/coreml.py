@@ -1,0 +1,147 @@
+"""The ``coreml`` target: a Core ML package (.mlpackage) for iPhones, iPads and Macs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgebake.errors import RecipeError, StageFailed
+from edgebake.target import LowerRequest, Missing, Option, Support
+from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict
+
+_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
+
+SUPPORTS = (
+    Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
+    Support(scheme="fp16", kinds=_ALL),
+    Support(
+        scheme="w8", kinds=_ALL, note="int8 per output channel, decompressed at load or on the fly; computes in float16"
+    ),
+    Support(scheme="palette4", kinds=_ALL, note="one table of 16 values per weight"),
+    Support(scheme="palette6", kinds=_ALL, note="one table of 64 values per weight"),
+    Support(scheme="palette8", kinds=_ALL, note="one table of 256 values per weight"),
+)
+
+OPTIONS = (
+    Option(
+        name="minimum_os",
+        default="iOS17",
+        help="oldest system that has to load the package; macOS 12..15 go with iOS15..iOS18",
+        choices=("iOS15", "iOS16", "iOS17", "iOS18"),
+    ),
+    Option(
+        name="compute_precision",
+        default="auto",
+        help="what operators compute in; auto is fp32 for the scheme fp32 and fp16 otherwise",
+        choices=("auto", "fp16", "fp32"),
+    ),
+)
+
+FORMAT = "mlpackage"
+DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
+SOURCES = (
+    "edgebake_targets._coreml",
+    "edgebake_targets._coreml_checks",
+    "edgebake_targets._coreml_compress",
+    "edgebake_targets._coreml_constants",
+    "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_rewrites",
+    "edgebake_targets._coreml_weights",
+)
+
+CHECKS_FILE = "weights.check.json"
+
+
+def missing() -> Missing | None:
+    """None when coremltools is installed; it converts on Linux and macOS."""
+    if find_spec("coremltools") is None:
+        return Missing(reason="coremltools is not installed", remedy="pip install coremltools==9.0")
+    return None
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
+
+    RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
+    network or a module that is to be compressed did not come out compressed.
+    """
+    from edgebake_targets import _coreml, _coreml_checks
+
+    _refuse(request)
+    methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
+    signature = replace(traced.signature, methods=methods)
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}}
+    seen: set[str] = set()
+    decompositions = set()
+    with _coreml.quiet():
+        for method, program in traced.programs.items():
+            _coreml.check_names(methods[method])
+            file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
+            converted = _coreml.convert(program, methods[method], signature.dims, request)
+            named = _coreml.compress(converted)
+            _coreml.write(converted, request, request.folder / file)
+            checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
+            seen.update(module for held in named.values() for module in held.modules)
+            decompositions.add(converted.decomposition)
+    lost = sorted(set(request.assignment.of(*_coreml.COMPRESSED)) - seen)
+    if lost:
+        raise StageFailed(
+            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
+            fix=f"keep it: keep: {{{lost[0]}: fp16}}",
+        )
+    _coreml_checks.write_checks(request.folder / CHECKS_FILE, checks)
+    packages = tuple(checks["packages"])
+    return Lowered(
+        files=(*packages, CHECKS_FILE),
+        entry=packages[0],
+        signature=signature,
+        delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
+        encodings=_encodings(request, sorted(decompositions)),
+    )
+
+
+def _refuse(request: LowerRequest) -> None:
+    from edgebake_targets._coreml import COMPRESSED
+
+    system = request.options["minimum_os"]
+    if system == "iOS15" and request.assignment.of(*COMPRESSED):
+        raise RecipeError("Core ML packages for iOS 15 hold no compressed weights", fix="options: {minimum_os: iOS16}")
+
+
+def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, Any]:
+    from edgebake_targets._coreml import COMPRESSED, precision_of
+
+    precision = precision_of(request)
+    schemes: dict[str, list[str]] = {}
+    for module, scheme in sorted(request.assignment.schemes.items()):
+        schemes.setdefault(scheme, []).append(module)
+    notes = []
+    if any(scheme in COMPRESSED for scheme in schemes) and precision == "fp16":
+        notes.append("weights that are not compressed, biases and activations are float16")
+    return {
+        "schemes": schemes,
+        "compute_precision": precision,
+        "decomposition": ", ".join(decompositions),
+        "notes": notes,
+    }
+
+
+def read_checks(folder: Path) -> Mapping[str, Any]:
+    """What ``lower`` recorded of the float weights in the artifact ``folder``, for ``structure``."""
+    from edgebake_targets import _coreml_checks
+
+    return _coreml_checks.read_checks(folder / CHECKS_FILE)
+
+
+def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """Hold the package ``entry`` against the promised ``signature`` and the recorded weights (``read_checks``).
+
+    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``. Needs no training
+    model and no Mac; it says nothing about what the package computes.
+    """
+    from edgebake_targets import _coreml_checks
+
+    return _coreml_checks.structure(entry, signature, checks)

@@ -1,0 +1,217 @@
+"""ExecuTorch on the CPU through XNNPACK: .pte files for Android, iOS, macOS and Linux, executed here as they are."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import Problem, StageFailed
+from edgebake.scheme import parse
+from edgebake.target import LowerRequest, Missing, Option, Support
+from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
+
+from edgebake_targets import _executorch
+
+if TYPE_CHECKING:
+    import torch
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+FORMAT = "pte"
+DISTRIBUTIONS = _executorch.DISTRIBUTIONS
+SOURCES = (
+    "edgebake_targets._executorch",
+    "edgebake_targets._xnnpack_quantizer",
+    "edgebake_targets.inspectors.pte",
+    "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._xnnpack_graph",
+)
+
+SUPPORTS = (
+    Support(scheme="fp32", kinds=("linear", "conv", "embedding")),
+    Support(
+        scheme="fp16",
+        kinds=("linear", "conv", "embedding"),
+        method="cast",
+        note="kernels need a CPU with half-precision arithmetic (Armv8.2 or newer; AVX2 with F16C on x86)",
+    ),
+    Support(
+        scheme="w8a8",
+        kinds=("linear", "conv"),
+        method="pt2e",
+        note="int8 per channel, activation ranges from calibration; additions and products between such modules are "
+        "int8 too; no grouped transposed convolutions",
+    ),
+    Support(
+        scheme="w8a8d",
+        kinds=("linear",),
+        method="pt2e",
+        note="int8 per channel, activation scales at run time; XNNPACK has no such kernels for depthwise convolutions",
+    ),
+    Support(
+        scheme="w4g32a8d",
+        kinds=("linear",),
+        method="quantize_weights",
+        note="int4 in groups of 32, activation scales at run time; input features must be divisible by 32",
+    ),
+    Support(
+        scheme="w8",
+        kinds=("embedding",),
+        method="quantize_weights",
+        override_only=True,
+        note="int8 rows in ExecuTorch's own embedding kernel; XNNPACK has no linear or convolution with int8 weights "
+        "and float activations (ExecuTorch 1.4 lowers such a linear at float size and computes garbage): use w8a8d",
+    ),
+)
+
+OPTIONS = (
+    Option(
+        name="activation_range",
+        default="histogram",
+        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
+        choices=("histogram", "minmax"),
+    ),
+)
+
+_PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
+_PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
+
+
+def missing() -> Missing | None:
+    """None when torch, torchao and executorch are installed."""
+    return _executorch.missing_packages(_PACKAGES)
+
+
+def quantizer(request: LowerRequest) -> Quantizer:
+    """XNNPACK's PT2E quantizer, held to the modules that ``request.assignment`` gives w8a8 and w8a8d.
+
+    Both may stand in one model. Additions, products, concatenations and pools are int8 when all that flows into them
+    is (w8a8 only), so that a residual branch needs no detour through float.
+    """
+    from edgebake_targets._xnnpack_quantizer import build
+
+    return build(request.assignment, str(request.options["activation_range"]))
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
+    if request.assignment.of("w8", "w4g32a8d"):
+        import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
+
+    for method, program in traced.programs.items():
+        _refuse_float(method, program, request.assignment)
+    with _refusals() as reasons:
+        edge = _executorch.to_edge(traced.programs, _partitioners())
+    delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
+    program = _executorch.to_executorch(edge, fuse_quantised=bool(request.assignment.of("w8")))
+    entry = _executorch.write(program, request.folder)
+    _refuse_lost_integers(request, traced)
+    return Lowered(
+        files=(entry,),
+        entry=entry,
+        signature=traced.signature,
+        delegation=delegation,
+        planned_memory_bytes=_executorch.planned_memory(program),
+        encodings=_encodings(traced, request.assignment),
+    )
+
+
+def _partitioners() -> tuple[Any, ...]:
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    # Dynamically quantised products go first and one by one: merged partitions would part a product from the
+    # operator that chooses its input's scale (upstream's own order for such models).
+    return (
+        XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True),
+        XnnpackPartitioner(),
+    )
+
+
+@contextmanager
+def _refusals() -> Iterator[Mapping[str, str]]:
+    """Why the partitioner left nodes out, by node name; it only tells its debug log."""
+    reasons: dict[str, str] = {}
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            node = getattr(record.msg, "node", None)
+            if node is not None:
+                reasons[node.name] = str(getattr(record.msg, "reason", ""))  # the last partitioner decides
+
+    log, handler = logging.getLogger(_PARTITIONER_LOG), Keep()
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        yield reasons
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+def _refuse_float(method: str, program: torch.export.ExportedProgram, assignment: Assignment) -> None:
+    """StageFailed naming the assigned modules whose weights are still plain float parameters that something uses."""
+    import torch
+
+    names = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
+    problems = []
+    for node in program.graph.nodes:
+        path = names.get(node.name, "") if node.op == "placeholder" and node.users else ""
+        module, _, leaf = path.rpartition(".")
+        name = canonical_module_name(module)
+        scheme = assignment.schemes.get(name, "fp32")
+        if leaf != "weight" or parse(scheme).family == "float":
+            continue
+        value = program.state_dict.get(path)
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_floating_point():
+            problems.append(
+                Problem(
+                    what=f"the weights of {name} stayed {str(value.dtype).removeprefix('torch.')} instead of {scheme}",
+                    where=f"lower: method {method}",
+                    fix=f"XNNPACK has no kernel for this module under {scheme}: give it another scheme, "
+                    f'modules: {{"{name}": fp32}}',
+                )
+            )
+    if problems:
+        raise StageFailed(problems)
+
+
+def _refuse_lost_integers(request: LowerRequest, traced: Traced) -> None:
+    """StageFailed when an integer weight of the program is not one in the file: the backend widened it."""
+    from edgebake_targets.inspectors import pte
+
+    written = {
+        (record.digest, prod(record.shape))
+        for record in pte.inspect(request.folder / _executorch.ARTIFACT).weights
+        if record.dtype in ("int4", "int8", "uint8")
+    }
+    found = Counter(size for _, size in written)
+    weights = (w for program in traced.programs.values() for w in _executorch.integer_weights(program))
+    expected = {(w.digest, w.count): w for w in weights}
+    lost = Counter(size for _, size in expected) - found
+    names = sorted({w.module for w in expected.values() if w.count in lost})
+    if names:
+        raise StageFailed(
+            f"{sum(lost.values())} integer weights came out of lowering as floats, among: {', '.join(names)}",
+            where="lower",
+            fix="give these modules another scheme; the file would have had the float size",
+        )
+
+
+def _encodings(traced: Traced, assignment: Assignment) -> dict[str, Any]:
+    """How many modules got which scheme, and how many static activation scales were chosen in each method."""
+    scales = {
+        method: sum(str(node.target).endswith(".quantize_per_tensor.default") for node in program.graph.nodes)
+        for method, program in traced.programs.items()
+    }
+    return {
+        "modules": dict(sorted(Counter(assignment.schemes.values()).items())),
+        "float_modules": sorted(set(assignment.kinds) - set(assignment.schemes)),
+        "static_activation_scales": {method: count for method, count in scales.items() if count},
+    }

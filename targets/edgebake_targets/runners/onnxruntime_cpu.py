@@ -1,0 +1,142 @@
+"""Runs ONNX files with ONNX Runtime's CPU provider on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import ArtifactDamaged
+from edgebake.target import Missing
+from edgebake.types import RunnerKind, Signature
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+RUNS = ("onnx-cpu",)
+KIND: RunnerKind = "executed"
+DISTRIBUTIONS = ("onnx", "onnxruntime", "numpy")
+
+
+def missing() -> Missing | None:
+    """Whether onnxruntime and onnx are installed."""
+    absent = [name for name in ("onnxruntime", "onnx") if find_spec(name) is None]
+    if not absent:
+        return None
+    return Missing(reason=f"not installed: {', '.join(absent)}", remedy=f"pip install {' '.join(absent)}")
+
+
+def open(entry: Path, signature: Signature) -> OnnxSession:  # noqa: A001 - the contract's name
+    """Open ``entry``: a ``.onnx`` file, or a folder with ``<method>.onnx`` for each method of ``signature``."""
+    paths = {m: entry / f"{m}.onnx" if entry.is_dir() else entry for m in signature.methods}
+    for path in paths.values():
+        if not path.is_file():
+            raise ArtifactDamaged("the artifact's file is not there", where=str(path), fix="build it again")
+    return OnnxSession(paths, signature)
+
+
+class OnnxSession:
+    """One ONNX Runtime session per method, opened at the first call."""
+
+    def __init__(self, paths: Mapping[str, Path], signature: Signature) -> None:
+        self.paths = paths
+        self.signature = signature
+        self.sessions: dict[str, Any] = {}
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; outputs by the signature's names in the signature's dtypes."""
+        import numpy as np
+
+        if method not in self.sessions:
+            self.sessions[method] = _session(self.paths[method])
+        session = self.sessions[method]
+        taken = {i.name for i in session.get_inputs()}
+        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
+        specs = self.signature.methods[method].outputs
+        values = session.run([spec.name for spec in specs], feed)
+        return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in zip(specs, values, strict=True)}
+
+    def intermediates(
+        self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Value that each of ``modules`` hands on, float32; modules that the graph no longer shows are absent.
+
+        A convolution that swallowed its BatchNorm shows under the BatchNorm's name.
+        """
+        import numpy as np
+        import onnx
+
+        model = onnx.load_model(self.paths[method])
+        results = {module: name for module in modules if (name := result_of(model, module))}
+        present = {value.name for value in model.graph.output}
+        for name in sorted(set(results.values()) - present):
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+        session = _session(model)
+        wanted = sorted(set(results.values()))
+        taken = {i.name for i in session.get_inputs()}
+        values = dict(zip(wanted, session.run(wanted, {k: v for k, v in inputs.items() if k in taken}), strict=True))
+        return {module: np.asarray(values[name], np.float32) for module, name in results.items()}
+
+
+def result_of(model: onnx.ModelProto, module: str) -> str:
+    """Name of the tensor that ``module`` hands to the rest of the graph, after its rounding to int8 if any."""
+    from edgebake_targets._onnx import module_of
+
+    inside = [n for n in model.graph.node if f"{module_of(n) or '.'}.".startswith(f"{module}.")]
+    if not inside:
+        return ""
+    own = {id(node) for node in inside}
+    outputs = {value.name for value in model.graph.output}
+    read_outside = outputs | {name for node in model.graph.node if id(node) not in own for name in node.input}
+    handed = [name for node in inside for name in node.output if name in read_outside]
+    name: str = handed[-1] if handed else inside[-1].output[0]
+    for operator in ("QuantizeLinear", "DequantizeLinear"):
+        follower = next((n for n in model.graph.node if n.op_type == operator and n.input[0] == name), None)
+        name = follower.output[0] if follower is not None else name
+    return name
+
+
+def _session(model: Path | onnx.ModelProto) -> Any:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    exact_int8(options, onnxruntime, model)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def exact_int8(options: Any, onnxruntime: Any, model: Path | onnx.ModelProto) -> None:
+    """Keep int8 products exact on x86 processors without VNNI, whose 16-bit sums saturate (phones' do not).
+
+    ``session.x64quantprecision`` makes ONNX Runtime choose unsigned weights; it crashes where two nodes share int8
+    weights, and there all optimization is off instead (QDQ is then computed in float).
+    """
+    if has_vnni():
+        return
+    if _shares_int8(model):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+
+def has_vnni() -> bool:
+    """Whether int8 products are exact here: VNNI on x86, always on other processors."""
+    import platform
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "vnni" in info.read_text(encoding="utf-8", errors="replace")
+
+
+def _shares_int8(model: Path | onnx.ModelProto) -> bool:
+    import onnx
+
+    loaded = onnx.load_model(model, load_external_data=False) if isinstance(model, Path) else model
+    int8 = {i.name for i in loaded.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}
+    reads = [name for node in loaded.graph.node for name in node.input if name in int8]
+    return len(reads) > len(set(reads))

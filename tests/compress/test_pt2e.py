@@ -1,0 +1,121 @@
+"""PT2E: dynamic sizes survive, ranges come from calibration, only the chosen modules change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from edgebake.compress import pt2e
+from edgebake.errors import StageFailed
+from edgebake.target import GraphRequest
+from edgebake.types import Assignment
+from edgebake_targets import _xnnpack_quantizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+class Network(torch.nn.Module):
+    """Two linear layers behind an argument list of any length, as model sources wrap networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapped = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.wrapped(inputs[0]),)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+def quantised(schemes: dict[str, str], calibration: list[tuple[Any, ...]]) -> torch.export.ExportedProgram:
+    shapes = (({0: torch.export.Dim("rows", min=2, max=64)},),)
+    program = torch.export.export(network(), (torch.randn(4, 16),), dynamic_shapes=shapes, strict=False)
+    quantizer = _xnnpack_quantizer.build(Assignment(schemes=schemes, kinds={}), "histogram")
+    return pt2e.apply(
+        GraphRequest(
+            program=program, dynamic_shapes=shapes, quantizer=quantizer, calibration=calibration, options={}
+        )
+    )
+
+
+def operators(program: torch.export.ExportedProgram) -> list[str]:
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+def calibration(scale: float = 1.0) -> list[tuple[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(8, 16, generator=generator) * scale,) for _ in range(4)]
+
+
+def test_the_result_is_close_and_takes_sizes_it_was_not_traced_with() -> None:
+    program = quantised({"0": "w8a8", "2": "w8a8"}, calibration())
+    x = calibration()[0][0].repeat(4, 1)
+    want, got = network()(x)[0], program.module()(x)[0]
+    assert torch.nn.functional.cosine_similarity(want.flatten(), got.flatten(), dim=0) > 0.999
+    assert not torch.equal(want, got)
+
+
+def test_modules_outside_the_assignment_stay_float() -> None:
+    program = quantised({"2": "w8a8"}, calibration())
+    names = operators(program)
+    assert sum("dequantize_per_channel" in name for name in names) == 1
+    assert "wrapped.0.weight" in program.state_dict
+
+
+def test_static_and_dynamic_activations_live_in_one_network() -> None:
+    names = operators(quantised({"0": "w8a8", "2": "w8a8d"}, calibration()))
+    assert sum(name.endswith("choose_qparams.tensor") for name in names) == 1
+    assert any(name.endswith("quantize_per_tensor.default") for name in names)
+
+
+def test_static_activations_without_samples_are_refused() -> None:
+    with pytest.raises(StageFailed, match="need ranges from calibration"):
+        quantised({"0": "w8a8"}, [])
+
+
+def test_dynamic_activations_need_no_samples() -> None:
+    program = quantised({"0": "w8a8d", "2": "w8a8d"}, [])
+    x = calibration()[0][0]
+    want, got = network()(x)[0], program.module()(x)[0]
+    assert torch.nn.functional.cosine_similarity(want.flatten(), got.flatten(), dim=0) > 0.999
+
+
+def test_ranges_follow_the_calibration_samples() -> None:
+    x = calibration()[0][0]
+    want = network()(x)[0]
+
+    def error(scale: float) -> float:
+        program = quantised({"0": "w8a8", "2": "w8a8"}, calibration(scale))
+        return float((program.module()(x)[0] - want).abs().max())
+
+    assert error(1.0) < error(0.1)  # ranges of small samples clip
+    assert error(1.0) < error(30.0)  # ranges of large samples are coarse
+
+
+def test_the_float_program_is_left_as_it_was() -> None:
+    original = network()
+    program = torch.export.export(original, (torch.randn(4, 16),), strict=False)
+    before = {name: value.clone() for name, value in program.state_dict.items()}
+    quantizer = _xnnpack_quantizer.build(Assignment(schemes={"0": "w8a8d"}, kinds={}), "histogram")
+    pt2e.apply(GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[], options={}))
+    assert all(torch.equal(before[name], value) for name, value in program.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "inputs", "want"),
+    [
+        (None, 2, None),
+        (({0: "a"}, None), 2, ({0: "a"}, None)),
+        ({"x": {0: "a"}, "y": None}, 2, ({0: "a"}, None)),
+        ((({0: "a"}, {}),), 2, ({0: "a"}, {})),
+        (({0: "a"},), 1, ({0: "a"},)),
+        ((({0: "a"},),), 1, ({0: "a"},)),
+        (({}, {}), 2, None),
+    ],
+)
+def test_dynamic_shapes_become_one_entry_per_input(shapes: Any, inputs: int, want: Any) -> None:
+    assert pt2e.per_input(shapes, inputs) == want
