@@ -1,0 +1,13 @@
+"""`edgebake schema`: the JSON Schema of recipes."""
+
+from __future__ import annotations
+
+from edgebake.commands import _shared
+
+
+def run() -> int:
+    """Print it."""
+    from edgebake.schema import schema
+
+    _shared.print_json(schema())
+    return 0

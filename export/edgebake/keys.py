@@ -1,0 +1,222 @@
+"""Store keys: everything that could change a stage's bytes, and nothing else, known without running the stage.
+
+A key is the SHA-256 of canonical JSON of its parts; the parts are kept with the entry, so that ``edgebake explain`` can
+say which of them differs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgebake import samples
+from edgebake.jsonfile import digest_of
+from edgebake.models import _paths
+from edgebake.scheme import parse
+from edgebake.target import METHODS, MODELS, RUNNERS, TARGETS, Support, find_target, runners_of, support_of
+from edgebake.units import Unit
+
+STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
+FileDigest = Callable[[Path], str]
+
+# Source files of each stage's own code, as globs below the package.
+_SOURCES = {
+    "model": ("types.py", "trace.py", "models/_*.py", "models/transformers.py"),
+    "reference": ("samples*.py", "reference*.py", "tensor_file.py", "types.py", "stages.py"),
+    "trace": ("trace.py", "types.py", "assignment.py", "stages.py"),
+    "compress": ("types.py", "stages.py"),
+    "lower": ("types.py", "stages.py", "scheme.py"),
+    "validate": ("metrics.py", "agreement.py", "bootstrap.py", "validate.py", "run*.py", "size.py", "reference.py"),
+    "locate": ("locate.py", "metrics.py"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKey:
+    """A stage's key and the parts it was made of."""
+
+    key: str
+    parts: Mapping[str, Any]
+
+
+@lru_cache
+def version(distribution: str) -> str:
+    """Installed version of ``distribution``, or ``absent``."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Installed versions by name."""
+    return {name: version(name) for name in sorted(set(distributions))}
+
+
+@lru_cache
+def cpu() -> str:
+    """What of this machine can change float bytes: architecture, CPU features, threads."""
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(errors="replace").splitlines()
+        flags = next((ln.split(":", 1)[1] for ln in lines if ln.startswith(("flags", "Features"))), "")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return digest_of([platform.machine(), sorted(flags.split()), threads])[:16]
+
+
+@lru_cache
+def _origin(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def sources(modules: Iterable[str], file_digest: FileDigest) -> dict[str, str]:
+    """Digest of each module's source file; modules that do not exist are left out."""
+    found = {name: _origin(name) for name in sorted(set(modules))}
+    return {name: file_digest(path) for name, path in found.items() if path is not None}
+
+
+def own_sources(stage: str, file_digest: FileDigest) -> dict[str, str]:
+    """Digest of the package's own files that do ``stage``."""
+    root = Path(__file__).parent
+    files = {path for pattern in _SOURCES[stage] for path in root.glob(pattern)}
+    return {path.relative_to(root).as_posix(): file_digest(path) for path in sorted(files)}
+
+
+def rules_by_method(unit: Unit) -> dict[str, dict[str, Any]]:
+    """``{method: rules}``: which compression method applies which schemes; method "" is the target's own lowering."""
+    target = find_target(unit.target)
+    named = [("*", unit.scheme), *unit.spec.compress.modules.items()]
+    methods: dict[str, dict[str, Any]] = {}
+    for scheme in {s for _, s in named}:
+        row = support_of(target, scheme)
+        name = row.method if row is not None else ""
+        methods.setdefault(name, {"rules": [list(pair) for pair in named], "schemes": []})["schemes"].append(scheme)
+    for rule in methods.values():
+        rule["schemes"].sort()
+    return methods
+
+
+def _methods_acting_on(unit: Unit, where: str) -> dict[str, Any]:
+    acting = {n: r for n, r in rules_by_method(unit).items() if n and METHODS.find(n).ACTS_ON == where}
+    rows = [_row_facts(row) for row in find_target(unit.target).SUPPORTS]
+    steps = [s.model_dump(mode="json") for s in unit.spec.compress.steps if METHODS.find(s.method).ACTS_ON == where]
+    if not acting and not steps:
+        return {}
+    return {"schemes": acting, "steps": steps, "supports": rows}
+
+
+def _row_facts(row: Support) -> list[Any]:
+    return [row.scheme, list(row.kinds), row.method, row.override_only]
+
+
+def _method_sources(what: Mapping[str, Any]) -> list[str]:
+    names = [*what.get("schemes", {}), *(s["method"] for s in what.get("steps", ()))]
+    return [METHODS.module_name(n) for n in names]
+
+
+def _method_versions(what: Mapping[str, Any]) -> dict[str, str]:
+    names = [*what.get("schemes", {}), *(s["method"] for s in what.get("steps", ()))]
+    return versions(d for n in names for d in METHODS.find(n).DISTRIBUTIONS)
+
+
+def _samples_part(unit: Unit, purpose: str, file_digest: FileDigest) -> dict[str, Any] | None:
+    spec = getattr(unit.spec.samples, purpose)
+    if spec is None:
+        return None
+    kept = spec.model_dump(mode="json", exclude={"file", "images", "text"})
+    return {"spec": kept, "files": dict(samples.fingerprint(spec, unit.base, file_digest))}
+
+
+def needs_calibration(unit: Unit) -> bool:
+    """Does any scheme or step of the unit look at calibration samples?"""
+    named = (unit.scheme, *unit.spec.compress.modules.values())
+    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps)
+
+
+def model_part(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:
+    """The float model: weights, code, interface."""
+    spec = unit.spec
+    model = spec.model.model_dump(mode="json", exclude={"path"} if spec.model.source != "python" else set())
+    return {
+        "model": model,
+        "files": dict(_paths.fingerprint(spec.model, unit.base, file_digest)),
+        "methods": {m: {k: i.model_dump(mode="json") for k, i in ins.items()} for m, ins in spec.all_methods.items()},
+        "dims": {k: d.model_dump(mode="json") for k, d in spec.dims.items()},
+        "code": own_sources("model", file_digest),
+        "source": sources((MODELS.module_name(spec.model.source),), file_digest),
+        "versions": versions(("torch", "transformers", "optimum", "gguf")),
+    }
+
+
+def component_key(unit: Unit, file_digest: FileDigest) -> str:
+    """Names the float model: builds that share it wait for each other instead of doing the same work twice."""
+    return digest_of(model_part(unit, file_digest))
+
+
+def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
+    """Keys of all stages of ``unit``, by stage name."""
+    target = find_target(unit.target)
+    parts: dict[str, dict[str, Any]] = {}
+    keys: dict[str, str] = {}
+
+    def add(stage: str, **what: Any) -> None:
+        parts[stage] = {**what, "code": own_sources(stage, file_digest)}
+        keys[stage] = digest_of({"stage": stage, **parts[stage]})
+
+    model = digest_of(model_part(unit, file_digest))
+    on_modules, on_graph = _methods_acting_on(unit, "module"), _methods_acting_on(unit, "graph")
+    calibration = _samples_part(unit, "calibration", file_digest) if needs_calibration(unit) else None
+    add("reference", model=model, samples=_samples_part(unit, "evaluation", file_digest), cpu=cpu())
+    add(
+        "trace",
+        model=model,
+        methods=on_modules,
+        method_sources=sources(_method_sources(on_modules), file_digest),
+        versions=_method_versions(on_modules),
+        calibration=calibration if on_modules.get("steps") else None,
+        target=unit.target if on_modules else None,
+    )
+    add(
+        "compress",
+        trace=keys["trace"],
+        methods=on_graph,
+        method_sources=sources(_method_sources(on_graph), file_digest),
+        versions=_method_versions(on_graph),
+        target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
+        calibration=calibration if on_graph else None,
+        cpu=cpu(),
+    )
+    add(
+        "lower",
+        compress=keys["compress"],
+        rules=rules_by_method(unit),
+        target=unit.target,
+        sources=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest),
+        versions=versions(target.DISTRIBUTIONS),
+        options=dict(unit.options),
+        device=device,
+        calibration=calibration,
+        cpu=cpu(),
+    )
+    runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
+    add(
+        "validate",
+        lower=keys["lower"],
+        reference=keys["reference"],
+        runners={name: r.missing() is None for name, _, r in runners},
+        sources=sources([m for _, m, _ in runners], file_digest),
+        versions=versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
+        agreement=unit.spec.limits.agreement.model_dump(exclude={"min"}) if unit.spec.limits.agreement else None,
+        task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,
+    )
+    add("locate", lower=keys["lower"], reference=keys["reference"])
+    return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

@@ -1,0 +1,30 @@
+"""What each artifact's stages last ran with, so that `edgebake explain` can say what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebake.jsonfile import digest_of, read_json, write_json_atomic
+from edgebake.keys import StageKey
+from edgebake.store import Store
+from edgebake.units import Unit
+
+
+def _path(store: Store, unit: Unit, out: Path) -> Path:
+    return store.root / "last" / f"{digest_of([str(out.resolve()), unit.target, unit.name, str(unit.folder)])[:32]}.json"
+
+
+def remember(store: Store, unit: Unit, out: Path, keys: Mapping[str, StageKey]) -> None:
+    """Note the parts of every stage key of a build that went into ``out``."""
+    path = _path(store, unit, out)
+    path.parent.mkdir(exist_ok=True)
+    write_json_atomic(path, {stage: key.parts for stage, key in keys.items()})
+
+
+def last_parts(store: Store, unit: Unit, out: Path) -> dict[str, Any]:
+    """Parts by stage of the last build into ``out``; empty when there was none."""
+    path = _path(store, unit, out)
+    parts: dict[str, Any] = read_json(path) if path.exists() else {}
+    return parts

@@ -1,0 +1,110 @@
+"""The other end of the run host: starts it, asks it, and turns its death into one clear failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_TAIL = 12  # lines of the host's own words shown when it dies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """A running host with one opened artifact."""
+
+    process: subprocess.Popen[str]
+    log: IO[str]
+    opened: Mapping[str, Any]
+    scratch: Path
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request, one answer."""
+        return _exchange(self.process, self.log, request)
+
+    def outputs(self, *, free: bool = False) -> Mapping[str, NDArray[Any]]:
+        """All outputs by ``<sample>.<call>.<name>``, read lazily."""
+        out = self.scratch / ("free.npz" if free else "forced.npz")
+        self.ask(do="run", out=str(out), free=free)
+        return _load(out)
+
+    def time(self, sample: int, repetitions: int) -> list[float]:
+        """Milliseconds of each call."""
+        return list(self.ask(do="time", sample=sample, repetitions=repetitions)["ms"])
+
+    def intermediates(self, sample: int, modules: list[str]) -> Mapping[str, NDArray[np.float32]]:
+        """Values inside the artifact by module name, where its runtime can give them."""
+        out = self.scratch / "inside.npz"
+        self.ask(do="intermediates", sample=sample, modules=modules, out=str(out))
+        return _load(out)
+
+
+def _load(path: Path) -> Mapping[str, NDArray[Any]]:
+    import numpy as np
+
+    loaded: Mapping[str, NDArray[Any]] = np.load(path, allow_pickle=False)
+    return loaded
+
+
+def _exchange(process: subprocess.Popen[str], log: IO[str], request: Mapping[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    line = ""
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        pass  # the empty answer below says it with the host's own words
+    if not line:
+        process.wait()
+        log.seek(0)
+        said = "".join(log.readlines()[-_TAIL:]).strip()
+        code = process.returncode
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise StageFailed(
+            f"the process that ran the artifact ended with {how} while asked to {request['do']}",
+            fix=f"its last words:\n{said}" if said else "it left no message",
+        )
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+@contextmanager
+def opened(runner: str, entry: Path, signature: Mapping[str, Any], reference: Path) -> Iterator[Client]:
+    """Open the artifact at ``entry`` with ``runner`` in a process of its own; StageFailed when that process dies."""
+    command = [sys.executable, "-m", "edgebake.runhost"]
+    with tempfile.TemporaryDirectory(prefix="edgebake-run-") as scratch, tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            request = {
+                "do": "open",
+                "runner": runner,
+                "entry": str(entry),
+                "signature": signature,
+                "reference": str(reference),
+            }
+            answer = _exchange(process, log, request)
+            yield Client(process=process, log=log, opened=answer, scratch=Path(scratch))
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()

@@ -1,0 +1,177 @@
+"""The process that runs one artifact: opened, fed from the recorded reference, timed and weighed; knows no torch model.
+
+A process of its own, because a runtime may crash, because its peak memory must not hide behind the exporter's, and
+because ``verify`` needs nothing else. Requests come as JSON lines on standard input, answers go as JSON lines to the
+original standard output; whatever libraries print is sent to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgebake import signatures
+from edgebake.reference import Reference
+from edgebake.target import RUNNERS, Session
+from edgebake.types import MethodSignature, Signature
+
+Arrays = dict[str, NDArray[Any]]
+_WEIGHED_SAMPLES = 3  # the largest samples; more do not raise a static network's peak
+
+
+def _rss() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _reset_peak() -> None:
+    """Forget the process's peak where the kernel lets us (Linux), so that it tells of the artifact alone."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def free_running_inputs(
+    method: MethodSignature, given: Mapping[str, NDArray[Any]], previous: Mapping[str, NDArray[Any]] | None
+) -> Arrays:
+    """Inputs of a call with its states taken from the artifact's own previous outputs (zeros at first)."""
+    inputs = dict(given)
+    for spec in method.inputs:
+        if spec.role == "state":
+            source = previous.get(spec.state_from or "") if previous is not None else None
+            inputs[spec.name] = np.zeros_like(given[spec.name]) if source is None else source
+    return inputs
+
+
+def recorded_calls(reference: Reference, index: int) -> Iterator[tuple[int, str, Arrays]]:
+    """Call number, method and teacher-forced inputs of one recorded sample."""
+    for number, call in enumerate(reference.sample(index).calls):
+        yield number, call.method, dict(call.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One opened artifact and the reference it is fed from."""
+
+    session: Session
+    signature: Signature
+    reference: Reference
+    base_bytes: int
+    peak_bytes: int
+
+    def run(self, out: Path, *, free: bool) -> int:
+        """Run every sample; outputs go to ``out`` (.npz) as ``<sample>.<call>.<name>``. Returns the number of calls."""
+        outputs: Arrays = {}
+        count = 0
+        for index in range(len(self.reference)):
+            previous: Arrays | None = None
+            for number, method, given in recorded_calls(self.reference, index):
+                spec = self.signature.methods[method]
+                inputs = free_running_inputs(spec, given, previous) if free else given
+                previous = self.session.call(method, inputs)
+                outputs.update({f"{index}.{number}.{name}": value for name, value in previous.items()})
+                count += 1
+        np.savez(out, **outputs)  # type: ignore[arg-type]
+        return count
+
+    def time(self, index: int, repetitions: int) -> list[float]:
+        """Milliseconds of each of ``repetitions`` calls on the first call of sample ``index``."""
+        _, method, inputs = next(recorded_calls(self.reference, index))
+        took = []
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            self.session.call(method, inputs)
+            took.append((time.perf_counter() - start) * 1e3)
+        return took
+
+
+def _largest(reference: Reference) -> list[int]:
+    return sorted(range(len(reference)), key=reference.input_bytes, reverse=True)[:_WEIGHED_SAMPLES]
+
+
+def open_host(request: Mapping[str, Any]) -> Host:
+    """Open the artifact and run its largest samples once, so that the peak is that of load and run alone."""
+    runner = RUNNERS.find(request["runner"])
+    reference = Reference(Path(request["reference"]))
+    signature = signatures.from_json(request["signature"])
+    calls = [call for index in _largest(reference) for call in recorded_calls(reference, index)]
+    if hasattr(runner, "warm_up"):
+        runner.warm_up()  # imports only: their memory is the runtime's bindings', not the artifact's
+    base = _rss()
+    _reset_peak()
+    session = runner.open(Path(request["entry"]), signature)
+    for _, method, inputs in calls:
+        session.call(method, inputs)
+    return Host(
+        session=session,
+        signature=signature,
+        reference=reference,
+        base_bytes=base,
+        peak_bytes=max(_peak() - base, 0),
+    )
+
+
+def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve one request on an opened artifact."""
+    match request["do"]:
+        case "run":
+            return {"calls": host.run(Path(request["out"]), free=request["free"])}
+        case "time":
+            return {"ms": host.time(request["sample"], request["repetitions"])}
+        case "intermediates":
+            return {"calls": _intermediates(host, request)}
+    raise ValueError(f"unknown request {request['do']!r}")
+
+
+def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
+    _, method, inputs = next(recorded_calls(host.reference, request["sample"]))
+    values = host.session.intermediates(method, inputs, request["modules"])  # type: ignore[attr-defined]
+    np.savez(Path(request["out"]), **values)
+    return len(values)
+
+
+def _private_channel() -> IO[str]:
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    channel = _private_channel()
+    host: Host | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "open":
+            host = open_host(request)
+            reply: dict[str, Any] = {"base_bytes": host.base_bytes, "peak_bytes": host.peak_bytes}
+            reply["can_intermediates"] = hasattr(host.session, "intermediates")
+        else:
+            assert host is not None
+            reply = answer(host, request)
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Choosing among units by globs, as ``--only`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from edgebake.errors import UsageError
+from edgebake.units import Unit
+
+
+def _names(unit: Unit) -> tuple[str, ...]:
+    """Ways to name a unit: in full, without component, without scheme."""
+    return unit.id, unit.id.replace(f"/{unit.component}@", "@", 1), f"{unit.recipe}@{unit.target}"
+
+
+def select(units: Sequence[Unit], only: Sequence[str]) -> tuple[Unit, ...]:
+    """Units whose id matches one of the globs; all when there is none. UsageError when a glob matches nothing."""
+    for glob in only:
+        if not any(fnmatchcase(name, glob) for unit in units for name in _names(unit)):
+            raise UsageError(
+                f"--only {glob!r} matches none of the {len(units)} artifacts",
+                fix="they are: " + ", ".join(unit.id for unit in units),
+            )
+    return tuple(u for u in units if not only or any(fnmatchcase(n, g) for n in _names(u) for g in only))

@@ -1,0 +1,458 @@
+"""The stages of one unit, in order; each reads what earlier ones stored and is not run again when its key is known."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake import locate as locating
+from edgebake import signatures, validate
+from edgebake.assignment import assign
+from edgebake.errors import StageFailed
+from edgebake.keys import StageKey, component_key, needs_calibration, stage_keys
+from edgebake.models import _paths
+from edgebake.recipe import Samples
+from edgebake.reference import Reference
+from edgebake.store import Entry, Store
+from edgebake.target import METHODS, MODELS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
+from edgebake.types import Assignment, Loaded, Lowered, Module, SampleSet, Traced, canonical_module_name
+from edgebake.units import Unit
+
+if TYPE_CHECKING:
+    import torch
+
+Emit = Callable[..., None]
+NOISE = Samples(noise=True, count=16)  # what a recipe without evaluation samples is exercised with
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What a worker holds of one component while it does that component's targets in turn."""
+
+    store: Store
+    emit: Emit
+    trust: bool
+    device: Callable[[str | None], Mapping[str, Any] | None]
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    traced: dict[str, Traced] = field(default_factory=dict)
+    samples: dict[str, SampleSet] = field(default_factory=dict)
+
+    def keep(self, key: str, traced: Traced) -> None:
+        """Hold the two programs last used: the float trace that targets share and the one made from it."""
+        self.traced[key] = traced
+        while len(self.traced) > 2:
+            del self.traced[next(iter(self.traced))]
+
+    @contextmanager
+    def stage(self, name: str, unit: Unit) -> Iterator[list[str]]:
+        """Tell the parent that ``name`` runs; the yielded list takes ``stored`` when nothing had to be done."""
+        how: list[str] = []
+        self.emit("stage", stage=name, state="start", unit=unit.id)
+        whole = False
+        try:
+            yield how
+            whole = True
+        finally:
+            self.emit("stage", stage=name, state="end", unit=unit.id, how=how[0] if how else "ran", ok=whole)
+
+
+def load(bench: Bench, unit: Unit) -> Loaded:
+    """The float model, loaded once per worker."""
+    key = component_key(unit, bench.store.file_digest)
+    if key not in bench.loaded:
+        from edgebake.models._request import LoadRequest
+
+        bench.loaded.clear()
+        with bench.stage("load", unit):
+            source = MODELS.find(unit.spec.model.source)
+            request = LoadRequest(
+                model=unit.spec.model,
+                component=unit.spec,
+                base=unit.base,
+                trust=bench.trust,
+                keep=lambda k, fill: _kept(bench.store, k, fill),
+            )
+            bench.loaded[key] = source.load(request)
+    return bench.loaded[key]
+
+
+def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
+    """A source's costly conversion, made once."""
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        fill(folder)
+        return {}
+
+    return store.get_or_run("convert", key, write)[0].folder
+
+
+def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
+    """Calibration or evaluation samples, read once per worker."""
+    from edgebake import samples
+
+    spec = getattr(unit.spec.samples, purpose) or NOISE
+    key = f"{purpose} {spec.model_dump_json()} {unit.spec.inputs}"
+    if key not in bench.samples:
+        bench.samples[key] = samples.read(spec, unit.spec, unit.base, _tokenizer(unit) if spec.kind == "text" else None)
+    return bench.samples[key]
+
+
+def _tokenizer(unit: Unit) -> Path | None:
+    """The model's folder, where its tokenizer lies."""
+    found = _paths.resolve(unit.spec.model.path, unit.base)
+    if isinstance(found, _paths.HubId):
+        from edgebake.models import _hub
+
+        model = unit.spec.model
+        return _hub.snapshot(found.repo, _hub.commit(found.repo, model.revision), weights=False, pickles=False, code=False)
+    return found if found.is_dir() else found.parent
+
+
+def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Reference:
+    """The float model's outputs on the evaluation samples."""
+    from edgebake import reference as recorded
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        from edgebake.reference_run import run_float
+
+        loaded = load(bench, unit)
+        evaluation = read_samples(bench, unit, "evaluation")
+        with bench.stage("reference", unit):
+            facts = {"model": dict(loaded.facts), "signature": signatures.to_json(loaded.signature)}
+            recorded.write(folder, evaluation, run_float(loaded, evaluation), facts)
+        bench.samples.clear()
+        return {"noise": evaluation.noise, "weights": loaded.facts.get("weights", "trained")}
+
+    entry = _stored(bench, unit, "reference", keys, write)
+    return Reference(entry.folder)
+
+
+def _stored(
+    bench: Bench,
+    unit: Unit,
+    stage: str,
+    keys: Mapping[str, StageKey],
+    write: Callable[[Path], Mapping[str, Any]],
+) -> Entry:
+    """Run ``write`` (which announces its own stage) unless its result is in the store."""
+    key = keys[stage]
+
+    def with_parts(folder: Path) -> Mapping[str, Any]:
+        return {**write(folder), "parts": key.parts}
+
+    entry, ran = bench.store.get_or_run(stage, key.key, with_parts)
+    if not ran:
+        with bench.stage(stage, unit) as how:
+            how.append("stored")
+    return entry
+
+
+def _acting(unit: Unit, assignment: Assignment, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Methods that act on ``where``, the recipe's steps first, then those the assigned schemes need."""
+    target = find_target(unit.target)
+    named = [(step.method, step.options) for step in unit.spec.compress.steps]
+    rows = [support_of(target, s) for s in sorted({unit.scheme, *assignment.schemes.values()})]
+    named += [(row.method, {}) for row in rows if row is not None and row.method]
+    seen: dict[str, Mapping[str, Any]] = {}
+    for name, options in named:
+        if METHODS.find(name).ACTS_ON == where:
+            seen.setdefault(name, options)
+    return list(seen.items())
+
+
+def _private_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that shares parameters and buffers: a method replaces what it changes and copies nothing else."""
+    memo = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+def _inventory_to_json(modules: tuple[Module, ...]) -> list[dict[str, Any]]:
+    return [asdict(m) for m in modules]
+
+
+def _float_bytes(methods: Mapping[str, torch.nn.Module], live: set[str]) -> int:
+    """Bytes at float32 of all distinct parameters and buffers (integers at their own size), idle modules left out."""
+    from edgebake.trace import module_inventory
+
+    idle = {m.name for module in methods.values() for m in module_inventory(module)} - live
+    seen: dict[int, int] = {}
+    for module in methods.values():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if canonical_module_name(name.rpartition(".")[0]) not in idle:
+                seen[id(tensor)] = tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+    return sum(seen.values())
+
+
+def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Traced, Assignment, Entry]:
+    """One exported program per method, with the methods that act on modules applied first."""
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        from edgebake import trace as tracing
+
+        loaded = load(bench, unit)
+        with bench.stage("trace", unit):
+            modules = tracing.live_modules(loaded)
+            assignment = _assignment(unit, modules)
+            changed = _compress_modules(bench, unit, loaded, assignment)
+            traced = tracing.trace(changed)
+            _save(traced, folder)
+            bench.keep(keys["trace"].key, traced)
+        return {
+            "signature": signatures.to_json(traced.signature),
+            "ops": _ops(m for m, _ in _acting(unit, assignment, "module")),
+            "modules": _inventory_to_json(modules),
+            "float_bytes": _float_bytes(loaded.methods, {m.name for m in modules}),
+            "facts": dict(loaded.facts),
+        }
+
+    entry = _stored(bench, unit, "trace", keys, write)
+    assignment = _assignment(unit, tuple(Module(**m) for m in entry.meta["modules"]))
+    return _programs(bench, keys["trace"].key, entry), assignment, entry
+
+
+def _assignment(unit: Unit, modules: tuple[Module, ...]) -> Assignment:
+    return assign(unit.scheme, unit.spec.compress.modules, modules, find_target(unit.target), unit.target)
+
+
+def _compress_modules(bench: Bench, unit: Unit, loaded: Loaded, assignment: Assignment) -> Loaded:
+    acting = _acting(unit, assignment, "module")
+    if not acting:
+        return loaded
+    methods = {}
+    for name, module in loaded.methods.items():
+        changed = _private_copy(module)
+        for method, options in acting:
+            request = ModuleRequest(
+                module=changed,
+                assignment=assignment,
+                options=options,
+                run_calibration=lambda m, name=name: _feed(m, bench, unit, loaded, name),  # type: ignore[misc]
+            )
+            changed = METHODS.find(method).apply(request)
+        methods[name] = changed
+    return Loaded(methods=methods, signature=loaded.signature, facts=loaded.facts)
+
+
+def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, method: str) -> None:
+    """Run ``module`` on the calibration samples; states are those of the float model."""
+    import torch
+
+    from edgebake.reference_run import run_float
+
+    order = [t.name for t in loaded.signature.methods[method].inputs]
+    for calls in run_float(loaded, read_samples(bench, unit, "calibration")):
+        for call in (c for c in calls if c.method == method):
+            module(*(torch.from_numpy(call.inputs[name]) for name in order))
+
+
+def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> list[tuple[Any, ...]]:
+    """Positional inputs of every calibration call of ``method``; the float program carries the states on."""
+    import torch
+
+    from edgebake.reference_run import run_float
+
+    samples = read_samples(bench, unit, "calibration")
+    order = {name: [t.name for t in spec.inputs] for name, spec in traced.signature.methods.items()}
+    stateless = all(t.role != "state" for spec in traced.signature.methods.values() for t in spec.inputs)
+    if stateless:
+        given = ((c.method, c.tensors()) for sample in samples for c in sample.calls)
+    else:
+        modules = {name: program.module() for name, program in traced.programs.items()}
+        floats = Loaded(methods=modules, signature=traced.signature, facts={})
+        given = ((c.method, dict(c.inputs)) for calls in run_float(floats, samples) for c in calls)
+    return [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in given if m == method]
+
+
+def _save(traced: Traced, folder: Path) -> None:
+    import torch
+
+    for name, program in traced.programs.items():
+        torch.export.save(program, folder / f"{name}.pt2")
+
+
+def _programs(bench: Bench, key: str, entry: Entry) -> Traced:
+    """The programs of ``entry``: those in memory when this worker made them, else read from the store."""
+    if key not in bench.traced:
+        import torch
+
+        for module in entry.meta["ops"]:
+            importlib.import_module(module)
+        names = entry.meta["signature"]["methods"]
+        programs = {name: torch.export.load(entry.folder / f"{name}.pt2") for name in names}
+        bench.keep(key, Traced(programs=programs, signature=signatures.from_json(entry.meta["signature"])))
+    return bench.traced[key]
+
+
+def _ops(methods: Iterable[str]) -> list[str]:
+    """Modules that register the operators a stored program may hold."""
+    return sorted({op for name in methods for op in getattr(METHODS.find(name), "OPS", ())})
+
+
+def compress(
+    bench: Bench, unit: Unit, keys: Mapping[str, StageKey], traced: Traced, assignment: Assignment, trace_ops: list[str]
+) -> Traced:
+    """The programs with the methods that act on graphs applied; ``traced`` itself when there are none."""
+    acting = _acting(unit, assignment, "graph")
+    if not acting:
+        return traced
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        with bench.stage("compress", unit):
+            programs = dict(traced.programs)
+            for name in programs:
+                for method, options in acting:
+                    request = _graph_request(bench, unit, traced, name, programs[name], assignment, options)
+                    programs[name] = METHODS.find(method).apply(request)
+            compressed = Traced(programs=programs, signature=traced.signature)
+            _save(compressed, folder)
+            bench.keep(keys["compress"].key, compressed)
+        ops = sorted({*trace_ops, *_ops(method for method, _ in acting)})
+        return {"signature": signatures.to_json(traced.signature), "ops": ops}
+
+    entry = _stored(bench, unit, "compress", keys, write)
+    return _programs(bench, keys["compress"].key, entry)
+
+
+def _graph_request(
+    bench: Bench,
+    unit: Unit,
+    traced: Traced,
+    method: str,
+    program: torch.export.ExportedProgram,
+    assignment: Assignment,
+    options: Mapping[str, Any],
+) -> GraphRequest:
+    from edgebake.trace import dynamic_shapes
+
+    target: Any = find_target(unit.target)
+    signature = traced.signature
+    calibration = _calibration_args(bench, unit, traced, method) if needs_calibration(unit) else []
+    return GraphRequest(
+        program=program,
+        dynamic_shapes=dynamic_shapes(signature.methods[method], signature.dims),
+        quantizer=target.quantizer(_lower_request(bench, unit, assignment, Path())),
+        calibration=calibration,
+        options=options,
+    )
+
+
+def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path) -> LowerRequest:
+    calibration = read_samples(bench, unit, "calibration") if needs_calibration(unit) else None
+    return LowerRequest(
+        unit=unit.id,
+        scheme=unit.scheme,
+        assignment=assignment,
+        options=unit.options,
+        device=bench.device(unit.device),
+        calibration=calibration,
+        folder=folder,
+    )
+
+
+def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry, Entry]:
+    """The artifact, with the entries of the trace and of the artifact itself."""
+    key = keys["lower"]
+    known = bench.store.find("lower", key.key)
+    before = bench.store.find("trace", keys["trace"].key)
+    if known is not None and before is not None:  # programs that nobody needs are not read
+        with bench.stage("lower", unit) as how:
+            how.append("stored")
+        return before, known
+    traced, assignment, before = trace(bench, unit, keys)
+    compressed = compress(bench, unit, keys, traced, assignment, before.meta["ops"])
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        with bench.stage("lower", unit):
+            lowered = find_target(unit.target).lower(compressed, _lower_request(bench, unit, assignment, folder))
+            if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
+                raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
+        return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
+
+    return before, _stored(bench, unit, "lower", keys, write)
+
+
+def lowered_to_json(lowered: Lowered) -> dict[str, Any]:
+    """Plain data of ``lowered``; deterministic facts only."""
+    return {**asdict(lowered), "signature": signatures.to_json(lowered.signature), "files": sorted(lowered.files)}
+
+
+def float_timer(bench: Bench, unit: Unit, recorded: Reference) -> validate.FloatTimer | None:
+    """Times the float eager model on a recorded call; None when this worker did not need to load it."""
+    loaded = bench.loaded.get(component_key(unit, bench.store.file_digest))
+    if loaded is None:
+        return None
+    import torch
+
+    def run(index: int, repetitions: int) -> list[float]:
+        call = recorded.sample(index).calls[0]
+        order = [t.name for t in loaded.signature.methods[call.method].inputs]
+        args = tuple(torch.from_numpy(call.inputs[n]) for n in order)
+        took = []
+        with torch.inference_mode():
+            for _ in range(repetitions):
+                start = time.perf_counter()
+                loaded.methods[call.method](*args)
+                took.append((time.perf_counter() - start) * 1e3)
+        return took
+
+    return run
+
+
+def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
+    """All stages of ``unit``; what they found lies in the store under ``keys``."""
+    recorded = reference(bench, unit, keys)
+    traced_entry, lowered_entry = lower(bench, unit, keys)
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        gc.collect()
+        with bench.stage("validate", unit):
+            subject = _subject(unit, recorded, traced_entry, lowered_entry)
+            measured = validate.measure(subject, float_timer(bench, unit, recorded))
+        return {"measurements": measured}
+
+    entry = _stored(bench, unit, "validate", keys, write)
+    if validate.parity_failed(unit.spec.limits, entry.meta["measurements"]):
+        _locate(bench, unit, keys, recorded, lowered_entry)
+
+
+def _subject(unit: Unit, recorded: Reference, traced: Entry, lowered_entry: Entry) -> validate.Subject:
+    return validate.Subject(
+        unit=unit.id,
+        target=unit.target,
+        scheme=unit.scheme,
+        folder=lowered_entry.folder,
+        lowered=lowered_entry.meta["lowered"],
+        assignment=lowered_entry.meta["assignment"],
+        reference=recorded.folder,
+        limits=unit.spec.limits,
+        model=traced.meta,
+    )
+
+
+def _locate(
+    bench: Bench, unit: Unit, keys: Mapping[str, StageKey], recorded: Reference, lowered_entry: Entry
+) -> None:
+    def write(folder: Path) -> Mapping[str, Any]:
+        loaded = load(bench, unit)
+        traced, assignment, before = trace(bench, unit, keys)
+        compressed = compress(bench, unit, keys, traced, assignment, before.meta["ops"])
+        with bench.stage("locate", unit):
+            subject = _subject(unit, recorded, before, lowered_entry)
+            located = validate.with_inside(
+                subject, lambda inside: locating.locate(loaded, compressed, recorded.sample(0).calls[0], inside)
+            )
+        return {"located": located}
+
+    _stored(bench, unit, "locate", keys, write)
+
+
+def run_unit(bench: Bench, unit: Unit) -> None:
+    """Do everything that ``unit`` needs and that is not in the store yet."""
+    judge(bench, unit, stage_keys(unit, bench.store.file_digest, bench.device(unit.device)))

@@ -1,0 +1,91 @@
+"""The worker's program: takes one component and does its units in turn; everything it finds goes to the store."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgebake import devices, worker
+from edgebake.errors import EXIT_INTERNAL, EdgebakeError, Problem, problem_to_json
+from edgebake.recipe import Component
+from edgebake.units import Unit
+
+# Telemetry off, and bytes that do not depend on the run: set before the worker's Python starts.
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning OpenMP threads of one runtime slow down the other
+    "KMP_BLOCKTIME": "0",
+}
+
+
+def unit_to_json(unit: Unit) -> dict[str, Any]:
+    """Plain data of ``unit``, for the worker's payload."""
+    kept = {k: v for k, v in vars(unit).items() if k not in ("spec", "base", "options")}
+    return {
+        **kept,
+        "spec": unit.spec.model_dump(mode="json"),
+        "base": str(unit.base),
+        "options": dict(unit.options),
+    }
+
+
+def unit_from_json(data: Mapping[str, Any]) -> Unit:
+    """The unit that :func:`unit_to_json` wrote."""
+    return Unit(**{**data, "spec": Component.model_validate(data["spec"]), "base": Path(data["base"])})
+
+
+def failure_of(error: BaseException) -> dict[str, Any]:
+    """Plain data of a failure: a user's error with its exit code, anything else with the place it came from."""
+    if isinstance(error, EdgebakeError):
+        return {"problems": [problem_to_json(p) for p in error.problems], "exit_code": error.exit_code}
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    text = f"{type(error).__name__}: {error}".strip()
+    return {"problems": [asdict(Problem(what=text[:2000], where=where))], "exit_code": None}
+
+
+def _main() -> int:
+    channel = worker.channel()
+    payload = channel.payload
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    warnings.simplefilter("default")
+    from edgebake.stages import Bench, run_unit
+    from edgebake.store import Store
+
+    bench = Bench(
+        store=Store(Path(payload["store"])),
+        emit=lambda kind, **what: channel.send({"event": kind, **what}),
+        trust=payload["trust"],
+        device=devices.row,
+    )
+    for data in payload["units"]:
+        unit = unit_from_json(data)
+        channel.send({"event": "unit", "unit": unit.id, "state": "start"})
+        try:
+            with bench.store.lock(f"component-{payload['component']}"):
+                run_unit(bench, unit)
+        except Exception as error:  # noqa: BLE001 - a unit's failure is reported; the component's other units go on
+            traceback.print_exc()
+            channel.send({"event": "failed", "unit": unit.id, **failure_of(error)})
+            if payload["fail_fast"]:
+                return EXIT_INTERNAL
+        else:
+            channel.send({"event": "done", "unit": unit.id})
+        for damage in bench.store.damaged:
+            channel.send({"event": "damaged", "what": str(damage)})
+        bench.store.damaged.clear()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

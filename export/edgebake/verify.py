@@ -1,0 +1,108 @@
+"""Judges a delivered artifact again, for CI: needs its folder and the recorded reference, not the training model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebake import delivery, validate
+from edgebake.errors import ArtifactDamaged, EdgebakeError
+from edgebake.limits import judge
+from edgebake.recipe import Limits
+from edgebake.reference import Reference
+from edgebake.result import Failure, Result
+from edgebake.store_files import sha256_file
+from edgebake.types import Verdict
+
+
+def subject_of(folder: Path) -> validate.Subject:
+    """What the manifest in ``folder`` says is to be judged; ArtifactDamaged when a file or the reference was changed."""
+    manifest = delivery.read_manifest(folder)
+    _check_files(folder, manifest)
+    return validate.Subject(
+        unit=manifest["unit"],
+        target=manifest["target"],
+        scheme=manifest["scheme"],
+        folder=folder,
+        lowered={
+            "entry": manifest["entry"],
+            "files": sorted({Path(f["path"]).parts[0] for f in manifest["files"]}),
+            "signature": manifest["signature"],
+            "delegation": manifest["delegation"],
+            "planned_memory_bytes": manifest["planned_memory_bytes"],
+        },
+        assignment=manifest["assignment"],
+        reference=_reference(folder, manifest),
+        limits=Limits.model_validate(manifest["limits"]),
+        model=manifest["model"],
+    )
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    listed = {f["path"]: f["sha256"] for f in manifest["files"]}
+    for name, digest in listed.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactDamaged(f"{name!r} leaves the artifact folder", where=str(folder / delivery.MANIFEST))
+        if not path.is_file():
+            raise ArtifactDamaged("the file is missing", where=str(path), fix="build the artifact again")
+        if sha256_file(path) != digest:
+            raise ArtifactDamaged(
+                "the file is not what its manifest says (SHA-256 differs)",
+                where=str(path),
+                fix="build the artifact again, or copy it again from where it was built",
+            )
+    if (folder / delivery.MEASUREMENTS).exists():
+        delivery.read_measurements(folder)
+
+
+def _reference(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    wanted = manifest["reference"]
+    path = (folder / str(wanted["path"])).resolve()
+    if not path.is_dir():
+        raise ArtifactDamaged(
+            f"the recorded reference {wanted['path']} is missing",
+            where=str(folder),
+            fix="copy the whole component folder, with its reference/",
+        )
+    recorded = Reference(path)
+    recorded.verify()
+    if recorded.manifest["digest"] != wanted["digest"]:
+        raise ArtifactDamaged(
+            "the reference beside the artifact is not the one it was judged against", where=str(path), fix="build again"
+        )
+    return path
+
+
+def verify(folder: Path) -> Result:
+    """Digests first, then the artifact itself runs against the reference; failures become part of the result."""
+    start = time.monotonic()
+    manifest: Mapping[str, Any] = {}
+    failure: Failure | None = None
+    measured: Mapping[str, Any] = {}
+    verdicts: tuple[Verdict, ...] = ()
+    try:
+        manifest = delivery.read_manifest(folder)
+        subject = subject_of(folder)
+        measured = validate.measure(subject, None)
+        structure = tuple(Verdict(**v) for v in measured["structure"])
+        verdicts = (*judge(subject.limits, measured), *structure)
+    except EdgebakeError as error:
+        failure = Failure(stage="verify", problems=tuple(error.problems), exit_code=error.exit_code)
+    return Result(
+        unit=manifest.get("unit", str(folder)),
+        recipe=manifest.get("recipe", ""),
+        component=manifest.get("component", ""),
+        target=manifest.get("target", ""),
+        scheme=manifest.get("scheme", ""),
+        device=manifest.get("device"),
+        name=manifest.get("name"),
+        folder=folder,
+        verdicts=verdicts,
+        measurements=measured,
+        failure=failure,
+        stages={"verify": "ran"},
+        seconds=time.monotonic() - start,
+    )
