@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 
 Recipes = Annotated[list[str], typer.Argument(help="recipe files, names of shipped recipes, or globs")]
-Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key: compress.scheme=w8")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key: compress.scheme=w8")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for artifacts")]
 StoreRoot = Annotated[Path | None, typer.Option("--store", help="store folder (or EDGEBAKE_STORE)")]
@@ -60,7 +62,7 @@ def init(
 
 
 @app.command()
-def check(recipes: Recipes, settings: Settings = [], trust: Trust = False, as_json: Json = False) -> None:  # noqa: B006
+def check(recipes: Recipes, settings: Settings = [], trust: Trust = False, as_json: Json = False) -> None:
     """Refuse everything that can be refused before a weight is read."""
     _run("check", recipes=recipes, settings=settings, trust=trust, as_json=as_json)
 
@@ -68,8 +70,8 @@ def check(recipes: Recipes, settings: Settings = [], trust: Trust = False, as_js
 @app.command()
 def plan(
     recipes: Recipes,
-    settings: Settings = [],  # noqa: B006
-    only: Only = [],  # noqa: B006
+    settings: Settings = [],
+    only: Only = [],
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -80,10 +82,10 @@ def plan(
 @app.command()
 def build(
     recipes: Annotated[list[str], typer.Argument(help="recipes, shipped names, globs; or a model folder or hub id")],
-    target: Annotated[list[str], typer.Option("--target", help="one-shot build of a model: its targets")] = [],  # noqa: B006
+    target: Annotated[list[str], typer.Option("--target", help="one-shot build of a model: its targets")] = [],
     scheme: Annotated[str | None, typer.Option("--scheme", help="one-shot build of a model: its scheme")] = None,
-    settings: Settings = [],  # noqa: B006
-    only: Only = [],  # noqa: B006
+    settings: Settings = [],
+    only: Only = [],
     out: Out = Path("dist"),
     store: StoreRoot = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="components built at once")] = 1,
@@ -94,7 +96,7 @@ def build(
     trust: Trust = False,
     strict: Strict = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the table")] = False,
-    report: Annotated[list[Path], typer.Option("--report", help="also write .json, .md, .xml (JUnit) or .html")] = [],  # noqa: B006
+    report: Annotated[list[Path], typer.Option("--report", help="also write .json, .md, .xml (JUnit) or .html")] = [],
     as_json: Json = False,
 ) -> None:
     """Build, run and judge artifacts."""
@@ -124,7 +126,7 @@ def build(
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="artifact folders, or a folder that holds some (dist)")],
     strict: Strict = False,
-    report: Annotated[list[Path], typer.Option("--report", help="also write .json, .md, .xml (JUnit) or .html")] = [],  # noqa: B006
+    report: Annotated[list[Path], typer.Option("--report", help="also write .json, .md, .xml (JUnit) or .html")] = [],
     as_json: Json = False,
 ) -> None:
     """Judge existing artifacts again: digests, then outputs against the recorded reference."""
@@ -152,7 +154,7 @@ def bench(
 
 @app.command()
 def bundle(
-    recipes: Recipes, settings: Settings = [], out: Out = Path("dist"), store: StoreRoot = None, trust: Trust = False  # noqa: B006
+    recipes: Recipes, settings: Settings = [], out: Out = Path("dist"), store: StoreRoot = None, trust: Trust = False
 ) -> None:
     """Pack built artifacts for app developers."""
     _run("bundle", recipes=recipes, settings=settings, out=out, store=store, trust=trust)
@@ -160,8 +162,8 @@ def bundle(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="dist, or artifact folders")] = [Path("dist")],  # noqa: B006
-    report: Annotated[list[Path], typer.Option("--report", help="write .json, .md, .xml (JUnit) or .html")] = [],  # noqa: B006
+    folders: Annotated[list[Path], typer.Argument(help="dist, or artifact folders")] = [Path("dist")],
+    report: Annotated[list[Path], typer.Option("--report", help="write .json, .md, .xml (JUnit) or .html")] = [],
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -182,9 +184,11 @@ def diff(
 @app.command()
 def sweep(
     recipe: Annotated[str, typer.Argument(help="a recipe")],
-    scheme: Annotated[list[str], typer.Option("--scheme", help="schemes to try; default all that the targets support")] = [],  # noqa: B006
-    target: Annotated[list[str], typer.Option("--target", help="targets; default the recipe's")] = [],  # noqa: B006
-    settings: Settings = [],  # noqa: B006
+    scheme: Annotated[
+        list[str], typer.Option("--scheme", help="schemes to try; default all that the targets support")
+    ] = [],
+    target: Annotated[list[str], typer.Option("--target", help="targets; default the recipe's")] = [],
+    settings: Settings = [],
     out: Out = Path("dist"),
     store: StoreRoot = None,
     trust: Trust = False,
@@ -201,8 +205,8 @@ def sweep(
 @app.command()
 def explain(
     recipes: Recipes,
-    settings: Settings = [],  # noqa: B006
-    only: Only = [],  # noqa: B006
+    settings: Settings = [],
+    only: Only = [],
     out: Out = Path("dist"),
     store: StoreRoot = None,
     trust: Trust = False,
@@ -244,7 +248,9 @@ def doctor(
 @app.command()
 def clean(
     max_gib: Annotated[float | None, typer.Option("--max-gib", min=0, help="keep at most this much")] = None,
-    older_than_days: Annotated[float | None, typer.Option("--older-than-days", min=0, help="remove what is older")] = None,
+    older_than_days: Annotated[
+        float | None, typer.Option("--older-than-days", min=0, help="remove what is older")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="empty the store")] = False,
     store: StoreRoot = None,
     as_json: Json = False,

@@ -73,7 +73,9 @@ def _config_folder(found: Path | _paths.HubId, path: str) -> Path:
         return _hub.snapshot(found.repo, _hub.commit(found.repo, None), weights=False, pickles=False, code=False)
     if not (found / "config.json").is_file():
         raise UsageError(
-            f"{path} has no config.json", where=str(found), fix="give a transformers folder, a .gguf, a .pt2 or a hub id"
+            f"{path} has no config.json",
+            where=str(found),
+            fix="give a transformers folder, a .gguf, a .pt2 or a hub id",
         )
     return found
 

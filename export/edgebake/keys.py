@@ -29,10 +29,10 @@ FileDigest = Callable[[Path], str]
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
     "model": ("types.py", "trace.py", "models/_*.py", "models/transformers.py"),
-    "reference": ("samples*.py", "reference*.py", "tensor_file.py", "types.py", "stages.py"),
-    "trace": ("trace.py", "types.py", "assignment.py", "stages.py"),
-    "compress": ("types.py", "stages.py"),
-    "lower": ("types.py", "stages.py", "scheme.py"),
+    "reference": ("samples*.py", "reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
+    "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
+    "compress": ("types.py", "stages.py", "workbench.py"),
+    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
     "validate": ("metrics.py", "agreement.py", "bootstrap.py", "validate.py", "run*.py", "size.py", "reference.py"),
     "locate": ("locate.py", "metrics.py"),
 }

@@ -13,7 +13,8 @@ from edgebake.units import Unit
 
 
 def _path(store: Store, unit: Unit, out: Path) -> Path:
-    return store.root / "last" / f"{digest_of([str(out.resolve()), unit.target, unit.name, str(unit.folder)])[:32]}.json"
+    name = digest_of([str(out.resolve()), unit.target, unit.name, str(unit.folder)])[:32]
+    return store.root / "last" / f"{name}.json"
 
 
 def remember(store: Store, unit: Unit, out: Path, keys: Mapping[str, StageKey]) -> None:

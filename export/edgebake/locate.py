@@ -1,4 +1,4 @@
-"""Where the error begins: intermediate values of the compressed network held against the float model's, module by module."""
+"""Where the error begins: values inside the compressed network against the float model's, module by module."""
 
 from __future__ import annotations
 

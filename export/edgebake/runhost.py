@@ -115,8 +115,7 @@ def open_host(request: Mapping[str, Any]) -> Host:
     reference = Reference(Path(request["reference"]))
     signature = signatures.from_json(request["signature"])
     calls = [call for index in _largest(reference) for call in recorded_calls(reference, index)]
-    if hasattr(runner, "warm_up"):
-        runner.warm_up()  # imports only: their memory is the runtime's bindings', not the artifact's
+    runner.warm_up()
     base = _rss()
     _reset_peak()
     session = runner.open(Path(request["entry"]), signature)
@@ -127,7 +126,7 @@ def open_host(request: Mapping[str, Any]) -> Host:
         signature=signature,
         reference=reference,
         base_bytes=base,
-        peak_bytes=max(_peak() - base, 0),
+        peak_bytes=max(_peak(), base),
     )
 
 

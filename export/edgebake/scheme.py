@@ -1,7 +1,7 @@
 """The grammar of scheme names: weights first, then granularity, then activations.
 
 ``fp32`` ``fp16``                      float weights and activations
-``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or per group; activations static, or dynamic with ``d``
+``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
 ``palette<bits>``                      weights as indices into a table of 2**bits values
 
 ``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic).

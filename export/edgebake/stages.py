@@ -6,9 +6,8 @@ import copy
 import gc
 import importlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,102 +16,15 @@ from edgebake import signatures, validate
 from edgebake.assignment import assign
 from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, component_key, needs_calibration, stage_keys
-from edgebake.models import _paths
-from edgebake.recipe import Samples
 from edgebake.reference import Reference
-from edgebake.store import Entry, Store
-from edgebake.target import METHODS, MODELS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
-from edgebake.types import Assignment, Loaded, Lowered, Module, SampleSet, Traced, canonical_module_name
+from edgebake.store import Entry
+from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
+from edgebake.types import Assignment, Loaded, Lowered, Module, Traced, canonical_module_name
 from edgebake.units import Unit
+from edgebake.workbench import Bench, load, read_samples, stored
 
 if TYPE_CHECKING:
     import torch
-
-Emit = Callable[..., None]
-NOISE = Samples(noise=True, count=16)  # what a recipe without evaluation samples is exercised with
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """What a worker holds of one component while it does that component's targets in turn."""
-
-    store: Store
-    emit: Emit
-    trust: bool
-    device: Callable[[str | None], Mapping[str, Any] | None]
-    loaded: dict[str, Loaded] = field(default_factory=dict)
-    traced: dict[str, Traced] = field(default_factory=dict)
-    samples: dict[str, SampleSet] = field(default_factory=dict)
-
-    def keep(self, key: str, traced: Traced) -> None:
-        """Hold the two programs last used: the float trace that targets share and the one made from it."""
-        self.traced[key] = traced
-        while len(self.traced) > 2:
-            del self.traced[next(iter(self.traced))]
-
-    @contextmanager
-    def stage(self, name: str, unit: Unit) -> Iterator[list[str]]:
-        """Tell the parent that ``name`` runs; the yielded list takes ``stored`` when nothing had to be done."""
-        how: list[str] = []
-        self.emit("stage", stage=name, state="start", unit=unit.id)
-        whole = False
-        try:
-            yield how
-            whole = True
-        finally:
-            self.emit("stage", stage=name, state="end", unit=unit.id, how=how[0] if how else "ran", ok=whole)
-
-
-def load(bench: Bench, unit: Unit) -> Loaded:
-    """The float model, loaded once per worker."""
-    key = component_key(unit, bench.store.file_digest)
-    if key not in bench.loaded:
-        from edgebake.models._request import LoadRequest
-
-        bench.loaded.clear()
-        with bench.stage("load", unit):
-            source = MODELS.find(unit.spec.model.source)
-            request = LoadRequest(
-                model=unit.spec.model,
-                component=unit.spec,
-                base=unit.base,
-                trust=bench.trust,
-                keep=lambda k, fill: _kept(bench.store, k, fill),
-            )
-            bench.loaded[key] = source.load(request)
-    return bench.loaded[key]
-
-
-def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
-    """A source's costly conversion, made once."""
-
-    def write(folder: Path) -> Mapping[str, Any]:
-        fill(folder)
-        return {}
-
-    return store.get_or_run("convert", key, write)[0].folder
-
-
-def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
-    """Calibration or evaluation samples, read once per worker."""
-    from edgebake import samples
-
-    spec = getattr(unit.spec.samples, purpose) or NOISE
-    key = f"{purpose} {spec.model_dump_json()} {unit.spec.inputs}"
-    if key not in bench.samples:
-        bench.samples[key] = samples.read(spec, unit.spec, unit.base, _tokenizer(unit) if spec.kind == "text" else None)
-    return bench.samples[key]
-
-
-def _tokenizer(unit: Unit) -> Path | None:
-    """The model's folder, where its tokenizer lies."""
-    found = _paths.resolve(unit.spec.model.path, unit.base)
-    if isinstance(found, _paths.HubId):
-        from edgebake.models import _hub
-
-        model = unit.spec.model
-        return _hub.snapshot(found.repo, _hub.commit(found.repo, model.revision), weights=False, pickles=False, code=False)
-    return found if found.is_dir() else found.parent
 
 
 def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Reference:
@@ -130,28 +42,8 @@ def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Referen
         bench.samples.clear()
         return {"noise": evaluation.noise, "weights": loaded.facts.get("weights", "trained")}
 
-    entry = _stored(bench, unit, "reference", keys, write)
+    entry = stored(bench, unit, "reference", keys, write)
     return Reference(entry.folder)
-
-
-def _stored(
-    bench: Bench,
-    unit: Unit,
-    stage: str,
-    keys: Mapping[str, StageKey],
-    write: Callable[[Path], Mapping[str, Any]],
-) -> Entry:
-    """Run ``write`` (which announces its own stage) unless its result is in the store."""
-    key = keys[stage]
-
-    def with_parts(folder: Path) -> Mapping[str, Any]:
-        return {**write(folder), "parts": key.parts}
-
-    entry, ran = bench.store.get_or_run(stage, key.key, with_parts)
-    if not ran:
-        with bench.stage(stage, unit) as how:
-            how.append("stored")
-    return entry
 
 
 def _acting(unit: Unit, assignment: Assignment, where: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -212,7 +104,7 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             "facts": dict(loaded.facts),
         }
 
-    entry = _stored(bench, unit, "trace", keys, write)
+    entry = stored(bench, unit, "trace", keys, write)
     assignment = _assignment(unit, tuple(Module(**m) for m in entry.meta["modules"]))
     return _programs(bench, keys["trace"].key, entry), assignment, entry
 
@@ -305,8 +197,9 @@ def compress(
 
     def write(folder: Path) -> Mapping[str, Any]:
         with bench.stage("compress", unit):
-            programs = dict(traced.programs)
-            for name in programs:
+            programs = {}
+            for name, program in traced.programs.items():
+                programs[name] = program
                 for method, options in acting:
                     request = _graph_request(bench, unit, traced, name, programs[name], assignment, options)
                     programs[name] = METHODS.find(method).apply(request)
@@ -316,7 +209,7 @@ def compress(
         ops = sorted({*trace_ops, *_ops(method for method, _ in acting)})
         return {"signature": signatures.to_json(traced.signature), "ops": ops}
 
-    entry = _stored(bench, unit, "compress", keys, write)
+    entry = stored(bench, unit, "compress", keys, write)
     return _programs(bench, keys["compress"].key, entry)
 
 
@@ -375,7 +268,7 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
         return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
-    return before, _stored(bench, unit, "lower", keys, write)
+    return before, stored(bench, unit, "lower", keys, write)
 
 
 def lowered_to_json(lowered: Lowered) -> dict[str, Any]:
@@ -410,14 +303,14 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
     recorded = reference(bench, unit, keys)
     traced_entry, lowered_entry = lower(bench, unit, keys)
 
-    def write(folder: Path) -> Mapping[str, Any]:
+    def write(_folder: Path) -> Mapping[str, Any]:
         gc.collect()
         with bench.stage("validate", unit):
             subject = _subject(unit, recorded, traced_entry, lowered_entry)
             measured = validate.measure(subject, float_timer(bench, unit, recorded))
         return {"measurements": measured}
 
-    entry = _stored(bench, unit, "validate", keys, write)
+    entry = stored(bench, unit, "validate", keys, write)
     if validate.parity_failed(unit.spec.limits, entry.meta["measurements"]):
         _locate(bench, unit, keys, recorded, lowered_entry)
 
@@ -436,10 +329,8 @@ def _subject(unit: Unit, recorded: Reference, traced: Entry, lowered_entry: Entr
     )
 
 
-def _locate(
-    bench: Bench, unit: Unit, keys: Mapping[str, StageKey], recorded: Reference, lowered_entry: Entry
-) -> None:
-    def write(folder: Path) -> Mapping[str, Any]:
+def _locate(bench: Bench, unit: Unit, keys: Mapping[str, StageKey], recorded: Reference, lowered_entry: Entry) -> None:
+    def write(_folder: Path) -> Mapping[str, Any]:
         loaded = load(bench, unit)
         traced, assignment, before = trace(bench, unit, keys)
         compressed = compress(bench, unit, keys, traced, assignment, before.meta["ops"])
@@ -450,7 +341,7 @@ def _locate(
             )
         return {"located": located}
 
-    _stored(bench, unit, "locate", keys, write)
+    stored(bench, unit, "locate", keys, write)
 
 
 def run_unit(bench: Bench, unit: Unit) -> None:

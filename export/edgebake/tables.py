@@ -1,4 +1,4 @@
-"""The README's table of targets and schemes, generated from SUPPORTS: ``python -m edgebake.tables [--write | --check]``."""
+"""The README's table of targets and schemes, made from SUPPORTS: ``python -m edgebake.tables [--write | --check]``."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ from edgebake.types import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -88,7 +87,7 @@ class LowerRequest:
 
 
 class Target(Protocol):
-    """A module ``edgebake_targets/<runtime>_<backend>.py``. Its top level imports the standard library and this contract only."""
+    """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only."""
 
     SUPPORTS: tuple[Support, ...]
     OPTIONS: tuple[Option, ...]
@@ -118,13 +117,16 @@ class Session(Protocol):
 
 
 class Runner(Protocol):
-    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts. Adding one is adding the file."""
+    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts."""
 
     RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
     KIND: RunnerKind
     DISTRIBUTIONS: tuple[str, ...]
 
     def missing(self) -> Missing | None: ...
+
+    def warm_up(self) -> None:
+        """Import the runtime: the memory of its Python bindings is not the artifact's."""
 
     def open(self, entry: Path, signature: Signature) -> Session:
         """Load the artifact at ``entry``; runs in a process of its own."""

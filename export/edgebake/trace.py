@@ -208,14 +208,15 @@ def kind_of(module: torch.nn.Module) -> ModuleKind | None:
 def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
     """The inventory of all methods, without modules whose weights reach no output (a pooler that nobody reads).
 
-    Live is what the gradient of the outputs reaches; where an output has no gradient (class numbers), all count as live.
+    Live is what the gradient of the outputs reaches; where an output has none (class numbers), all count as live.
     """
     import torch
 
     live: dict[str, Module] = {}
     for method, module in loaded.methods.items():
         inventory = {m.name: m for m in module_inventory(module)}
-        weights = {n: w for n, w in module.named_parameters() if canonical_module_name(n.rpartition(".")[0]) in inventory}
+        named = module.named_parameters()
+        weights = {n: w for n, w in named if canonical_module_name(n.rpartition(".")[0]) in inventory}
         with torch.enable_grad():
             for weight in weights.values():
                 weight.requires_grad_(True)

@@ -32,7 +32,7 @@ def canonical_module_name(path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One input or output: ``shape`` of ints and dimension names, ``dtype`` as numpy names it (``float32``, ``int64``)."""
+    """One input or output: ``shape`` of ints and dimension names, ``dtype`` as numpy names it (``float32`` ...)."""
 
     name: str
     shape: tuple[int | str, ...]

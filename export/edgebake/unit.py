@@ -59,8 +59,9 @@ def _main() -> int:
     payload = channel.payload
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     warnings.simplefilter("default")
-    from edgebake.stages import Bench, run_unit
+    from edgebake.stages import run_unit
     from edgebake.store import Store
+    from edgebake.workbench import Bench
 
     bench = Bench(
         store=Store(Path(payload["store"])),

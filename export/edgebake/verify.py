@@ -18,7 +18,7 @@ from edgebake.types import Verdict
 
 
 def subject_of(folder: Path) -> validate.Subject:
-    """What the manifest in ``folder`` says is to be judged; ArtifactDamaged when a file or the reference was changed."""
+    """What the manifest in ``folder`` says is to be judged; ArtifactDamaged when a file or the reference changed."""
     manifest = delivery.read_manifest(folder)
     _check_files(folder, manifest)
     return validate.Subject(

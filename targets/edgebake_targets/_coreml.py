@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec
+from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec, canonical_module_name
 from edgebake_targets import _coreml_compress, _coreml_rewrites
 from edgebake_targets._coreml_package import write_package
-from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, locate
+from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
 
 if TYPE_CHECKING:
     import torch
@@ -106,16 +106,11 @@ def convert(
     program: torch.export.ExportedProgram, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest
 ) -> Converted:
     """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
-    mutated = sorted(program.graph_signature.buffers_to_mutate.values())
-    if mutated:
-        raise StageFailed(
-            f"the network writes to its buffer {mutated[0]}",
-            fix="pass it as an input with role state and return its new value",
-        )
     weights = float_weights(program, request.assignment)
     failures = []
     for name, table in _tables():
         decomposed = program.run_decompositions(table)
+        _refuse_mutation(decomposed)
         _coreml_rewrites.rewrite_attention(decomposed)
         _coreml_rewrites.state_sizes(decomposed)
         try:
@@ -146,6 +141,15 @@ def _located(mil: Any, weights: Iterable[FloatWeight]) -> tuple[Held, ...]:
                 fix="give both the same scheme",
             )
     return (*compressed, *floats)
+
+
+def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
+    mutated = sorted(map(canonical_module_name, program.graph_signature.buffers_to_mutate.values()))
+    if mutated:
+        raise StageFailed(
+            f"the network writes to its buffer {mutated[0]}",
+            fix="pass it as an input with role state and return its new value",
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -179,6 +183,9 @@ def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimB
         for spec in method.inputs
     ]
     outputs = [ct.TensorType(name=s.name, dtype=np.dtype(s.lowered_dtype or s.dtype).type) for s in method.outputs]
+    pipeline = ct.PassPipeline.DEFAULT
+    if not folds_norms(program):
+        pipeline.remove_passes({"common::fuse_conv_batchnorm", "common::fuse_conv_scale"})
     with _coreml_rewrites.translations():
         return ct.convert(
             program,
@@ -187,6 +194,7 @@ def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimB
             convert_to="milinternal",
             minimum_deployment_target=getattr(ct.target, request.options["minimum_os"]),
             compute_precision=_precision(ct, program, request),
+            pass_pipeline=pipeline,
         )
 
 

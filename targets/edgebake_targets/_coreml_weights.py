@@ -63,11 +63,32 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
     return tuple(found)
 
 
+def folds_norms(program: torch.export.ExportedProgram) -> bool:
+    """Whether the converter may fold normalisation and scales into convolutions of ``program``.
+
+    For a transposed convolution in groups coremltools 9.0 multiplies the wrong channels (``fuse_conv_batchnorm`` and
+    ``fuse_conv_scale`` reshape (channels per group, groups) as (groups, channels per group)), and it does so in silence.
+    """
+    convolutions = (_convolution(node) for node in program.graph.nodes if node.op == "call_function")
+    return not any(found is not None and found[0] and found[1] > 1 for found in convolutions)
+
+
+def _convolution(node: torch.fx.Node) -> tuple[bool, int] | None:
+    """(transposed, groups) of a convolution, None for other operators; positions are those of ATen's schemas."""
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    if name == "convolution":
+        return bool(node.args[6]), int(str(node.args[8]))
+    if not name.startswith("conv"):
+        return None
+    return "transpose" in name, int(str(node.args[6])) if len(node.args) > 6 else 1
+
+
 class _Weights:
     """Looks up tensors that ``torch.export`` lifted to inputs, and the operators of named modules."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         self.lifted = self._lifted(program)
+        self.folds = folds_norms(program)
         self.consumers: dict[str, torch.fx.Node] = {}
         for node in program.graph.nodes:
             if node.op == "call_function" and _weight_position(node) is not None:
@@ -101,17 +122,19 @@ class _Weights:
 
         weight = np.asarray(self.lifted[placeholder].detach().float().numpy(), np.float64)
         following = next(iter(node.users)) if len(node.users) == 1 else None
-        if following is None or "batch_norm" not in str(following.target) or "conv" not in str(node.target):
+        if (
+            following is None
+            or "batch_norm" not in str(following.target)
+            or _convolution(node) is None
+            or not self.folds
+        ):
             return weight.astype(np.float32)
         gamma, variance = following.args[1], following.args[4]
         factor = 1.0 / np.sqrt(self._array(variance) + float(_epsilon(following)))
         if gamma is not None:
             factor = factor * self._array(gamma)
-        if "transpose" in str(node.target) or (len(node.args) > 6 and node.args[6] is True):
-            groups = weight.shape[0] * weight.shape[1] and len(factor) // weight.shape[1]
-            spread = factor.reshape(groups, 1, weight.shape[1]).repeat(weight.shape[0] // groups, axis=1)
-            return (weight * spread.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))).astype(np.float32)
-        return (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+        channel = 1 if _convolution(node) == (True, 1) else 0
+        return (weight * factor.reshape([-1 if a == channel else 1 for a in range(weight.ndim)])).astype(np.float32)
 
     def _array(self, node: Any) -> NDArray[np.float64]:
         return self.lifted[node.name].detach().double().numpy()

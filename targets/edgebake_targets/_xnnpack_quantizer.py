@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgebake.types import Assignment, canonical_module_name
-
 from edgebake_targets._executorch import innermost_module, op_name
 
 if TYPE_CHECKING:

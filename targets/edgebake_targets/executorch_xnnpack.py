@@ -13,7 +13,6 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-
 from edgebake_targets import _executorch
 
 if TYPE_CHECKING:

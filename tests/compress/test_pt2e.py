@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from edgebake.compress import pt2e
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+
 from edgebake.compress import quantize_weights
 from edgebake.errors import RecipeError
 from edgebake.target import ModuleRequest

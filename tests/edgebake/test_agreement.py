@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
 from edgebake.agreement import (
     BinaryMeter,
     SpearmanMeter,
@@ -21,10 +26,6 @@ from edgebake.agreement import (
 from edgebake.bootstrap import difference_interval, product_interval, share_interval
 from edgebake.errors import StageFailed
 from edgebake.recipe import Agreement
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy import stats
 
 
 def _row(*scores: float) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+
 from edgebake.limits import AT_MOST, LABELLED_MIN, judge
 from edgebake.recipe import Limits
 from edgebake.types import Verdict

@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from edgebake.errors import StageFailed
-from edgebake.metrics import CAP_DB, CHUNK, OutputMeter, ParityMeter, ratio_db, sqnr_db, to_json
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from edgebake.errors import StageFailed
+from edgebake.metrics import CAP_DB, CHUNK, OutputMeter, ParityMeter, ratio_db, sqnr_db, to_json
 
 
 def _noisy(seed: int, shape: tuple[int, ...], noise: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

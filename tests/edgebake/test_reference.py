@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.reference import Reference, write
 from edgebake.reference_run import run_float
@@ -25,7 +27,6 @@ from edgebake.types import (
     Signature,
     TensorSpec,
 )
-from safetensors.numpy import load_file
 
 FACTS = {"model": {"weights": "random", "seed": 3}, "signature": {"methods": {}}}
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from edgebake import samples
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component
 from edgebake.store_files import sha256_file
 from edgebake.types import Image8, SampleSet
-from safetensors.numpy import save_file
 
 MODEL = {"source": "python", "path": "m:f"}
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from edgebake import samples_images
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Samples
 from edgebake.samples import read
 from edgebake.types import Image8, Sample
-from PIL import Image
 
 
 def component(shape: tuple[int, ...] = (1, 3, 32, 32), dtype: str = "float32") -> Component:

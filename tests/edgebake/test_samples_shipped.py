@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from edgebake.recipe_yaml import read as read_recipe
 from edgebake.samples import fingerprint, read
 from edgebake.samples_paths import resolve

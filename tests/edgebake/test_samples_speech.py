@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from edgebake.models.zoo.speech import CONTEXT, WINDOW, speech
 from edgebake.target import SampleRequest
 from edgebake.types import Sample

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Samples
 from edgebake.samples import read
 from edgebake.samples_paths import resolve
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SENTENCES = Path(__file__).parents[2] / "recipes" / "samples" / "sentences.txt"
 IDS = {"input_ids": {"shape": [1, "seq"], "dtype": "int64"}, "attention_mask": {"shape": [1, "seq"], "dtype": "int64"}}

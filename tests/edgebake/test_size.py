@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from edgebake.size import duplicates, measure
 from edgebake.types import Assignment, Inspection, Module, WeightRecord
 

@@ -22,7 +22,8 @@ def test_every_scheme_of_every_target_has_its_cell_and_its_note() -> None:
         rows = {row.scheme: row for row in find_target(name).SUPPORTS}
         for scheme, row in cells.items():
             assert (row[place].strip() == "-") == (scheme not in rows)
-        assert all(any(line.endswith(f"`{name}` {r.scheme}: {r.note}") for line in lines) for r in rows.values() if r.note)
+        noted = [f"`{name}` {row.scheme}: {row.note}" for row in rows.values() if row.note]
+        assert all(any(line.endswith(note) for line in lines) for note in noted)
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:

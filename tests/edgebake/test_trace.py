@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from edgebake import trace
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.models import _shared
 from edgebake.recipe import Component
 from edgebake.types import DimBounds, Loaded, MethodSignature, Signature, TensorSpec
-from torch import nn
 
 
 class Function(nn.Module):

@@ -1,37 +1,20 @@
-"""Workers that finish, crash, hang, eat memory, print garbage and lose their parent: real processes all."""
+"""Workers that finish, crash, hang, eat memory and print garbage: real processes all."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-import edgebake
 from edgebake.errors import StoreError, ToolchainMissing
-from edgebake.worker import OUTSIDE, Exit, Limits, command, describe, log_tail, supervise
-
-POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
-ENV = {**os.environ, "PYTHONPATH": str(Path(edgebake.__file__).parents[1])}
-
-Run = Callable[..., tuple[Exit, list[Mapping[str, Any]]]]
-
-
-def argv(folder: Path, body: str) -> list[str]:
-    """A worker whose program is ``body``; ``c`` is its channel."""
-    script = folder / "case.py"
-    head = "import ctypes, os, signal, subprocess, sys, time\nfrom edgebake.worker_channel import channel\n"
-    script.write_text(head + textwrap.dedent(body))
-    return [sys.executable, "-X", "faulthandler", str(script)]
+from edgebake.worker import OUTSIDE, Exit, Limits, command, describe, supervise
+from working import ENV, POSIX, Run, argv, gone
 
 
 @pytest.fixture
@@ -51,19 +34,6 @@ def run(tmp_path: Path) -> Run:
         return end, events
 
     return run
-
-
-def gone(pid: int, within: float = 5.0) -> bool:
-    """Does the process end (or lie as a zombie with nobody to collect it) within so many seconds?"""
-    until = time.monotonic() + within
-    while time.monotonic() < until:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # --- the ordinary way ------------------------------------------------------------------------------------------------
@@ -355,117 +325,3 @@ def test_an_exception_in_a_callback_kills_the_worker(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         run('c = channel()\nc.send({"pid": os.getpid()})\ntime.sleep(60)', on_event=on_event)
     assert gone(pids[0], 1.0)
-
-
-# --- the parent dies -------------------------------------------------------------------------------------------------
-
-PARENT = """
-import sys
-from pathlib import Path
-from edgebake.worker import Limits, supervise
-supervise(sys.argv[2:], payload={}, log=Path(sys.argv[1]), limits=Limits(),
-          on_event=lambda event: print(event["pids"], flush=True))
-"""
-
-ORPHANS = {
-    "sleeps": "time.sleep(60)",
-    # native code that never gives the interpreter's lock back: no Python thread of the worker can run
-    "holds the lock": "ctypes.PyDLL(None).sleep(60)",
-}
-
-
-def start_parent(tmp_path: Path, body: str) -> tuple[subprocess.Popen[str], list[int]]:
-    case = argv(tmp_path, body)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "log"), *case], env=ENV, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    return parent, [int(pid) for pid in parent.stdout.readline().strip("[]\n").split(",")]
-
-
-@POSIX
-@pytest.mark.parametrize("body", ORPHANS.values(), ids=ORPHANS)
-def test_a_worker_and_what_it_started_die_with_a_killed_parent(tmp_path: Path, body: str) -> None:
-    parent, pids = start_parent(
-        tmp_path,
-        f"""
-        c = channel()
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        c.send({{"pids": [os.getpid(), child.pid]}})
-        {body}
-        """,
-    )
-    time.sleep(0.3)  # until it is where it stays
-    assert all(psutil.pid_exists(pid) for pid in pids)
-    parent.kill()
-    parent.communicate()
-    assert all(gone(pid) for pid in pids)
-
-
-@POSIX
-def test_a_worker_that_outlives_its_guard_still_notices_the_end_of_its_parent(tmp_path: Path) -> None:
-    parent, pids = start_parent(tmp_path, 'c = channel()\nc.send({"pids": [os.getpid()]})\ntime.sleep(60)')
-    guards = [p for p in psutil.Process(parent.pid).children() if p.pid not in pids]
-    assert len(guards) == 1
-    for process in (*guards, parent):
-        process.kill()
-    parent.communicate()
-    assert gone(pids[0])
-
-
-@POSIX
-def test_ctrl_c_in_the_parent_kills_the_worker(tmp_path: Path) -> None:
-    parent, pids = start_parent(tmp_path, 'c = channel()\nc.send({"pids": [os.getpid()]})\ntime.sleep(60)')
-    parent.send_signal(signal.SIGINT)
-    parent.wait(10)
-    assert gone(pids[0], 1.0)
-    assert parent.stdout is not None
-    parent.stdout.close()
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------
-
-
-def ended(tmp_path: Path, **changes: Any) -> Exit:
-    facts: dict[str, Any] = {"reason": "crashed", "stage": "lower", "code": None, "signal": None}
-    facts |= {"peak_mib": {}, "seconds": {}, "log": tmp_path / "none.log", "limits": Limits(60.0, 4096.0)}
-    return Exit(**{**facts, **changes})
-
-
-@pytest.mark.parametrize(
-    "changes, text",
-    [
-        (
-            {"reason": "memory", "peak_mib": {"lower": 4300.8}},
-            "stage lower used 4.2 GiB, the limit is 4.0 GiB (--memory)",
-        ),
-        (
-            {"reason": "memory", "peak_mib": {"lower": 4106.2}},
-            "stage lower used 4.01 GiB, the limit is 4.00 GiB (--memory)",
-        ),
-        ({"reason": "timeout"}, "stage lower ran longer than 60 s (--timeout)"),
-        ({"signal": 11}, "the worker was killed by signal 11 (segmentation fault) in stage lower"),
-        ({"code": 0xC0000005}, "the worker crashed in stage lower: access violation (0xC0000005)"),
-    ],
-)
-def test_the_texts(tmp_path: Path, changes: Mapping[str, Any], text: str) -> None:
-    problem = describe(ended(tmp_path, **changes))
-    assert problem.what == text
-    assert problem.fix
-
-
-def test_a_worker_killed_from_outside_points_to_memory(tmp_path: Path) -> None:
-    assert "out of memory" in describe(ended(tmp_path, signal=9, peak_mib={"lower": 15000.0})).fix
-
-
-def test_a_finished_worker_has_nothing_to_describe(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="finished"):
-        describe(ended(tmp_path, reason="finished", code=0))
-
-
-def test_the_end_of_a_log_is_safe_to_print(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_bytes(b"x" * 50000 + b"\n 10%\r 20%\r 30%\n\x1b[2Jwiped\n\xff\n" + b"y" * 5000 + b"\n\n")
-    tail = log_tail(log)
-    assert tail[-4:] == [" 30%", "?[2Jwiped", "�", "y" * 300]
-    assert len(log_tail(log, 1)) == 1

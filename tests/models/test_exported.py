@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from edgebake import trace
 from edgebake.errors import RecipeError, TrustError
 from edgebake.models import exported

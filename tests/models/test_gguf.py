@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from edgebake.errors import RecipeError
 from edgebake.models import gguf
 from edgebake.models._request import LoadRequest

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from edgebake.errors import RecipeError
 from edgebake.models import _paths
 from edgebake.recipe import Model

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.models import python
 from edgebake.models._request import LoadRequest

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from edgebake import trace
 from edgebake.errors import RecipeError, TrustError
 from edgebake.models import _masks, transformers

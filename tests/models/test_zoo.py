@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from edgebake import trace
 from edgebake.models import python
 from edgebake.models._request import LoadRequest

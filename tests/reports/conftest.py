@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from edgebake.errors import EXIT_STAGE, EXIT_TOOLCHAIN, Problem
 from edgebake.result import Failure, Result
 from edgebake.types import Verdict

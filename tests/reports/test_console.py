@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from io import BytesIO, StringIO, TextIOWrapper
 
-from edgebake.reports import console
-from edgebake.result import Result
 from rich.cells import cell_len
 from rich.console import Console
+
+from edgebake.reports import console
+from edgebake.result import Result
 
 
 def _shown(results: list[Result], **options: object) -> str:

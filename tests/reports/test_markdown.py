@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from edgebake.reports import markdown
-from edgebake.result import Result
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgebake.reports import markdown
+from edgebake.result import Result
 
 markdown_it = pytest.importorskip("markdown_it")
 

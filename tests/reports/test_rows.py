@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edgebake.reports._advice import advice
 from edgebake.reports._rows import row_of, stage_counts, summary, verdict_text, worst_output
 from edgebake.reports._text import decibels, floored, for_encoding, mib, number, percent, plain
 from edgebake.result import Result
 from edgebake.types import Verdict
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def _texts(result: Result, label: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from edgebake.compress import cast, pt2e, quantize_weights
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.scheme import parse

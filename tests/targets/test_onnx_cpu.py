@@ -396,6 +396,17 @@ def test_no_path_or_stack_trace_gets_into_the_file(text: Any, tmp_path: Path) ->
     assert not model.metadata_props and not any(node.doc_string for node in model.graph.node)
 
 
+def test_weights_too_large_for_one_message_go_beside_the_graph(
+    image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgebake_targets._onnx.EXTERNAL_DATA_FROM_BYTES", 1000)
+    module, traced = image
+    lowered = lower(traced, module, tmp_path, {})
+    assert lowered.files == ("model.onnx", "model.onnx.data")
+    assert inspect(tmp_path / "model.onnx").total_bytes == sum((tmp_path / f).stat().st_size for f in lowered.files)
+    assert sqnr(module, tmp_path, lowered, image_inputs(2)) > 110
+
+
 def test_options_and_schemes_are_declared_as_the_contract_says() -> None:
     assert onnx_cpu.missing() is None
     assert all(type(choice) is type(option.default) for option in onnx_cpu.OPTIONS for choice in option.choices)

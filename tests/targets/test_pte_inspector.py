@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from edgebake.errors import ArtifactDamaged
 from edgebake_targets.inspectors import pte
 

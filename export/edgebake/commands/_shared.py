@@ -77,7 +77,7 @@ def expand(names: Sequence[str]) -> list[str]:
             continue
         hits = sorted(glob.glob(name, recursive=True)) or sorted(matching(list_shipped(), name))  # noqa: PTH207
         if not hits:
-            raise UsageError(f"{name!r} matches no recipe file and no shipped recipe", fix="quote globs, check the path")
+            raise UsageError(f"{name!r} matches no recipe file, no shipped recipe", fix="quote globs; check the path")
         found += hits
     return list(dict.fromkeys(found))
 

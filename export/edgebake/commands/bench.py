@@ -35,7 +35,7 @@ def measure(folder: Path, repetitions: int) -> dict[str, Any]:
             "p10_ms": deciles[0],
             "p90_ms": deciles[8],
             "repetitions": repetitions,
-            "peak_bytes": client.opened["peak_bytes"],
+            "peak_bytes": client.opened["peak_bytes"] - client.opened["base_bytes"],
         }
 
 

@@ -40,7 +40,9 @@ def run(
         from edgebake.commands.init import one_shot
 
         if len(names) != 1:
-            raise UsageError("--target and --scheme build one model without a recipe", fix="give one model folder or id")
+            raise UsageError(
+                "--target and --scheme build one model without a recipe", fix="give one model folder or id"
+            )
         names = [str(one_shot(names[0], targets, scheme))]
     files = _shared.read_recipes(names, settings)
     options = BuildOptions(

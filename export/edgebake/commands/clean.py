@@ -16,7 +16,9 @@ def run(
     from edgebake.store import Store
 
     if everything and (max_gib is not None or older_than_days is not None):
-        raise UsageError("--all empties the store; it goes with no other limit", fix="drop --max-gib / --older-than-days")
+        raise UsageError(
+            "--all empties the store; it goes with no other limit", fix="drop --max-gib / --older-than-days"
+        )
     opened = Store(store)
     opened.sweep()
     limit = 0 if everything else None if max_gib is None else int(max_gib * 2**30)

@@ -40,7 +40,7 @@ def findings() -> dict[str, Any]:
 
 
 def run(*, fix: bool, as_json: bool) -> int:
-    """Print it; with ``fix`` make the private toolchain folders of targets that have one. 3 when a target misses something."""
+    """Print it; 3 when a target misses something. ``fix`` makes the private toolchain folders that targets need."""
     if fix:
         _fix()
     found = findings()

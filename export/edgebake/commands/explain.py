@@ -57,7 +57,8 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
         elif stage not in before:
             found[stage] = {"state": "would run", "why": ["it never ran for this output folder"]}
         else:
-            why = list(differences(before[stage], key.parts)) or ["its result was cleaned from the store or was damaged"]
+            changed = list(differences(before[stage], key.parts))
+            why = changed or ["its result was cleaned from the store or was damaged"]
             found[stage] = {"state": "would run", "why": why}
     return found
 

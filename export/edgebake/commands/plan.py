@@ -8,9 +8,7 @@ from typing import Any
 from edgebake.commands import _shared
 
 
-def run(
-    *, recipes: Sequence[str], settings: Sequence[str], only: Sequence[str], trust: bool, as_json: bool
-) -> int:
+def run(*, recipes: Sequence[str], settings: Sequence[str], only: Sequence[str], trust: bool, as_json: bool) -> int:
     """Print it; nothing is loaded."""
     from edgebake.check import check
     from edgebake.plan import plan
@@ -33,9 +31,11 @@ def _print(out: Any, row: dict[str, Any]) -> None:
     import yaml
 
     out.print(f"{row['unit']}  ->  {row['folder']}")
-    out.print(f"  scheme {row['scheme_shown']} on {' '.join(row['kinds']) or 'the whole graph'}; stages {' > '.join(row['stages'])}")
+    kinds = " ".join(row["kinds"]) or "the whole graph"
+    out.print(f"  scheme {row['scheme_shown']} on {kinds}; stages {' > '.join(row['stages'])}")
     for method in row["methods"]:
-        out.print(f"  {method['method']} acts on the {method['acts_on']}: {', '.join(method['schemes']) or 'as a step'}")
+        schemes = ", ".join(method["schemes"]) or "as a step"
+        out.print(f"  {method['method']} acts on the {method['acts_on']}: {schemes}")
     runners = ", ".join(f"{r['name']} ({r['kind']})" for r in row["runners"])
     out.print(f"  runs with: {runners or 'nothing here: outputs will not be measured'}")
     if row["missing"]:
@@ -43,7 +43,8 @@ def _print(out: Any, row: dict[str, Any]) -> None:
     if row["runs_code"]:
         out.print(f"  runs code that the recipe names: {', '.join(row['runs_code'])}")
     resolved = {"options": row["options"], **_without_empty(row["recipe"])}
-    out.print("  " + yaml.safe_dump(resolved, sort_keys=False, default_flow_style=None, width=110).replace("\n", "\n  ").rstrip())
+    text = yaml.safe_dump(resolved, sort_keys=False, default_flow_style=None, width=110)
+    out.print("  " + text.replace("\n", "\n  ").rstrip())
 
 
 def _without_empty(recipe: dict[str, Any]) -> dict[str, Any]:

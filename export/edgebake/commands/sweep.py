@@ -81,7 +81,7 @@ def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str])
 
 
 def table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Rows by target, smallest first; ``pareto``: no other artifact of the target is smaller and agrees at least as well."""
+    """Rows by target, smallest first; ``pareto``: no other artifact of the target is smaller and agrees as well."""
     rows = [_row(r) for r in results]
     for row in rows:
         row["pareto"] = row["state"] in ("pass", "fail") and not any(

@@ -28,7 +28,9 @@ def rows() -> list[dict[str, Any]]:
                     }
                     for s in target.SUPPORTS
                 ],
-                "options": {o.name: {"default": o.default, "choices": o.choices, "help": o.help} for o in target.OPTIONS},
+                "options": {
+                    o.name: {"default": o.default, "choices": o.choices, "help": o.help} for o in target.OPTIONS
+                },
                 "runners": {n: {"kind": r.KIND, "usable": r.missing() is None} for n, r in runners_of(name)},
                 "missing": None if missing is None else {"reason": missing.reason, "remedy": missing.remedy},
             }

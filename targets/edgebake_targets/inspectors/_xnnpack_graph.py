@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from edgebake.types import WeightRecord
-
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table, integer, root
 
 _HEADER, _PLAIN = b"XH00", b"XN01"

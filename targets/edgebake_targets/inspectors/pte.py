@@ -17,7 +17,6 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import Inspection, TensorSpec, WeightRecord
-
 from edgebake_targets.inspectors import _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table, integer, root
 

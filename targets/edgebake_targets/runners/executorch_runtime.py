@@ -28,11 +28,19 @@ def missing() -> Missing | None:
     return None
 
 
+def warm_up() -> None:
+    """Import the runtime and the torch whose tensors it takes."""
+    import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding kernels
+    from executorch.runtime import Runtime
+
+    Runtime.get()
+
+
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
     """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
-    import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding kernels
     from executorch.runtime import Runtime, Verification
 
+    warm_up()
     try:
         program = Runtime.get().load_program(entry, verification=Verification.InternalConsistency)
     except RuntimeError as error:

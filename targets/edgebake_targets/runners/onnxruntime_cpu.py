@@ -28,6 +28,11 @@ def missing() -> Missing | None:
     return Missing(reason=f"not installed: {', '.join(absent)}", remedy=f"pip install {' '.join(absent)}")
 
 
+def warm_up() -> None:
+    """Import ONNX Runtime."""
+    import onnxruntime  # noqa: F401
+
+
 def open(entry: Path, signature: Signature) -> OnnxSession:  # noqa: A001 - the contract's name
     """Open ``entry``: a ``.onnx`` file, or a folder with ``<method>.onnx`` for each method of ``signature``."""
     paths = {m: entry / f"{m}.onnx" if entry.is_dir() else entry for m in signature.methods}

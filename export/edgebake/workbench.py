@@ -1,0 +1,124 @@
+"""What a worker holds of one component: the float model, samples and programs that its targets share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgebake.keys import StageKey, component_key
+from edgebake.models import _paths
+from edgebake.recipe import Samples
+from edgebake.store import Entry, Store
+from edgebake.target import MODELS
+from edgebake.types import Loaded, SampleSet, Traced
+from edgebake.units import Unit
+
+Emit = Callable[..., None]
+NOISE = Samples(noise=True, count=16)  # what a recipe without evaluation samples is exercised with
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What a worker holds of one component while it does that component's targets in turn."""
+
+    store: Store
+    emit: Emit
+    trust: bool
+    device: Callable[[str | None], Mapping[str, Any] | None]
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    traced: dict[str, Traced] = field(default_factory=dict)
+    samples: dict[str, SampleSet] = field(default_factory=dict)
+
+    def keep(self, key: str, traced: Traced) -> None:
+        """Hold the two programs last used: the float trace that targets share and the one made from it."""
+        self.traced[key] = traced
+        while len(self.traced) > 2:
+            del self.traced[next(iter(self.traced))]
+
+    @contextmanager
+    def stage(self, name: str, unit: Unit) -> Iterator[list[str]]:
+        """Tell the parent that ``name`` runs; the yielded list takes ``stored`` when nothing had to be done."""
+        how: list[str] = []
+        self.emit("stage", stage=name, state="start", unit=unit.id)
+        whole = False
+        try:
+            yield how
+            whole = True
+        finally:
+            self.emit("stage", stage=name, state="end", unit=unit.id, how=how[0] if how else "ran", ok=whole)
+
+
+def load(bench: Bench, unit: Unit) -> Loaded:
+    """The float model, loaded once per worker."""
+    key = component_key(unit, bench.store.file_digest)
+    if key not in bench.loaded:
+        from edgebake.models._request import LoadRequest
+
+        bench.loaded.clear()
+        with bench.stage("load", unit):
+            source = MODELS.find(unit.spec.model.source)
+            request = LoadRequest(
+                model=unit.spec.model,
+                component=unit.spec,
+                base=unit.base,
+                trust=bench.trust,
+                keep=lambda k, fill: _kept(bench.store, k, fill),
+            )
+            bench.loaded[key] = source.load(request)
+    return bench.loaded[key]
+
+
+def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
+    """A source's costly conversion, made once."""
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        fill(folder)
+        return {}
+
+    return store.get_or_run("convert", key, write)[0].folder
+
+
+def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
+    """Calibration or evaluation samples, read once per worker."""
+    from edgebake import samples
+
+    spec = getattr(unit.spec.samples, purpose) or NOISE
+    key = f"{purpose} {spec.model_dump_json()} {unit.spec.inputs}"
+    if key not in bench.samples:
+        bench.samples[key] = samples.read(spec, unit.spec, unit.base, _tokenizer(unit) if spec.kind == "text" else None)
+    return bench.samples[key]
+
+
+def _tokenizer(unit: Unit) -> Path | None:
+    """The model's folder, where its tokenizer lies."""
+    found = _paths.resolve(unit.spec.model.path, unit.base)
+    if isinstance(found, _paths.HubId):
+        from edgebake.models import _hub
+
+        model = unit.spec.model
+        commit = _hub.commit(found.repo, model.revision)
+        return _hub.snapshot(found.repo, commit, weights=False, pickles=False, code=False)
+    return found if found.is_dir() else found.parent
+
+
+def stored(
+    bench: Bench,
+    unit: Unit,
+    stage: str,
+    keys: Mapping[str, StageKey],
+    write: Callable[[Path], Mapping[str, Any]],
+) -> Entry:
+    """Run ``write`` (which announces its own stage) unless its result is in the store."""
+    key = keys[stage]
+
+    def with_parts(folder: Path) -> Mapping[str, Any]:
+        return {**write(folder), "parts": key.parts}
+
+    entry, ran = bench.store.get_or_run(stage, key.key, with_parts)
+    if not ran:
+        with bench.stage(stage, unit) as how:
+            how.append("stored")
+    return entry
