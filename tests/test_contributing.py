@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -12,13 +15,14 @@ import yaml
 
 import edgebake.compress
 import edgebake_targets
-from edgebake import devices
+from edgebake import devices, target
 from edgebake.check import check
 from edgebake.recipe_yaml import read
 from edgebake.scheme import canonical, parse
 from edgebake.target import METHODS, ModuleRequest, Support, find_target
 from edgebake.types import Assignment, Lowered, Traced
 
+Put = Callable[[ModuleType, str, str], None]  # package, file, example
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
@@ -31,17 +35,29 @@ def example(name: str) -> str:
 
 
 @pytest.fixture
-def portable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The page's target, dropped into the folder of targets."""
-    (tmp_path / "executorch_portable.py").write_text(example("target"))
-    monkeypatch.setattr(edgebake_targets, "__path__", [*edgebake_targets.__path__, str(tmp_path)])
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Puts an example into the folder of a package, as a new file would lie there when edgebake starts."""
+
+    def put(package: ModuleType, file: str, what: str) -> None:
+        (tmp_path / file).write_text(example(what))
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        monkeypatch.setattr(target, "_names_in", target._names_in.__wrapped__)
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{Path(file).stem}", raising=False)
+
+    return put
+
+
+@pytest.fixture
+def portable(put: Put) -> str:
+    """The page's target."""
+    put(edgebake_targets, "executorch_portable.py", "target")
     return "executorch-portable"
 
 
 def test_the_example_target_is_one_file_and_the_check_knows_it(portable: str, tmp_path: Path) -> None:
-    target = find_target(portable)
-    assert target.missing() is None
-    assert all(canonical(row.scheme) == row.scheme for row in target.SUPPORTS)
+    found = find_target(portable)
+    assert found.missing() is None
+    assert all(canonical(row.scheme) == row.scheme for row in found.SUPPORTS)
     path = tmp_path / "one.yaml"
     more = "inputs: {x: {shape: [1, 4]}}\n"
     path.write_text(f"name: one\nmodel: {{source: python, path: 'net:make'}}\n{more}targets: [{portable}]\n")
@@ -89,14 +105,13 @@ def test_the_example_scheme_row_names_a_scheme_and_a_method_that_exist() -> None
 
 
 def test_the_example_method_prunes_the_assigned_layers_and_leaves_the_reference_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    put: Put,
 ) -> None:
     import copy
 
     import torch
 
-    (tmp_path / "prune.py").write_text(example("method"))
-    monkeypatch.setattr(edgebake.compress, "__path__", [*edgebake.compress.__path__, str(tmp_path)])
+    put(edgebake.compress, "prune.py", "method")
     torch.manual_seed(0)
     original = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
     before = [p.detach().clone() for p in original.parameters()]

@@ -185,6 +185,18 @@ def test_every_error_class_is_raised_somewhere() -> None:
     assert classes == {c.__name__ for c in errors.EdgebakeError.__subclasses__() if c.__module__ == errors.__name__}
 
 
+def test_errors_of_users_stand_in_one_file() -> None:
+    classes = {c.__name__ for c in errors.BY_NAME.values()}
+    elsewhere = [
+        (name, node.name)
+        for name, tree in SHIPPED.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and name != "export/edgebake/errors.py"
+        if {ast.unparse(base) for base in node.bases} & classes
+    ]
+    assert not elsewhere
+
+
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],

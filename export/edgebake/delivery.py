@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from edgebake import __version__
 from edgebake.errors import ArtifactDamaged, StoreError, UsageError
 from edgebake.jsonfile import check_signature, digest_of, read_json, sign, write_json_atomic
 from edgebake.keys import StageKey
-from edgebake.result import Result
+from edgebake.reference import Reference
 from edgebake.scheme import aliases_of
 from edgebake.store import Entry, Store
 from edgebake.store_files import sha256_file
@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 MEASUREMENTS = "measurements.json"
 MANIFEST_VERSION = 1
 _STATE = ".edgebake.json"  # size, mtime and inode of what was delivered, and the keys it came from
+_NEW, _OLD = ".part", ".old"  # endings of folders that are about to take a place, or have lost it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +87,48 @@ def _file_facts(entry: Entry, files: list[str]) -> list[dict[str, Any]]:
     return [{"path": n, "sha256": known[n], "bytes": (entry.folder / n).stat().st_size} for n in sorted(wanted)]
 
 
+def lock_name(out: Path, unit: Unit) -> str:
+    """What builds that deliver into the same component of the same output folder wait for each other by."""
+    return f"deliver-{(out / unit.recipe / unit.component).resolve()}"
+
+
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``folder`` only when the block ends well."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=_NEW, dir=folder.parent))
     except OSError as error:
         raise StoreError(f"cannot write to {folder.parent}: {error.strerror}", fix="choose another --out") from error
     try:
         yield made
         made.chmod(0o755)
-        old = made.with_name(made.name + "-old")
-        if folder.exists():
-            folder.rename(old)
-        made.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(made, folder)
     except OSError as error:
         raise StoreError(
             f"cannot write {folder}: {error.strerror or error}", fix="free some disk space or choose another --out"
         ) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _swap(made: Path, folder: Path) -> None:
+    old = made.with_suffix(_OLD)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        made.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_leftovers(component: Path) -> None:
+    """Remove what killed builds left; whoever calls holds the lock, so nobody is at these folders."""
+    for leftover in [*component.rglob(f".*{_NEW}"), *component.rglob(f".*{_OLD}")]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _stat_facts(path: Path) -> list[int]:
@@ -117,7 +138,7 @@ def _stat_facts(path: Path) -> list[int]:
 
 def _state(folder: Path, marks: Mapping[str, str]) -> dict[str, Any]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _STATE)
-    return {"marks": dict(marks), "files": {p.relative_to(folder).as_posix(): _stat_facts(p) for p in files}}
+    return sign({"marks": dict(marks), "files": {p.relative_to(folder).as_posix(): _stat_facts(p) for p in files}})
 
 
 def marks_of(unit: Unit, keys: Mapping[str, StageKey]) -> dict[str, str]:
@@ -143,14 +164,30 @@ def up_to_date(folder: Path, marks: Mapping[str, str]) -> bool:
         return False
 
 
-def deliver(store: Store, done: Delivered, out: Path, measurements: Mapping[str, Any]) -> Path:
-    """Put artifact, manifest, measurements and reference in place; returns the artifact's folder."""
+def current(out: Path, unit: Unit, keys: Mapping[str, StageKey]) -> bool:
+    """Are the artifact of ``unit`` and its reference what was delivered, by size, mtime and inode?"""
+    kept = reference_folder(out, unit, keys["reference"].key)
+    return up_to_date(kept, _reference_marks(keys)) and up_to_date(out / unit.folder, marks_of(unit, keys))
+
+
+def _reference_marks(keys: Mapping[str, StageKey]) -> dict[str, str]:
+    return {"reference": keys["reference"].key}
+
+
+def deliver(
+    store: Store, done: Delivered, out: Path, measurements: Mapping[str, Any], *, renew_reference: bool = False
+) -> Path:
+    """Put artifact, manifest, measurements and reference in place; returns the artifact's folder.
+
+    Whoever calls holds the lock ``lock_name``. ``renew_reference``: replace the reference whatever it looks like.
+    """
     folder = out / done.unit.folder
     kept = reference_folder(out, done.unit, done.keys["reference"].key)
-    if not up_to_date(kept, {"reference": done.keys["reference"].key}):
+    _clear_leftovers(out / done.unit.recipe / done.unit.component)
+    if renew_reference or not up_to_date(kept, _reference_marks(done.keys)):
         with whole(kept) as made:
             store.deliver(done.reference, made, done.reference.files)
-            write_json_atomic(made / _STATE, _state(made, {"reference": done.keys["reference"].key}))
+            write_json_atomic(made / _STATE, _state(made, _reference_marks(done.keys)))
     reference_digest = read_json(kept / MANIFEST)["digest"]
     with whole(folder) as made:
         store.deliver(done.lower, made, done.lower.files)
@@ -188,20 +225,36 @@ def _read_signed(path: Path) -> dict[str, Any]:
     return found
 
 
-def damages(folder: Path) -> list[str]:
-    """Names of delivered files under ``folder`` that are missing or not what the manifest says."""
-    found = read_manifest(folder)
-    wrong = [
-        f["path"]
-        for f in found["files"]
-        if not (folder / f["path"]).is_file() or sha256_file(folder / f["path"]) != f["sha256"]
-    ]
-    if (folder / MEASUREMENTS).exists():
-        try:
-            _read_signed(folder / MEASUREMENTS)
-        except ArtifactDamaged:
-            wrong.append(MEASUREMENTS)
+def damages(folder: Path) -> list[Path]:
+    """Delivered files in ``folder``, which exists, that are missing or not what was delivered."""
+    signed = [folder / name for name in (MANIFEST, MEASUREMENTS, _STATE)]
+    wrong = [path for path in signed if not _is_signed(path)]
+    if folder / MANIFEST not in wrong:
+        files = {f["path"]: f["sha256"] for f in read_json(folder / MANIFEST)["files"]}
+        wrong += [folder / name for name, digest in files.items() if not _is(folder / name, digest)]
     return wrong
+
+
+def reference_damages(out: Path, unit: Unit, keys: Mapping[str, StageKey]) -> list[Path]:
+    """Delivered files of the reference of ``unit`` that are missing or not what was delivered."""
+    kept = reference_folder(out, unit, keys["reference"].key)
+    wrong = [kept / name for name in (MANIFEST, _STATE) if not _is_signed(kept / name)]
+    if kept.exists() and kept / MANIFEST not in wrong:
+        files = Reference(kept).manifest["files"]
+        wrong += [kept / name for name, facts in files.items() if not _is(kept / name, facts["sha256"])]
+    return wrong if kept.exists() else []
+
+
+def _is_signed(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except ArtifactDamaged:
+        return False
+    return isinstance(found, dict) and check_signature(found)
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_file(path) == digest
 
 
 def read_measurements(folder: Path) -> dict[str, Any]:
@@ -209,13 +262,16 @@ def read_measurements(folder: Path) -> dict[str, Any]:
     return _read_signed(folder / MEASUREMENTS)
 
 
-def prune_references(out: Path, results: list[Result]) -> None:
-    """Remove references that no artifact of the built components points to any more."""
-    for component in {out / r.recipe / r.component for r in results if r.folder is not None}:
-        kept = set()
-        for path in component.rglob(MANIFEST):
-            if "reference" not in path.relative_to(component).parts:
-                kept.add((path.parent / _read_signed(path)["reference"]["path"]).resolve())
-        for folder in (component / "reference").glob("*"):
-            if folder.resolve() not in kept:
-                shutil.rmtree(folder)
+def prune_references(store: Store, out: Path, units: Iterable[Unit]) -> None:
+    """Remove references that no artifact of the components of ``units`` points to, and what killed builds left."""
+    for unit in {(unit.recipe, unit.component): unit for unit in units}.values():
+        component = out / unit.recipe / unit.component
+        with store.lock(lock_name(out, unit)):
+            _clear_leftovers(component)
+            manifests = [p for p in component.rglob(MANIFEST) if "reference" not in p.relative_to(component).parts]
+            if not all(map(_is_signed, manifests)):  # of a scheme no longer built, say: `verify` names it
+                continue
+            kept = {(path.parent / read_json(path)["reference"]["path"]).resolve() for path in manifests}
+            for folder in (component / "reference").glob("*"):
+                if folder.resolve() not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import Any
 from edgebake.errors import UsageError
 from edgebake.models import _paths
 
-_TEXT = {"input_ids": "[1, seq]", "attention_mask": "[1, seq]"}
+_TEXT = ("input_ids", "attention_mask")
 _SENTENCES = "pkg://edgebake/recipes/samples/sentences.txt"
-_MAX_SEQ = 128
+_MIN_SEQ, _MAX_SEQ = 8, 128
+_MAX_JSON = 16 << 20
+_NAMELESS = ("model", "models", "checkpoint", "weights", "pytorch", "final", "output")  # folders, after what is in them
+_SOURCES = {".gguf": "gguf", ".pt2": "exported"}
 _TASKS = (  # suffix of the architecture's class -> task
     ("ForImageClassification", "image-classification"),
     ("ForSequenceClassification", "text-classification"),
@@ -24,6 +28,7 @@ _TASKS = (  # suffix of the architecture's class -> task
     ("ForCausalLM", "text-generation"),
     ("LMHeadModel", "text-generation"),
 )
+_BY_HAND = "write the recipe by hand: `edgebake schema` and the shipped recipes (`edgebake plan minilm-l6`) show how"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,37 +37,63 @@ class Draft:
 
     name: str
     source: str
-    path: str
-    task: str | None
+    path: str  # as the user wrote it
+    local: Path | None = None  # where it lies, when it is a file or folder of the user's
+    task: str | None = None
     inputs: Mapping[str, str]  # name -> "{shape: ..., dtype: ...}"
-    seq: int | None  # longest sequence, None without one
-    kind: str  # "text", "image", "other"
+    seq: int | None = None  # longest sequence, None without one
+    kind: str  # "text", "tokens" (text without a tokenizer), "image", "other"
+    vocabulary: int = 1000
     size: int = 224
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    weights: str = ""  # the line of the recipe that says so when there is no safetensors file
+    notes: tuple[str, ...] = ()
 
 
 def draft(path: str, base: Path) -> Draft:
     """Read the configuration of ``path`` (folder, ``pkg://``, hub id, .gguf or .pt2); UsageError when it has none."""
     found = _paths.resolve(path, base)
-    if isinstance(found, Path) and found.suffix in (".gguf", ".pt2"):
-        source = {".gguf": "gguf", ".pt2": "exported"}[found.suffix]
-        inputs = {"input_ids": "{shape: [1, seq], dtype: int64}"} if source == "gguf" else {}
-        seq = _MAX_SEQ if source == "gguf" else None
-        kind = "text" if source == "gguf" else "other"
-        return Draft(name=_name(found.stem), source=source, path=path, task=None, inputs=inputs, seq=seq, kind=kind)
+    local = found if isinstance(found, Path) and not path.startswith(_paths.PACKAGE) else None
+    if isinstance(found, Path) and found.is_file():
+        return _file_draft(path, found, local)
     folder = _config_folder(found, path)
     config = _read(folder / "config.json")
-    architectures = config.get("architectures") or [""]
-    name = _name(found.name if isinstance(found, Path) and found.name != "model" else path.rstrip("/").split("/")[-1])
-    if "vocab_size" in config or "vocab_size" in config.get("text_config", {}):
-        return _text_draft(name, path, folder, config, str(architectures[0]))
+    weights, notes = _weights(folder) if isinstance(found, Path) else ("", ())
+    facts: dict[str, Any] = {
+        "name": _name(_called(found)),
+        "source": "transformers",
+        "path": path,
+        "local": local,
+        "weights": weights,
+        "notes": notes,
+    }
+    _refuse_unknown(config, folder)
+    if _vocabulary(config) is not None:
+        return _text_draft(facts, folder, config)
     if "image_size" in config or (folder / "preprocessor_config.json").exists():
-        return _image_draft(name, path, folder, config)
+        return _image_draft(facts, folder, config)
     raise UsageError(
-        f"the inputs of a {config.get('model_type', 'model without model_type')} cannot be told from its configuration",
+        f"the inputs of a {_kind(config)} cannot be told from its configuration",
         where=str(folder / "config.json"),
-        fix="write the recipe by hand: `edgebake schema` and the shipped recipes show how",
+        fix=_BY_HAND,
+    )
+
+
+def _file_draft(path: str, found: Path, local: Path | None) -> Draft:
+    source = _SOURCES.get(found.suffix)
+    if source is None:
+        raise UsageError(f"{path} is no model that edgebake reads", fix="give a folder with a config.json, .gguf, .pt2")
+    notes = ("a .pt2 program counts as code: check and build need --trust",) if source == "exported" else ()
+    return Draft(
+        name=_name(found.stem),
+        source=source,
+        path=path,
+        local=local,
+        inputs={"input_ids": "{shape: [1, seq], dtype: int64}"} if source == "gguf" else {},
+        seq=_MAX_SEQ if source == "gguf" else None,
+        kind="tokens" if source == "gguf" else "other",
+        notes=notes if source == "gguf" else (*notes, "name the inputs of the program in the recipe"),
     )
 
 
@@ -82,58 +113,140 @@ def _config_folder(found: Path | _paths.HubId, path: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read it: {error}", where=str(path)) from error
+        if path.stat().st_size > _MAX_JSON:
+            raise UsageError(f"it has {path.stat().st_size >> 20} MiB: no configuration is as large", where=str(path))
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read it: {error}", where=str(path)) from None
     if not isinstance(data, dict):
         raise UsageError("it holds no JSON object", where=str(path))
     return data
 
 
+def _called(found: Path | _paths.HubId) -> str:
+    """What people call the model: its folder, or what the folder is in where that says nothing."""
+    if isinstance(found, _paths.HubId):
+        return found.repo.rpartition("/")[2]
+    for part in (found, *found.parents):
+        if part.name.startswith("models--"):  # the hub's cache: models--<owner>--<name>/snapshots/<commit>
+            return part.name.rpartition("--")[2]
+    return found.parent.name if found.name.lower() in _NAMELESS and found.parent.name else found.name
+
+
 def _name(text: str) -> str:
     plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
-    return plain or "model"
+    return plain[:100] or "model"
 
 
-def _text_draft(name: str, path: str, folder: Path, config: Mapping[str, Any], architecture: str) -> Draft:
-    task = next((task for suffix, task in _TASKS if architecture.endswith(suffix)), "feature-extraction")
-    if (folder / "modules.json").exists() or (folder / "1_Pooling").is_dir() or "sentence" in path.lower():
+def _kind(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    return f"model of type {kind[:60]!r}" if isinstance(kind, str) else "model without model_type"
+
+
+def _refuse_unknown(config: Mapping[str, Any], folder: Path) -> None:
+    """Kinds of models whose inputs would be guessed wrong."""
+    processor = folder / "preprocessor_config.json"
+    sounds = "conv_dim" in config or (processor.exists() and "sampling_rate" in _read(processor))
+    two = isinstance(config.get("text_config"), dict) and isinstance(config.get("vision_config"), dict)
+    why = (
+        "has an encoder and a decoder: two components"
+        if config.get("is_encoder_decoder") is True
+        else "takes sound"
+        if sounds
+        else "takes text and images"
+        if two
+        else ""
+    )
+    if why:
+        raise UsageError(f"a {_kind(config)} {why}", where=str(folder / "config.json"), fix=_BY_HAND)
+
+
+def _weights(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The line of the recipe that a folder without safetensors needs, and what to tell the user."""
+    if any(folder.glob("*.safetensors")):
+        return "", ()
+    if any(folder.glob("*.bin")):
+        line = "  pickles: true  # there is no safetensors file; these are read with weights_only"
+        return line, ("the weights are pickles: the recipe allows them (they are read with weights_only)",)
+    line = "  weights: random  # the folder has none: the architecture alone, seeded; every number will say so"
+    return line, ("the folder has no weights: the recipe asks for random ones",)
+
+
+def _whole(value: object, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, dict) else {}):
+        if "vocab_size" in section:
+            return max(2, _whole(section["vocab_size"], 1000))
+    return None
+
+
+def _text_draft(facts: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> Draft:
+    architectures = config.get("architectures")
+    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    task = next((task for suffix, task in _TASKS if first.endswith(suffix)), "feature-extraction")
+    if (folder / "modules.json").exists() or (folder / "1_Pooling").is_dir():
         task = "sentence-embedding"
-    longest = int(config.get("max_position_embeddings") or _MAX_SEQ)
-    names = ["input_ids"] if task == "text-generation" else list(_TEXT)
-    inputs = {n: f"{{shape: {_TEXT[n]}, dtype: int64}}" for n in names}
+    names = _TEXT[:1] if task == "text-generation" else _TEXT
     return Draft(
-        name=name, source="transformers", path=path, task=task, inputs=inputs, seq=min(longest, _MAX_SEQ), kind="text"
+        **facts,
+        task=task,
+        inputs=dict.fromkeys(names, "{shape: [1, seq], dtype: int64}"),
+        seq=min(_whole(config.get("max_position_embeddings"), _MAX_SEQ), _MAX_SEQ),
+        kind="text" if (folder / "tokenizer.json").exists() else "tokens",
+        vocabulary=_vocabulary(config) or Draft.vocabulary,
     )
 
 
-def _image_draft(name: str, path: str, folder: Path, config: Mapping[str, Any]) -> Draft:
+def _image_draft(facts: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> Draft:
     processor = _read(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
-    size: Any = config.get("image_size") or processor.get("crop_size") or 224
-    while isinstance(size, (dict, list)):
-        size = next(iter(size.values() if isinstance(size, dict) else size))
-    channels = int(config.get("num_channels", 3))
+    sizes = (_side(s) for s in (config.get("image_size"), processor.get("crop_size"), processor.get("size")))
+    size = next((s for s in sizes if s), Draft.size)
+    channels = _whole(config.get("num_channels"), 3)
+    normalised = bool(processor.get("do_normalize", "image_mean" in processor))
+    mean, std = (processor.get("image_mean"), processor.get("image_std")) if normalised else (None, None)
+    plain = bool(processor) and not normalised
     return Draft(
-        name=name,
-        source="transformers",
-        path=path,
+        **facts,
         task="image-classification",
         inputs={"pixel_values": f"{{shape: [1, {channels}, {size}, {size}], role: image}}"},
-        seq=None,
         kind="image",
-        size=int(size),
-        mean=processor.get("image_mean") or ([0.0] * 3 if processor else Draft.mean),
-        std=processor.get("image_std") or ([1.0] * 3 if processor else Draft.std),
+        size=size,
+        mean=_numbers(mean) or ([0.0] * channels if plain else Draft.mean),
+        std=_numbers(std) or ([1.0] * channels if plain else Draft.std),
     )
 
 
-def write_out(found: Draft, targets: Sequence[str], scheme: str) -> str:
-    """The recipe as commented YAML."""
-    lines = [f"name: {found.name}", "model:", f"  source: {found.source}", f"  path: {json.dumps(found.path)}"]
+def _side(value: object) -> int:
+    """Pixels of a side, which configurations write as 224, [224, 224] or {height: 224, ...}; 0 for none of them."""
+    if isinstance(value, dict):
+        value = next(iter(value.values()), 0)
+    if isinstance(value, list):
+        value = value[0] if value else 0
+    return min(_whole(value, 0), 4096)
+
+
+def _numbers(value: object) -> list[float]:
+    fine = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    return [float(v) for v in value] if fine and isinstance(value, list) else []
+
+
+def write_out(found: Draft, targets: Sequence[str], scheme: str, folder: Path) -> str:
+    """The recipe as commented YAML, to lie in ``folder``: relative paths hold from there."""
+    path = json.dumps(_path_from(found, folder))
+    lines = [f"name: {found.name}", "model:", f"  source: {found.source}", f"  path: {path}"]
     if found.task:
         lines.append(f"  task: {found.task}")
-    lines.append("  # revision: main            # hub ids: pin a branch, tag or commit")
-    lines.append("  # weights: random           # the architecture alone, seeded; every number will say so")
+    if found.source == "transformers" and found.local is None and not found.path.startswith(_paths.PACKAGE):
+        lines.append("  # revision: main            # pin a branch, tag or commit")
+    if found.weights:
+        lines.append(found.weights)
+    elif found.source == "transformers":
+        lines.append("  # weights: random           # the architecture alone, seeded; every number will say so")
+    lines += ["  # licence: Apache-2.0         # of the weights; it is kept in the manifest"]
     lines += _inputs(found)
     lines += _samples(found)
     lines += ["compress:", f"  scheme: {scheme}  # `edgebake targets` lists what each target supports"]
@@ -144,15 +257,22 @@ def write_out(found: Draft, targets: Sequence[str], scheme: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _path_from(found: Draft, folder: Path) -> str:
+    if found.local is None or Path(found.path).expanduser().is_absolute():
+        return found.path
+    relative = Path(os.path.relpath(found.local, folder.resolve())).as_posix()
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
 def _inputs(found: Draft) -> list[str]:
     if not found.inputs:
         return ["inputs: {}  # name every input of the program: {shape: [1, 3, 224, 224], dtype: float32}"]
     lines = ["inputs:", *(f"  {name}: {facts}" for name, facts in found.inputs.items())]
-    return [*lines, f"dims: {{seq: {{min: 8, max: {found.seq}}}}}"] if found.seq else lines
+    return [*lines, f"dims: {{seq: {{min: {min(_MIN_SEQ, found.seq)}, max: {found.seq}}}}}"] if found.seq else lines
 
 
 def _samples(found: Draft) -> list[str]:
-    if found.kind == "text" and found.source != "gguf":
+    if found.kind == "text":
         return [
             "samples:  # one sample a line; replace by text of your own domain",
             f"  calibration: {{text: {_SENTENCES}, count: 64}}",
@@ -162,12 +282,16 @@ def _samples(found: Draft) -> list[str]:
     if found.kind == "image":
         mean, std = list(found.mean), list(found.std)
         lines.append(f"  # evaluation: {{images: photos, count: 500, size: {found.size}, mean: {mean}, std: {std}}}")
-    return [*lines, "  calibration: {noise: true, count: 16, seed: 1}", "  evaluation: {noise: true, count: 32}"]
+    high = f", high: {found.vocabulary}" if found.kind == "tokens" else ""
+    calibration = f"  calibration: {{noise: true, count: 16, seed: 1{high}}}"
+    return [*lines, calibration, f"  evaluation: {{noise: true, count: 32{high}}}"]
 
 
 def _limits(found: Draft) -> list[str]:
-    metric = {"text": "spearman", "image": "top1"}.get(found.kind)
     lines = ["  parity: {cosine: 0.98}"]
-    if metric and found.task in ("sentence-embedding", "image-classification"):
-        lines.append(f"  agreement: {{metric: {metric}, min: 0.95}}")
+    if found.task == "sentence-embedding":
+        sure = "" if found.kind == "text" else "# "
+        lines.append(f"  {sure}agreement: {{metric: spearman, min: 0.95}}")
+    elif found.task == "image-classification":
+        lines.append("  # agreement: {metric: top1, min: 0.95}  # with real samples")
     return [*lines, "  # size: {of_float: 0.35}", "  # delegated: 95%"]

@@ -33,9 +33,7 @@ class EdgebakeError(Exception):
     exit_code = EXIT_INTERNAL
 
     def __init__(self, what: str | list[Problem], *, where: str = "", fix: str = "") -> None:
-        self.problems = (
-            list(what) if isinstance(what, list) else [Problem(what=what, where=where, fix=fix)]
-        )
+        self.problems = list(what) if isinstance(what, list) else [Problem(what=what, where=where, fix=fix)]
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -81,6 +79,12 @@ class StoreError(EdgebakeError):
     exit_code = EXIT_STAGE
 
 
+class LimitNotMet(EdgebakeError):
+    """An artifact that is about to be packed fails its limits."""
+
+    exit_code = EXIT_LIMIT
+
+
 def problem_to_json(problem: Problem) -> dict[str, str]:
     """Plain data of ``problem``, for worker messages and ``--json``."""
     return {"what": problem.what, "where": problem.where, "fix": problem.fix}
@@ -97,5 +101,6 @@ BY_NAME = {
         StageFailed,
         ArtifactDamaged,
         StoreError,
+        LimitNotMet,
     )
 }

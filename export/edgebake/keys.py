@@ -86,9 +86,14 @@ def sources(modules: Iterable[str], file_digest: FileDigest) -> dict[str, str]:
 
 def own_sources(stage: str, file_digest: FileDigest) -> dict[str, str]:
     """Digest of the package's own files that do ``stage``."""
+    return {name: file_digest(path) for name, path in _own_files(stage).items()}
+
+
+@lru_cache
+def _own_files(stage: str) -> dict[str, Path]:
     root = Path(__file__).parent
     files = {path for pattern in _SOURCES[stage] for path in root.glob(pattern)}
-    return {path.relative_to(root).as_posix(): file_digest(path) for path in sorted(files)}
+    return {path.relative_to(root).as_posix(): path for path in sorted(files)}
 
 
 def rules_by_method(unit: Unit) -> dict[str, dict[str, Any]]:

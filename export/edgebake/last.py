@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgebake.errors import ArtifactDamaged
 from edgebake.jsonfile import digest_of, read_json, write_json_atomic
 from edgebake.keys import StageKey
 from edgebake.store import Store
@@ -25,7 +26,10 @@ def remember(store: Store, unit: Unit, out: Path, keys: Mapping[str, StageKey]) 
 
 
 def last_parts(store: Store, unit: Unit, out: Path) -> dict[str, Any]:
-    """Parts by stage of the last build into ``out``; empty when there was none."""
+    """Parts by stage of the last build into ``out``; empty when there was none, or its note is damaged."""
     path = _path(store, unit, out)
-    parts: dict[str, Any] = read_json(path) if path.exists() else {}
-    return parts
+    try:
+        parts = read_json(path) if path.exists() else {}
+    except ArtifactDamaged:  # nothing is built from it; an explanation can do without
+        return {}
+    return parts if isinstance(parts, dict) else {}

@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from edgebake import delivery, devices, last, worker
 from edgebake.check import check
-from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, Problem
+from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, ArtifactDamaged, EdgebakeError, Problem
 from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key, stage_keys
 from edgebake.limits import judge
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
 from edgebake.selecting import select
-from edgebake.store import Entry, Store
+from edgebake.store import Store
+from edgebake.store_files import storage_errors
 from edgebake.target import find_target
 from edgebake.types import Verdict
 from edgebake.unit import ENVIRONMENT, unit_to_json
@@ -82,7 +84,8 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     chosen = select(units, options.only)
     run = Build(options=options, store=Store(options.store), observe=observe)
     run.store.sweep()
-    keys = {u.id: stage_keys(u, run.store.file_digest, devices.row(u.device)) for u in chosen}
+    digest = lru_cache(maxsize=None)(run.store.file_digest)  # units share files: one look at each
+    keys = {u.id: stage_keys(u, digest, devices.row(u.device)) for u in chosen}
     for unit in chosen:
         if missing := find_target(unit.target).missing():
             problem = Problem(what=missing.reason, where=unit.id, fix=missing.remedy)
@@ -90,26 +93,25 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     todo = [u for u in chosen if u.id not in run.failures and _stored(run, u, keys[u.id]) is None]
     _work(run, todo)
     results = [_result(run, unit, keys[unit.id]) for unit in chosen]
-    delivery.prune_references(options.out, results)
+    built = {result.unit for result in results if result.folder is not None}
+    delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
     return results
 
 
 def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.Delivered | None:
-    """What the store holds of ``unit``, or None when a stage has to run."""
-    full = run.options.check
-    found: dict[str, Entry] = {}
-    for stage in ("reference", "trace", "lower", "validate"):
-        entry = run.store.find(stage, keys[stage].key, verify=full)
-        if entry is None:
-            _tell_damages(run)
-            return None
-        found[stage] = entry
+    """What the store holds of ``unit``, or None when a stage has to run; what is about to be delivered is hashed."""
+    full = run.options.check or not delivery.current(run.options.out, unit, keys)
+    stages = ("reference", "trace", *(("compress",) if full else ()), "lower", "validate", "locate")
+    entries = {stage: run.store.find(stage, keys[stage].key, verify=full) for stage in stages}
+    _tell_damages(run)
+    found = {stage: entry for stage, entry in entries.items() if entry is not None}
+    if not found.keys() >= {"reference", "trace", "lower", "validate"}:
+        return None
     measured = dict(found["validate"].meta["measurements"])
     if _parity_failed(unit, measured):
-        located = run.store.find("locate", keys["locate"].key, verify=full)
-        if located is None:
+        if "locate" not in found:
             return None
-        measured["located"] = located.meta["located"]
+        measured["located"] = found["locate"].meta["located"]
     return delivery.Delivered(
         unit=unit,
         keys=keys,
@@ -122,7 +124,7 @@ def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.De
 
 def _tell_damages(run: Build) -> None:
     for damage in run.store.damaged:
-        run.observe({"event": "warning", "text": f"{damage}: the stage runs again"})
+        run.observe({"event": "warning", "text": f"{damage}: the stage runs again when its result is needed"})
     run.store.damaged.clear()
 
 
@@ -146,13 +148,14 @@ def _work(run: Build, units: Sequence[Unit]) -> None:
                 future.result()
         except KeyboardInterrupt:
             run.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def _work_component(run: Build, job: _Job) -> None:
     """Run the units of ``job`` in a worker; a worker that dies costs the unit it was at, the rest get a new one."""
     left = list(job.units)
-    while left and not (run.options.fail_fast and run.failures):
+    while left and not run.stop.is_set() and not (run.options.fail_fast and run.failures):
         at, done = _one_worker(run, job.component, left)
         left = [u for u in left if u.id not in done and u.id != at]
 
@@ -188,7 +191,8 @@ def _one_worker(run: Build, component: str, units: Sequence[Unit]) -> tuple[str 
     problem = worker.describe(ended)
     stage = watch.last or "start"
     run.failures[watch.unit] = Failure(stage=stage, problems=(problem,), exit_code=code, log=log)
-    run.observe({"event": "failed", "unit": watch.unit, "stage": stage, "text": str(problem)})
+    if ended.reason != "interrupted":
+        run.observe({"event": "failed", "unit": watch.unit, "stage": stage, "text": str(problem)})
     return watch.unit, watch.ended
 
 
@@ -207,6 +211,7 @@ class _Watch:
     unit: str | None = None
     stage: str = ""
     last: str = ""  # the stage begun last, which a failure belongs to
+    waiting: bool = False  # has it been told that another build is at the same model?
     ended: set[str] = field(default_factory=set)
     opened: list[tuple[str, float]] = field(default_factory=list)
 
@@ -227,6 +232,11 @@ class _Watch:
             event = {**event, "stage": stage, "text": "\n".join(str(p) for p in problems)}
         elif kind == "done":
             self._end(event["unit"])
+        elif kind == "waiting":
+            if self.waiting:
+                return
+            self.waiting = True
+            event = {"event": "warning", "text": f"{event['unit']} waits for another edgebake that builds this model"}
         elif kind == "damaged":
             event = {"event": "warning", "text": f"{event['what']}: the stage ran again"}
         self.run.observe(event)
@@ -291,30 +301,55 @@ def _result(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> Result:
     )
     if result.failure is not None:
         return result
-    done = _stored(run, unit, keys)
-    if done is None:
-        problem = Problem(
-            what="its results are no longer in the store", where=unit.id, fix="another process cleaned it; build again"
-        )
-        return replace(result, failure=Failure(stage="deliver", problems=(problem,), exit_code=EXIT_STAGE))
-    return _delivered(run, done, result)
+    if run.options.fail_fast and run.failures and progress is None and _stored(run, unit, keys) is None:
+        problem = Problem(what="not begun: another artifact failed (--fail-fast)", where=unit.id)
+        return replace(result, failure=Failure(stage="start", problems=(problem,), exit_code=EXIT_STAGE))
+    try:
+        with run.store.lock(delivery.lock_name(run.options.out, unit)):
+            done = _stored(run, unit, keys)
+            if done is not None:
+                return _delivered(run, done, result)
+        problems = [
+            Problem(
+                what="its results are no longer in the store",
+                where=unit.id,
+                fix="another process cleaned it, or a file it is made from changed meanwhile: build again",
+            )
+        ]
+    except EdgebakeError as error:  # a full disk, say: the other artifacts' results must not be lost
+        problems = error.problems
+    failure = Failure(stage="deliver", problems=tuple(problems), exit_code=EXIT_STAGE)
+    run.observe({"event": "failed", "unit": unit.id, "stage": "deliver", "text": "\n".join(map(str, problems))})
+    return replace(result, failure=failure)
 
 
 def _delivered(run: Build, done: delivery.Delivered, result: Result) -> Result:
     folder = run.options.out / done.unit.folder
-    current = delivery.up_to_date(folder, delivery.marks_of(done.unit, done.keys))
-    if current and run.options.check and (wrong := delivery.damages(folder)):
-        names = ", ".join(wrong)
-        run.observe({"event": "warning", "text": f"{folder}: {names} was changed after the build: delivered again"})
-        current = False
-    if current and not result.stages:
-        measured = delivery.read_measurements(folder)
-        result = replace(result, stages={"deliver": "unchanged"})
-    else:
-        progress = run.progress.get(done.unit.id, _Progress())
-        measured = {**done.measurements, "stages": progress.stages, "host": host_facts()}
-        delivery.deliver(run.store, done, run.options.out, measured)
+    current = delivery.current(run.options.out, done.unit, done.keys)
+    renew = False
+    if run.options.check:
+        bad_reference = delivery.reference_damages(run.options.out, done.unit, done.keys)
+        renew = bool(bad_reference)
+        wrong = [*(delivery.damages(folder) if folder.exists() else ()), *bad_reference]
+        for path in wrong:
+            run.observe({"event": "warning", "text": f"{path} is not what was delivered: delivered again"})
+        current = current and not wrong
+    if current and "ran" not in result.stages.values():
+        try:
+            measured = delivery.read_measurements(folder)
+        except ArtifactDamaged as error:
+            run.observe({"event": "warning", "text": f"{error}: delivered again"})
+        else:
+            return _judged(replace(result, stages=result.stages or {"deliver": "unchanged"}), folder, done, measured)
+    progress = run.progress.get(done.unit.id, _Progress())
+    measured = {**done.measurements, "stages": progress.stages, "host": host_facts()}
+    delivery.deliver(run.store, done, run.options.out, measured, renew_reference=renew)
+    with storage_errors("note what was built", run.store.root):
         last.remember(run.store, done.unit, run.options.out, done.keys)
+    return _judged(replace(result, stages=result.stages or {"deliver": "ran"}), folder, done, measured)
+
+
+def _judged(result: Result, folder: Path, done: delivery.Delivered, measured: Mapping[str, Any]) -> Result:
     return replace(result, folder=folder, verdicts=verdicts_of(done.unit.spec.limits, measured), measurements=measured)
 
 

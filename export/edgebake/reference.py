@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.jsonfile import check_signature, read_json, sign, write_json_atomic
 from edgebake.store_files import sha256_file
-from edgebake.tensor_file import TensorReader, TensorWriter
 from edgebake.types import Call, Image8, ReferenceCall, Sample, SampleSet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgebake.tensor_file import TensorReader, TensorWriter
 
 VERSION = 1
 INPUTS, OUTPUTS, SAMPLES, MANIFEST = "inputs.safetensors", "outputs.safetensors", "samples.json", "manifest.json"
@@ -32,6 +33,8 @@ def write(
     ``facts`` is plain JSON data: signature, whether the weights are random, digests. The same samples, calls and facts
     give the same bytes.
     """
+    from edgebake.tensor_file import TensorWriter
+
     listed: list[dict[str, Any]] = []
     images = _Normalisations()
     with ExitStack() as stack:
@@ -145,11 +148,11 @@ class Reference:
 
     @cached_property
     def _inputs(self) -> TensorReader:
-        return TensorReader(self.folder / INPUTS)
+        return _open(self.folder / INPUTS)
 
     @cached_property
     def _outputs(self) -> TensorReader:
-        return TensorReader(self.folder / OUTPUTS)
+        return _open(self.folder / OUTPUTS)
 
     @cached_property
     def _images(self) -> Mapping[str, Any]:
@@ -212,6 +215,12 @@ def _write_call(
     for name, value in seen.outputs.items():
         outputs.add(f"{key}.output.{name}", value)
     return {"method": seen.method, "inputs": list(call.inputs), "states": states, "outputs": list(seen.outputs)}
+
+
+def _open(path: Path) -> TensorReader:
+    from edgebake.tensor_file import TensorReader
+
+    return TensorReader(path)
 
 
 def _digest(path: Path) -> dict[str, Any]:

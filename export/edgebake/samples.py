@@ -8,7 +8,7 @@ from pathlib import Path
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Samples
 from edgebake.samples_checks import check, describe
-from edgebake.samples_paths import resolve
+from edgebake.samples_paths import list_images, resolve
 from edgebake.types import Sample, SampleSet
 
 DISTRIBUTIONS = ("numpy", "pillow", "safetensors", "tokenizers")  # what the values of samples depend on
@@ -58,8 +58,6 @@ def fingerprint(spec: Samples, base: Path, file_digest: Callable[[Path], str]) -
     if kind == "noise":
         return {}
     if kind == "images":
-        from edgebake.samples_images import list_images
-
         files = list_images(resolve(str(spec.images), base), spec.pattern)
         return {file.name: file_digest(file) for file in files}
     if kind == "python":

@@ -14,6 +14,7 @@ import numpy as np
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Input, Samples
 from edgebake.samples_checks import enough, only_method
+from edgebake.samples_paths import list_images
 from edgebake.types import Call, Image8, Sample
 
 if TYPE_CHECKING:
@@ -21,20 +22,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MARGIN = 256 / 224  # short side over crop, the usual ImageNet evaluation (Krizhevsky et al. 2012, 256 and 224)
 SMALLEST_AREA = 0.5  # random crops: share of the largest square's area, so that most of the object stays in sight
-
-
-def list_images(folder: Path, pattern: str) -> list[Path]:
-    """Image files in ``folder`` whose name matches ``pattern``, sorted by name; RecipeError when there are none."""
-    if not folder.is_dir():
-        raise RecipeError(f"there is no image folder {folder}", fix="correct `samples: images`")
-    files = (file for file in folder.glob(pattern) if file.is_file() and file.suffix.lower() in SUFFIXES)
-    found = sorted(files, key=lambda file: file.name)
-    if not found:
-        raise RecipeError(f"{folder} holds no image that matches {pattern!r}", fix="correct `samples: pattern`")
-    return found
 
 
 def read_images(spec: Samples, component: Component, folder: Path) -> list[Sample]:

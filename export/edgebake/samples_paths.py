@@ -10,6 +10,7 @@ from edgebake.errors import RecipeError
 from edgebake.recipe_files import recipes_folder
 
 PACKAGE = "pkg://"
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def resolve(name: str, base: Path) -> Path:
@@ -57,3 +58,14 @@ def split_callable(name: str) -> tuple[str, str]:
     if not colon or not all(part.isidentifier() for part in parts):
         raise RecipeError(f"{name!r} does not name a callable", fix="write it as package.module:function")
     return module, function
+
+
+def list_images(folder: Path, pattern: str) -> list[Path]:
+    """Image files in ``folder`` whose name matches ``pattern``, sorted by name; RecipeError when there are none."""
+    if not folder.is_dir():
+        raise RecipeError(f"there is no image folder {folder}", fix="correct `samples: images`")
+    files = (file for file in folder.glob(pattern) if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(files, key=lambda file: file.name)
+    if not found:
+        raise RecipeError(f"{folder} holds no image that matches {pattern!r}", fix="correct `samples: pattern`")
+    return found

@@ -35,8 +35,8 @@ def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Referen
         from edgebake.reference_run import run_float
 
         loaded = load(bench, unit)
-        evaluation = read_samples(bench, unit, "evaluation")
         with bench.stage("reference", unit):
+            evaluation = read_samples(bench, unit, "evaluation")
             facts = {"model": dict(loaded.facts), "signature": signatures.to_json(loaded.signature)}
             recorded.write(folder, evaluation, run_float(loaded, evaluation), facts)
         bench.samples.clear()
@@ -196,13 +196,15 @@ def compress(
         return traced
 
     def write(folder: Path) -> Mapping[str, Any]:
+        from edgebake.trace import without_provenance
+
         with bench.stage("compress", unit):
             programs = {}
             for name, program in traced.programs.items():
                 programs[name] = program
                 for method, options in acting:
                     request = _graph_request(bench, unit, traced, name, programs[name], assignment, options)
-                    programs[name] = METHODS.find(method).apply(request)
+                    programs[name] = without_provenance(METHODS.find(method).apply(request))
             compressed = Traced(programs=programs, signature=traced.signature)
             _save(compressed, folder)
             bench.keep(keys["compress"].key, compressed)

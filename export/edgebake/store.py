@@ -192,9 +192,17 @@ class Store:
         self._touched.add((entry.stage, entry.key))
         return entry
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of this process's own, for temporary files: gone with the process, however that ends."""
+        return self._own
+
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Held by one thread of one process at a time; the system releases it when the process dies. Not reentrant."""
+    def lock(self, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Held by one thread of one process at a time; the system releases it when the process dies. Not reentrant.
+
+        ``waiting`` is called about once a second while another holds it.
+        """
         path = self._base / "locks" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"
         lock = FileLock(path)
         with storage_errors("lock", path):
@@ -202,7 +210,7 @@ class Store:
                 lock.acquire(timeout=0)
             except Timeout:
                 _log.info("waiting for another edgebake that is at %s", name)
-                lock.acquire()
+                _await(lock, waiting)
         try:
             yield
         finally:
@@ -306,6 +314,16 @@ class Store:
 
     def _entry_folder(self, stage: str, key: str) -> Path:
         return self._base / "entries" / _checked(stage) / _checked(key)
+
+
+def _await(lock: BaseFileLock, waiting: Callable[[], None]) -> None:
+    while True:
+        waiting()
+        try:
+            lock.acquire(timeout=1.0)
+        except Timeout:
+            continue
+        return
 
 
 def _checked(name: str) -> str:

@@ -155,6 +155,7 @@ class CompressMethod(Protocol):
     DISTRIBUTIONS: tuple[str, ...]
 
 
+@lru_cache
 def _names_in(package: str) -> tuple[str, ...]:
     found = importlib.import_module(package)
     names = (m.name for m in pkgutil.iter_modules(found.__path__) if not m.ispkg)
@@ -162,8 +163,14 @@ def _names_in(package: str) -> tuple[str, ...]:
 
 
 @lru_cache
-def _plugins(group: str) -> Mapping[str, str]:
-    return {point.name: point.value for point in metadata.entry_points(group=group)}
+def _plugins() -> Mapping[str, Mapping[str, str]]:
+    """Entry points by group; a hundred packages are looked at once, and only ours are parsed."""
+    found: dict[str, dict[str, str]] = {}
+    for distribution in metadata.distributions():
+        if "[edgebake." in (distribution.read_text("entry_points.txt") or ""):
+            for point in distribution.entry_points:
+                found.setdefault(point.group, {}).setdefault(point.name, point.value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ class Room:
 
     def names(self) -> tuple[str, ...]:
         """All names, without importing a module."""
-        own, others = _names_in(self.package), _plugins(self.group)
+        own, others = _names_in(self.package), _plugins().get(self.group, {})
         clash = sorted(set(own) & set(others))
         if clash:
             raise RecipeError(
@@ -187,7 +194,7 @@ class Room:
 
     def module_name(self, name: str) -> str:
         """The module that implements ``name``."""
-        return _plugins(self.group).get(name) or f"{self.package}.{name.replace('-', '_')}"
+        return _plugins().get(self.group, {}).get(name) or f"{self.package}.{name.replace('-', '_')}"
 
     def find(self, name: str) -> Any:
         """Import and return the module; RecipeError with the nearest names when there is none."""

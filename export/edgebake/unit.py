@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,12 @@ def failure_of(error: BaseException) -> dict[str, Any]:
     return {"problems": [asdict(Problem(what=text[:2000], where=where))], "exit_code": None}
 
 
+def _tell_waiting(channel: worker.Channel, unit: Unit) -> None:
+    """Have the clock of --timeout start anew: waiting for another build is no stage that hangs."""
+    for state in ("start", "end"):
+        channel.send({"event": "waiting", "unit": unit.id, "stage": "wait", "state": state})
+
+
 def _main() -> int:
     channel = worker.channel()
     payload = channel.payload
@@ -69,15 +78,17 @@ def _main() -> int:
         trust=payload["trust"],
         device=devices.row,
     )
+    tempfile.tempdir = str(bench.store.scratch)  # what a killed worker leaves is swept with it
     for data in payload["units"]:
         unit = unit_from_json(data)
         channel.send({"event": "unit", "unit": unit.id, "state": "start"})
         try:
-            with bench.store.lock(f"component-{payload['component']}"):
+            with bench.store.lock(f"component-{payload['component']}", partial(_tell_waiting, channel, unit)):
                 run_unit(bench, unit)
         except Exception as error:  # noqa: BLE001 - a unit's failure is reported; the component's other units go on
-            traceback.print_exc()
             channel.send({"event": "failed", "unit": unit.id, **failure_of(error)})
+            with suppress(OSError):  # the log's disk is full: the event has said what matters
+                traceback.print_exc()
             if payload["fail_fast"]:
                 return EXIT_INTERNAL
         else:

@@ -39,7 +39,7 @@ __all__ = [
 Reason = Literal["finished", "crashed", "timeout", "memory", "interrupted"]
 
 _SAMPLE_S = 0.05
-_FAMILY_S = 0.25  # looking for new descendants reads the whole process table
+_FAMILY_S = 0.5  # looking for new descendants reads the whole process table
 _DRAIN_S = 2.0
 
 

@@ -47,7 +47,14 @@ _KEPT = frozenset(
         "conv_transpose2d",
     ]
 )
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# Words of the MIL language; the converter appends "_workaround" to them.
+_RESERVED = frozenset(
+    (
+        *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
+        *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ def check_names(method: MethodSignature) -> None:
             problems.append(
                 Problem(what=f"Core ML cannot name an input or output {name!r}", fix="use letters, digits and _")
             )
+        if name in _RESERVED:
+            problems.append(Problem(what=f"{name!r} is a word of Core ML's language", fix=f"call it {name}_in, say"))
         if names.count(name) > 1:
             problems.append(
                 Problem(what=f"{name!r} names two inputs or outputs; Core ML needs them to differ", fix="rename one")

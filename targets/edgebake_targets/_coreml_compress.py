@@ -81,7 +81,8 @@ def _optimum(points: NDArray[np.float64], counts: NDArray[np.float64], levels: i
 
 
 def _lloyd(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
-    """Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2), 1982) in milliseconds, 0.1 to 3 % above the best squared error.
+    """Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2), 1982) in milliseconds, 0.1 to 3 % above the best squared error
+    (30 % for 256 levels and fat tails).
 
     It starts at quantiles of density**(1/3), the optimum for many levels (Panter and Dite, Proc. IRE 39(1), 1951),
     which needs many points per level to be a good start.

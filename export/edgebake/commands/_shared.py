@@ -1,15 +1,17 @@
-"""What several verbs need: reading recipes, printing problems, JSON and reports."""
+"""What several verbs need: recipes and artifact folders found, text, problems and JSON printed, reports written."""
 
 from __future__ import annotations
 
 import glob
 import json
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import EdgebakeError, UsageError
+from edgebake.errors import EdgebakeError, Problem, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,24 +29,49 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
 
-def print_problems(error: EdgebakeError) -> None:
-    """Every problem of ``error`` on standard error."""
+def say(text: str) -> None:
+    """``text`` on standard output as it is, control characters made visible; a plain answer needs no rich."""
+    sys.stdout.write(_harmless(text) + "\n")
+
+
+def say_aside(text: str) -> None:
+    """As :func:`say`, on standard error: what a reader wants to know and a program that reads the answer does not."""
+    sys.stderr.write(_harmless(text) + "\n")
+
+
+def _harmless(text: str) -> str:
     from edgebake.wording import visible
 
-    head = "error" if len(error.problems) == 1 else f"{len(error.problems)} problems"
-    print(f"{head}:", file=sys.stderr)  # noqa: T201
-    for problem in error.problems:
-        print("  " + visible_lines(str(problem), visible), file=sys.stderr)  # noqa: T201
+    return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def visible_lines(text: str, visible: Any) -> str:
-    """``text`` with control characters made visible, line breaks kept."""
-    return "\n  ".join(visible(line) for line in text.splitlines())
+def print_problems(problems: Sequence[Problem]) -> None:
+    """Every problem on standard error."""
+    head = "error" if len(problems) == 1 else f"{len(problems)} problems"
+    say_aside("\n  ".join([f"{head}:", *(str(problem).replace("\n", "\n  ") for problem in problems)]))
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+    """Indented strict JSON on standard output: paths as text, numbers that are not finite as null."""
+    sys.stdout.write(json.dumps(_strict(value), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def kib_or_mib(size: float) -> str:
+    """Bytes for people: ``0.5 KiB``, ``21.94 MiB``."""
+    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 artifact``, ``2 artifacts``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def read_recipes(names: Sequence[str], settings: Sequence[str]) -> list[RecipeFile]:
@@ -72,14 +99,46 @@ def expand(names: Sequence[str]) -> list[str]:
 
     found: list[str] = []
     for name in names:
-        if not glob.has_magic(name):
+        if not glob.has_magic(name) or Path(name).exists():
             found.append(name)
             continue
         hits = sorted(glob.glob(name, recursive=True)) or sorted(matching(list_shipped(), name))  # noqa: PTH207
         if not hits:
-            raise UsageError(f"{name!r} matches no recipe file, no shipped recipe", fix="quote globs; check the path")
+            raise UsageError(
+                f"{name!r} matches no recipe file and no shipped recipe",
+                fix="quote globs, so that the shell leaves them alone; check the path",
+            )
         found += hits
     return list(dict.fromkeys(found))
+
+
+def artifact_folders(paths: Sequence[Path]) -> list[Path]:
+    """Artifact folders at or below ``paths``, links not followed; UsageError when a path holds none."""
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(_below(path)) if path.is_dir() else []
+        if not below:
+            raise UsageError(_why_none(path), fix="give a folder that `edgebake build` wrote, such as dist")
+        found += below
+    return list(dict.fromkeys(found))
+
+
+def _why_none(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist"
+    if not path.is_dir():
+        return f"{path} is a file, not an artifact folder"
+    return f"{path} holds no artifact"
+
+
+def _below(path: Path) -> Iterator[Path]:
+    from edgebake.delivery import MANIFEST
+
+    for parent, folders, names in os.walk(path):
+        if MANIFEST in names:  # exactly: a Core ML package has a Manifest.json
+            folders.clear()
+            yield Path(parent)
+        folders[:] = [f for f in folders if f != "reference" and not f.startswith(".")]
 
 
 def write_reports(results: Sequence[Result], paths: Sequence[Path], title: str) -> None:
@@ -89,46 +148,39 @@ def write_reports(results: Sequence[Result], paths: Sequence[Path], title: str) 
     from edgebake.store_files import replace_bytes
 
     for path in paths:
-        kind = REPORT_SUFFIXES.get(path.suffix)
-        if kind is None:
-            known = ", ".join(REPORT_SUFFIXES)
-            raise UsageError(f"{path}: reports are told apart by suffix", fix=f"use one of {known}")
+        kind = REPORT_SUFFIXES[path.suffix]
         text = importlib.import_module(f"edgebake.reports.{kind}").render(results, title=title)
-        path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, text.encode())
 
 
 def check_report_paths(paths: Sequence[Path]) -> None:
-    """Refuse a wrong suffix before minutes of building."""
-    write_reports([], [p for p in paths if p.suffix not in REPORT_SUFFIXES], "")
-
-
-def artifact_folders(paths: Sequence[Path]) -> list[Path]:
-    """Artifact folders at or below ``paths``; UsageError when a path holds none."""
-    from edgebake.delivery import MANIFEST
-
-    found: list[Path] = []
+    """Refuse what cannot be written before minutes of building."""
     for path in paths:
-        below = sorted(p.parent for p in path.rglob(MANIFEST)) if path.is_dir() else []
-        artifacts = [f for f in below if "reference" not in f.relative_to(path).parts[-2:] and _is_artifact(f)]
-        if not artifacts:
+        if path.suffix not in REPORT_SUFFIXES:
             raise UsageError(
-                f"{path} holds no artifact" if path.exists() else f"{path} does not exist",
-                fix="give a folder that `edgebake build` wrote, such as dist or dist/<recipe>",
+                f"--report {path}: reports are told apart by suffix", fix=f"use one of {', '.join(REPORT_SUFFIXES)}"
             )
-        found += artifacts
-    return list(dict.fromkeys(found))
+        if path.is_dir():
+            raise UsageError(f"--report {path} is a folder", fix="name a file in it")
+        check_folder(path.parent, "--report")
 
 
-def _is_artifact(folder: Path) -> bool:
-    return folder.parent.name != "reference" and not any(part.startswith(".") for part in folder.parts if part != "..")
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot be made because something on its path is no folder."""
+    standing = next((p for p in (folder, *folder.parents) if p.exists()), None)
+    if standing is not None and not standing.is_dir():
+        raise UsageError(f"{option} {folder}: {standing} is not a folder", fix=f"choose another {option}")
+    if standing is not None and not os.access(standing, os.W_OK):
+        raise UsageError(f"{option} {folder}: {standing} cannot be written to", fix=f"choose another {option}")
 
 
-def show(results: Sequence[Result], title: str, *, as_json: bool) -> None:
-    """The results on standard output: a table, or the JSON report."""
-    import importlib
-
+def show(results: Sequence[Result], title: str, *, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """The results on standard output: a table, or the JSON report with ``more`` at its end."""
     if as_json:
-        sys.stdout.write(importlib.import_module("edgebake.reports.json").render(results, title=title) + "\n")
+        from edgebake.reports.json import document
+
+        print_json({**document(results, title=title), **(more or {})})
         return
-    importlib.import_module("edgebake.reports.console").show(results, console(), title=title)
+    from edgebake.reports.console import show as show_table
+
+    show_table(results, console(), title=title)

@@ -16,8 +16,7 @@ def run(*, recipes: Sequence[str], settings: Sequence[str], trust: bool, as_json
     if as_json:
         _shared.print_json({"artifacts": [u.id for u in units], "warnings": [asdict(w) for w in warnings]})
         return 0
-    out = _shared.console()
     for warning in warnings:
-        out.print(f"warning: {warning}")
-    out.print(f"ok: {len(units)} artifact{'' if len(units) == 1 else 's'} would be built")
+        _shared.say(f"warning: {warning}")
+    _shared.say(f"ok: {_shared.counted(len(units), 'artifact')} would be built")
     return 0

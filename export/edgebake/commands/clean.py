@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 from edgebake.commands import _shared
 from edgebake.errors import UsageError
+
+_LOGS_S = 30 * 86400  # logs of failed stages are kept as long, unless all goes
 
 
 def run(
@@ -24,9 +27,26 @@ def run(
     limit = 0 if everything else None if max_gib is None else int(max_gib * 2**30)
     age = None if older_than_days is None else older_than_days * 86400
     cleaned = opened.clean(max_bytes=limit, older_than_s=age)
+    logs = _remove_logs(opened.root, 0 if everything else _LOGS_S)
+    left = opened.size_bytes()
     if as_json:
-        _shared.print_json({**asdict(cleaned), "store": str(opened.root), "bytes_left": opened.size_bytes()})
+        _shared.print_json({**asdict(cleaned), "logs": logs, "store": str(opened.root), "bytes_left": left})
         return 0
-    left = opened.size_bytes() / 2**20
-    _shared.console().print(f"{cleaned}; {left:.1f} MiB left in {opened.root}")
+    _shared.say(f"{cleaned}; {_shared.kib_or_mib(left)} left in {opened.root}")
+    if limit is None and age is None and left:
+        _shared.say("only leftovers of killed builds were looked for: --max-gib, --older-than-days or --all frees more")
     return 0
+
+
+def _remove_logs(root: Path, older_than_s: float) -> int:
+    """Logs of failed stages, and with ``older_than_s`` 0 the notes that `explain` reads; returns how many."""
+    doomed = list((root / "log").glob("*.log")) + (list((root / "last").glob("*.json")) if not older_than_s else [])
+    now, count = time.time(), 0
+    for path in doomed:
+        try:
+            if now - path.stat().st_mtime >= older_than_s:
+                path.unlink()
+                count += 1
+        except FileNotFoundError:  # another process was quicker
+            continue
+    return count

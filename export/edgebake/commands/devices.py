@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgebake.commands import _shared
 
 
@@ -13,12 +15,16 @@ def run(*, name: str | None, as_json: bool) -> int:
     if as_json:
         _shared.print_json(found)
         return 0
-    out = _shared.console()
     for device, facts in found.items():
         if name is None:
-            out.print(f"{device:12} {facts.get('title', facts.get('name', ''))}")
+            _shared.say(f"{device:10}{facts.get('title', ''):22}{facts.get('vendor', ''):10}{facts.get('npu', '')}")
             continue
-        out.print(device)
+        _shared.say(device)
         for key, value in facts.items():
-            out.print(f"  {key}: {value}")
+            if isinstance(value, Mapping):
+                _shared.say(f"  {key}:")
+                for inner, text in value.items():
+                    _shared.say(f"    {inner}: {text}")
+            elif key != "name":
+                _shared.say(f"  {key}: {value}")
     return 0

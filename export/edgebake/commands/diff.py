@@ -7,42 +7,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebake.commands import _shared
-from edgebake.errors import EXIT_LIMIT
+from edgebake.errors import EXIT_LIMIT, UsageError
 
 if TYPE_CHECKING:
     from edgebake.result import Result
 
-
-def _results(path: Path) -> dict[str, Result]:
-    """Units by id, from artifact folders; one artifact alone is keyed by what it is compared as."""
-    from edgebake.commands.report import recorded
-
-    found = [recorded(folder) for folder in _shared.artifact_folders([path])]
-    return {"artifact" if len(found) == 1 else r.unit: r for r in found}
+ONE = "artifact"  # what two artifacts with different names are compared as
 
 
 def run(*, old: Path, new: Path, as_json: bool) -> int:
     """Print what differs; 5 when a unit that passed no longer does."""
     from edgebake.comparing import compare, flips
 
-    before, after = _results(old), _results(new)
-    if len(before) != 1 or len(after) != 1:
-        before = {r.unit: r for r in before.values()}
-        after = {r.unit: r for r in after.values()}
+    was, now = _results(old), _results(new)
+    before, after = {r.unit: r for r in was}, {r.unit: r for r in now}
+    pair = ""
+    if len(was) == len(now) == 1 and was[0].unit != now[0].unit:
+        pair = f"{was[0].unit} -> {now[0].unit}"
+        before, after = {ONE: was[0]}, {ONE: now[0]}
     changes, states = list(compare(before, after)), list(flips(before, after))
-    worse = any(was == "pass" and now != "pass" for _, was, now in states)
+    worse = any(b == "pass" and a != "pass" for _, b, a in states)
     if as_json:
-        _shared.print_json({"states": [list(s) for s in states], "changes": [asdict(c) for c in changes]})
+        document = {
+            "compared": [unit for unit in before if unit in after],
+            "states": [{"unit": unit, "old": b, "new": a} for unit, b, a in states],
+            "changes": [asdict(change) for change in changes],
+        }
+        _shared.print_json(document)
         return EXIT_LIMIT if worse else 0
-    out = _shared.console()
-    for unit, was, now in states:
-        out.print(f"{unit}: {was} -> {now}")
+    if pair:
+        _shared.say(pair)
+    for unit, b, a in states:
+        _shared.say(f"{unit}: {b} -> {a}")
     for change in changes:
         sign = {True: "better", False: "worse", None: ""}[change.better]
-        out.print(f"{change.unit}: {change.what} {_number(change.old)} -> {_number(change.new)} {sign}".rstrip())
+        _shared.say(f"{change.unit}: {change.what} {_number(change.old)} -> {_number(change.new)} {sign}".rstrip())
     if not states and not changes:
-        out.print("no difference")
+        _shared.say(f"no difference in {_shared.counted(len(before), 'artifact')}")
     return EXIT_LIMIT if worse else 0
+
+
+def _results(path: Path) -> list[Result]:
+    from edgebake.commands._results import from_report, recorded
+
+    if path.is_file():
+        return from_report(path)
+    found = [recorded(folder) for folder in _shared.artifact_folders([path])]
+    twice = sorted({r.unit for r in found if sum(other.unit == r.unit for other in found) > 1})
+    if twice:
+        raise UsageError(f"{path} holds {twice[0]} more than once", fix="name one of the folders that hold it")
+    return found
 
 
 def _number(value: float | None) -> str:

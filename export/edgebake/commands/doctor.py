@@ -7,6 +7,7 @@ from typing import Any
 
 from edgebake import __version__
 from edgebake.commands import _shared
+from edgebake.errors import EXIT_TOOLCHAIN
 from edgebake.keys import version
 from edgebake.store_home import default_root
 from edgebake.target import TARGETS, find_target, runners_of
@@ -41,35 +42,42 @@ def findings() -> dict[str, Any]:
 
 def run(*, fix: bool, as_json: bool) -> int:
     """Print it; 3 when a target misses something. ``fix`` makes the private toolchain folders that targets need."""
-    if fix:
-        _fix()
+    done = _fix() if fix else []
     found = findings()
     gaps = sum(t["missing"] is not None for t in found["targets"].values())
     if as_json:
-        _shared.print_json(found)
-        return 3 if gaps else 0
-    out = _shared.console()
-    out.print(f"edgebake {found['edgebake']}, Python {found['python']}, {found['system']}")
-    out.print(f"store: {found['store']}")
-    out.print("packages: " + ", ".join(f"{k} {v}" for k, v in found["packages"].items()))
+        _shared.print_json({**found, "fixed": done} if fix else found)
+        return EXIT_TOOLCHAIN if gaps else 0
+    for line in done:
+        _shared.say(line)
+    _shared.say(f"edgebake {found['edgebake']}, Python {found['python']}, {found['system']}")
+    _shared.say(f"store: {found['store']}")
+    _shared.say("packages: " + ", ".join(f"{k} {v}" for k, v in found["packages"].items()))
+    _shared.say("")
     for name, target in found["targets"].items():
         missing = target["missing"]
         versions = ", ".join(f"{k} {v}" for k, v in target["versions"].items())
-        out.print(f"{'ok     ' if missing is None else 'MISSING'} {name}: {versions}")
+        _shared.say(f"{'ok     ' if missing is None else 'MISSING'} {name}: {versions}")
         if missing:
-            out.print(f"        {missing['reason']}\n        remedy: {missing['remedy']}")
+            _shared.say(f"        {missing['reason']}\n        remedy: {missing['remedy']}")
         for runner, gap in target["runners"].items():
-            out.print(f"        runner {runner}: " + ("ready" if gap is None else f"{gap['reason']}; {gap['remedy']}"))
+            _shared.say(
+                f"        runner {runner}: " + ("ready" if gap is None else f"{gap['reason']}; {gap['remedy']}")
+            )
         if not target["runners"]:
-            out.print("        no runner: outputs are not measured on this machine")
-    return 3 if gaps else 0
+            _shared.say("        no runner: outputs are not measured on this machine")
+    if gaps:
+        _shared.say(f"\n{_shared.counted(gaps, 'target')} cannot be built here; the rest can")
+    return EXIT_TOOLCHAIN if gaps else 0
 
 
-def _fix() -> None:
-    out = _shared.console()
+def _fix() -> list[str]:
+    """What was made, a line each."""
     fixable = [name for name in TARGETS.names() if hasattr(find_target(name), "fix")]
     if not fixable:
-        out.print("no installed target needs a private toolchain folder: everything runs in this environment")
+        return ["no installed target needs a private toolchain folder: everything runs in this environment"]
+    done = []
     for name in fixable:
         target: Any = find_target(name)
-        out.print(f"{name}: {target.fix(default_root() / 'toolchains')}")
+        done.append(f"{name}: {target.fix(default_root() / 'toolchains')}")
+    return done

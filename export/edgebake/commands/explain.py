@@ -30,13 +30,12 @@ def run(
     if as_json:
         _shared.print_json(found)
         return 0
-    console = _shared.console()
     for name, stages in found.items():
-        console.print(name)
+        _shared.say(name)
         for stage, facts in stages.items():
-            console.print(f"  {stage}: {facts['state']}")
+            _shared.say(f"  {stage}: {facts['state']}")
             for line in facts["why"]:
-                console.print(f"    {line}")
+                _shared.say(f"    {line}")
     return 0
 
 

@@ -11,23 +11,27 @@ from edgebake.errors import UsageError
 DEFAULT_TARGETS = ("executorch-xnnpack", "onnx-cpu", "coreml")
 
 
-def _refuse_missing_folder(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent}", fix="create it, or choose another --output")
-
-
-def run(*, model: str, output: Path | None, force: bool) -> int:
+def run(*, model: str, output: Path | None, force: bool, as_json: bool) -> int:
     """Write the recipe; refuses to overwrite one without ``force``."""
     from edgebake.drafting import draft, write_out
     from edgebake.store_files import replace_bytes
 
     found = draft(model, Path.cwd())
     path = output or Path(f"{found.name}.yaml")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", fix=f"name a file in it: --output {path / found.name}.yaml")
     if path.exists() and not force:
         raise UsageError(f"{path} exists already", fix="choose another --output, or --force to overwrite it")
-    _refuse_missing_folder(path)
-    replace_bytes(path, write_out(found, DEFAULT_TARGETS, "fp32").encode())
-    _shared.console().print(f"wrote {path}; next: edgebake check {path}, then edgebake build {path}")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}", fix="create it, or choose another --output")
+    text = write_out(found, DEFAULT_TARGETS, "fp32", path.parent)
+    replace_bytes(path, text.encode())
+    if as_json:
+        _shared.print_json({"recipe": path, "name": found.name, "source": found.source, "task": found.task})
+        return 0
+    _shared.say(f"wrote {path}; next: edgebake check {path}, then edgebake build {path}")
+    for note in found.notes:
+        _shared.say(f"note: {note}")
     return 0
 
 
@@ -37,13 +41,32 @@ def one_shot(model: str, targets: Sequence[str], scheme: str | None) -> Path:
     from edgebake.scheme import canonical
     from edgebake.store_files import replace_bytes
 
+    try:
+        wanted = canonical(scheme or "fp32")
+    except ValueError as error:
+        raise UsageError(f"--scheme: {error}", fix="edgebake targets lists what each target supports") from None
+    _refuse_unsupported(targets, wanted)
     found = draft(model, Path.cwd())
     path = Path(f"{found.name}.yaml")
-    text = write_out(found, targets or DEFAULT_TARGETS[:1], canonical(scheme or "fp32"))
-    if path.exists() and path.read_text("utf-8") != text:
-        path = Path(f"{found.name}-{canonical(scheme or 'fp32')}.yaml")
-        if path.exists() and path.read_text("utf-8") != text:
-            raise UsageError(f"{path} exists and differs", fix=f"build it: edgebake build {path}; or remove it")
+    text = write_out(found, targets or DEFAULT_TARGETS[:1], wanted, Path())
+    if path.exists() and path.read_text("utf-8", "replace") != text:
+        path = Path(f"{found.name}-{wanted}.yaml")
+        if path.exists() and path.read_text("utf-8", "replace") != text:
+            raise UsageError(
+                f"{path} exists and is not what would be written", fix=f"build it: edgebake build {path}; or remove it"
+            )
     replace_bytes(path, text.encode())
-    _shared.console(stderr=True).print(f"wrote {path}, the recipe of this build")
+    _shared.say_aside(f"wrote {path}, the recipe of this build")
     return path
+
+
+def _refuse_unsupported(targets: Sequence[str], scheme: str) -> None:
+    """Before a recipe is written that could not be built."""
+    from edgebake.target import find_target, support_of
+
+    for name in targets:
+        target = find_target(name)
+        row = support_of(target, scheme)
+        if row is None or row.override_only:
+            able = ", ".join(row.scheme for row in target.SUPPORTS if not row.override_only)
+            raise UsageError(f"{name} does not support the scheme {scheme}", fix=f"it supports {able}")

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgebake.commands import _shared
-from edgebake.errors import ToolchainMissing, UsageError
+from edgebake.errors import EdgebakeError, ToolchainMissing, UsageError
 from edgebake.target import INSPECTORS
-from edgebake.wording import visible
 
-if TYPE_CHECKING:
-    from edgebake.types import Inspection, TensorSpec
-
+TIMEOUT_S = 120.0
+MEMORY_MIB = 4096.0
 _SHOWN = 12
+_LONGEST = 400
 
 
 def run(*, path: Path, as_json: bool) -> int:
-    """Inspect a file, a package or an artifact folder."""
-    manifest, entry = _entry(path)
-    inspection = _inspector(entry).inspect(entry)
+    """Inspect a file, a package or an artifact folder, in a process with limits on memory and time."""
+    from edgebake.commands import _isolated
+
+    _refuse(path)
+    (found,) = _isolated.run("inspect", [{"path": str(path)}], timeout_s=TIMEOUT_S, memory_mib=MEMORY_MIB)
+    if isinstance(found, EdgebakeError):
+        raise found
     if as_json:
-        _shared.print_json({**asdict(inspection), "manifest": manifest})
+        _shared.print_json(found)
     else:
-        _print(inspection, entry, manifest)
+        _shared.say("\n".join(_lines(found)))
     return 0
 
 
-def _entry(path: Path) -> tuple[dict[str, Any] | None, Path]:
-    from edgebake import delivery
+def _refuse(path: Path) -> None:
+    """What needs no process of its own to be refused."""
+    from edgebake.delivery import MANIFEST
 
+    kinds = "a .pte, .onnx, .mlpackage or an artifact folder"
     if not path.exists():
-        raise UsageError(f"{path} does not exist", fix="give a .pte, .onnx, .mlpackage or an artifact folder")
-    if path.is_dir() and (path / delivery.MANIFEST).is_file():
-        manifest = delivery.read_manifest(path)
-        return manifest, path / str(manifest["entry"])
-    return None, path
+        raise UsageError(f"{path} does not exist", fix=f"give {kinds}")
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return
+    package = path.suffix == ".mlpackage"
+    if path.is_dir() != package or not (path.is_dir() or path.is_file()):
+        what = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
+        raise UsageError(f"{path} is {what}, not {kinds}", fix=_below(path) if path.is_dir() else f"give {kinds}")
+    _inspector(path)
+
+
+def _below(folder: Path) -> str:
+
+    try:
+        found = _shared.artifact_folders([folder])
+    except UsageError:
+        return "no artifact lies below it"
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return f"artifacts below it: {', '.join(str(f) for f in found[:4])}{more}"
 
 
 def _inspector(path: Path) -> Any:
@@ -48,42 +66,79 @@ def _inspector(path: Path) -> Any:
             if missing := module.missing():
                 raise ToolchainMissing(f"cannot read {path.suffix} files: {missing.reason}", fix=missing.remedy)
             return module
-    raise UsageError(f"{path}: no inspector reads this kind of file", fix=f"known: {', '.join(known)}")
+    raise UsageError(f"{path}: nothing here reads this kind of file", fix=f"known: {', '.join(known)}")
 
 
-def _tensor(spec: TensorSpec) -> str:
-    return f"{visible(spec.name)} {spec.dtype}[{', '.join(visible(str(d)) for d in spec.shape)}]"
+def isolated(path: str) -> dict[str, Any]:
+    """In the worker: plain data of the inspection, with ``path`` and the manifest where there is one."""
+    from dataclasses import asdict
+
+    from edgebake.commands._artifacts import manifest_of
+
+    given = Path(path)
+    manifest, names = None, {}
+    if given.is_dir() and given.suffix != ".mlpackage":
+        manifest = manifest_of(given)
+        given = given / manifest["entry"]
+        names = _names(manifest)
+    return {**asdict(_inspector(given).inspect(given)), "path": str(given), "manifest": manifest, "names": names}
 
 
-def _print(inspection: Inspection, path: Path, manifest: dict[str, Any] | None) -> None:
-    out = _shared.console()
-    out.print(f"{path}: {inspection.format}, {inspection.total_bytes / 2**20:.2f} MiB")
+def _names(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What the recipe calls inputs and outputs: a .pte knows them by position only."""
+    methods = list(manifest["signature"]["methods"].values())
+    if len(methods) != 1:
+        return {}
+    return {side: [str(spec["name"]) for spec in methods[0][side]] for side in ("inputs", "outputs")}
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    manifest = found["manifest"]
+    yield f"{found['path']}: {found['format']}, {_shared.kib_or_mib(found['total_bytes'])}"
     if manifest:
-        out.print(f"built as {manifest['unit']} by edgebake {manifest['edgebake']}")
-    for title, specs in (("inputs", inspection.inputs), ("outputs", inspection.outputs)):
-        out.print(f"{title}:")
-        for spec in specs:
-            out.print(f"  {_tensor(spec)}")
-    _print_counts(out, "delegates", inspection.delegates)
-    _print_counts(out, "operators", inspection.operators)
-    out.print("weights:")
+        yield f"built as {manifest['unit']} by edgebake {manifest['edgebake']}"
+    for title in ("inputs", "outputs"):
+        yield f"{title}:"
+        named = found["names"].get(title, [])
+        for number, spec in enumerate(found[title]):
+            name = named[number] if len(named) == len(found[title]) else spec["name"]
+            inside = "" if name == spec["name"] else f" ({spec['name']} in the file)"
+            yield f"  {name}{inside} {spec['dtype']}[{', '.join(str(d) for d in spec['shape'])}]"
+    for title in ("delegates", "operators"):
+        if found[title]:
+            yield f"{title}: {_counts(found[title])}"
+    yield from _weights(found)
+    for key, value in found["facts"].items():
+        if value not in ({}, [], "", None):
+            yield f"{key.replace('_', ' ')}: {_short(value)}"
+
+
+def _weights(found: Mapping[str, Any]) -> Iterator[str]:
     totals: dict[str, list[int]] = {}
-    for record in inspection.weights:
-        row = totals.setdefault(record.dtype, [0, 0, 0])
+    for record in found["weights"]:
+        row = totals.setdefault(record["dtype"], [0, 0, 0])
         row[0] += 1
-        row[1] += record.bytes
-        row[2] += record.scale_bytes
+        row[1] += record["bytes"]
+        row[2] += record["scale_bytes"]
+    yield "weights:" if totals else "weights: none"
     for dtype, (count, size, scales) in sorted(totals.items(), key=lambda item: -item[1][1]):
-        share = size / max(inspection.total_bytes, 1)
-        out.print(f"  {dtype}: {count} tensors, {size / 2**20:.2f} MiB ({share:.0%}), scales {scales / 2**10:.1f} KiB")
-    for key, value in inspection.facts.items():
-        out.print(f"{key}: {visible(str(value))[:400]}")
+        share = size / max(found["total_bytes"], 1)
+        more = f", and {_shared.kib_or_mib(scales)} of scales" if scales else ""
+        yield f"  {dtype}: {_shared.counted(count, 'tensor')}, {_shared.kib_or_mib(size)} ({share:.0%}){more}"
 
 
-def _print_counts(out: Any, title: str, counts: Any) -> None:
-    if not counts:
-        return
+def _counts(counts: Mapping[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     rest = len(ranked) - _SHOWN
-    shown = ", ".join(f"{visible(name)} x{n}" for name, n in ranked[:_SHOWN])
-    out.print(f"{title}: {shown}" + (f" and {rest} more kinds" if rest > 0 else ""))
+    shown = ", ".join(f"{name} x{n}" for name, n in ranked[:_SHOWN])
+    return shown + (f" and {rest} more kinds" if rest > 0 else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(_short(item) for item in value)
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgebake.commands import _shared
-from edgebake.result import Result, exit_code
+from edgebake.errors import ArtifactDamaged
 
-
-def recorded(folder: Path) -> Result:
-    """The result that ``folder`` records: its limits judged on its own measurements, nothing run."""
-    from edgebake import delivery
-    from edgebake.limits import judge
-    from edgebake.recipe import Limits
-    from edgebake.types import Verdict
-
-    manifest = delivery.read_manifest(folder)
-    measured = delivery.read_measurements(folder)
-    limits = Limits.model_validate(manifest["limits"])
-    structure = tuple(Verdict(**v) for v in measured.get("structure", ()))
-    return Result(
-        unit=manifest["unit"],
-        recipe=manifest["recipe"],
-        component=manifest["component"],
-        target=manifest["target"],
-        scheme=manifest["scheme"],
-        device=manifest["device"],
-        name=manifest["name"],
-        folder=folder,
-        verdicts=(*judge(limits, measured), *structure),
-        measurements=measured,
-        stages={name: stage["state"] for name, stage in measured.get("stages", {}).items()},
-    )
+if TYPE_CHECKING:
+    from edgebake.result import Result
 
 
 def run(*, folders: Sequence[Path], reports: Sequence[Path], strict: bool, as_json: bool) -> int:
-    """Render; the exit code is that of the recorded verdicts."""
+    """Render; the exit code is that of the recorded verdicts, 4 when a record is damaged."""
+    from edgebake.result import exit_code
+
     _shared.check_report_paths(reports)
-    results = [recorded(folder) for folder in _shared.artifact_folders(folders)]
+    results = [_recorded(folder) for folder in _shared.artifact_folders(folders)]
     _shared.write_reports(results, reports, "report")
     _shared.show(results, "report", as_json=as_json)
     return exit_code(results, strict=strict)
+
+
+def _recorded(folder: Path) -> Result:
+    from edgebake.commands._results import recorded, unreadable
+
+    try:
+        return recorded(folder)
+    except ArtifactDamaged as error:  # shown in its row: the others are worth seeing
+        return unreadable(folder, "report", error)

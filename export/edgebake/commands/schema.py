@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgebake.commands import _shared
 
 
-def run() -> int:
+def run(*, as_json: bool) -> int:  # noqa: ARG001 - it is JSON either way
     """Print it."""
     from edgebake.schema import schema
 

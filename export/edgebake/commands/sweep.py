@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.commands import _shared
-from edgebake.errors import RecipeError
+from edgebake.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from edgebake.recipe import Component, TargetRule
@@ -33,15 +33,19 @@ def run(
     from edgebake.pipeline import BuildOptions, build
     from edgebake.result import exit_code
 
-    (file,) = _shared.read_recipes([recipe], settings)
+    file, *others = _shared.read_recipes([recipe], settings)
+    if others:
+        raise UsageError(f"{recipe!r} names {1 + len(others)} recipes", fix="sweep one at a time")
+    _shared.check_folder(out, "--out")
     swept = _swept(file, schemes, targets)
     with watching(quiet=quiet or as_json) as observe:
-        results = build([swept], BuildOptions(out=out / "sweep", store=store, trust=trust), observe)
+        results = build([swept], BuildOptions(out=out, store=store, trust=trust), observe)
     rows = table(results)
     if as_json:
         _shared.print_json(rows)
     else:
         _print(rows)
+        _shared.say(f"artifacts in {out}")
     by_target = {r.target for r in results}
     met = {r.target for r in results if r.state in ("pass", "not measured")}
     return 0 if by_target == met else exit_code(results)
@@ -57,10 +61,11 @@ def _swept(file: RecipeFile, schemes: Sequence[str], targets: Sequence[str]) -> 
 
 def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str]) -> tuple[TargetRule, ...]:
     from edgebake.recipe import TargetRule
-    from edgebake.scheme import canonical, parse
+    from edgebake.scheme import parse
     from edgebake.target import find_target
 
-    wanted = [canonical(s) for s in schemes]
+    wanted = [_scheme(s) for s in schemes]
+    _refuse_unknown(wanted, targets or [rule.target for rule in component.targets])
     calibrated = component.samples.calibration is not None
     rules: dict[tuple[str, str | None, str], TargetRule] = {}
     known = {rule.target: rule for rule in component.targets}
@@ -74,10 +79,30 @@ def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str])
                 rules[name, base.device, scheme] = base.model_copy(update=changes)
     if not rules:
         raise RecipeError(
-            f"none of {', '.join(wanted)} is supported by {', '.join(targets or known)}",
-            fix="`edgebake targets` lists what each can do; w8a8 also needs calibration samples",
+            f"none of {', '.join(wanted)} can be tried on {', '.join(targets or known)}",
+            fix="`edgebake targets` lists what each can do; static activations (w8a8) need calibration samples",
         )
     return tuple(rules.values())
+
+
+def _scheme(name: str) -> str:
+    from edgebake.scheme import parse
+
+    try:
+        return parse(name).name
+    except ValueError as error:
+        raise UsageError(f"--scheme: {error}", fix="edgebake targets lists what each target supports") from None
+
+
+def _refuse_unknown(schemes: Sequence[str], targets: Sequence[str]) -> None:
+    """A scheme that no target can do would otherwise be missing from the table without a word."""
+    from edgebake.target import find_target, support_of
+
+    for scheme in schemes:
+        rows = [row for name in targets if (row := support_of(find_target(name), scheme)) is not None]
+        if all(row.override_only for row in rows):
+            able = {row.scheme: None for name in targets for row in find_target(name).SUPPORTS if not row.override_only}
+            raise UsageError(f"{scheme} is supported by none of {', '.join(targets)}", fix=f"known: {', '.join(able)}")
 
 
 def table(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -118,22 +143,29 @@ def _row(result: Result) -> dict[str, Any]:
     }
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
+_COLUMNS = ("target", "scheme", "state", "size", "of float", "agreement", "cosine", "Pareto")
 
-    shown = Table(box=None, pad_edge=False)
-    for title in ("target", "scheme", "state", "MiB", "of float", "agreement", "cosine", "Pareto", "why"):
-        shown.add_column(title, justify="right" if title in ("MiB", "of float", "agreement", "cosine") else "left")
-    for row in rows:
-        shown.add_row(
-            row["target"],
-            row["scheme"],
-            row["state"],
-            "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.2f}",
-            "" if row["of_float"] is None else f"{row['of_float']:.3f}",
-            "" if row["agreement"] is None else f"{row['agreement']:.4f}",
-            "" if row["cosine"] is None else f"{row['cosine']:.5f}",
-            "*" if row["pareto"] else "",
-            row["why"],
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
+    for row, facts in zip(cells, [None, *rows], strict=True):
+        padded = (
+            cell.rjust(w) if 3 <= i <= 6 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-    _shared.console().print(shown)
+        _shared.say("  ".join(padded).rstrip())
+        if facts and facts["why"]:
+            _shared.say("    " + facts["why"].replace("\n", "\n    "))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["target"],
+        row["scheme"],
+        row["state"],
+        "" if row["bytes"] is None else _shared.kib_or_mib(row["bytes"]),
+        "" if row["of_float"] is None else f"{row['of_float']:.3f}",
+        "" if row["agreement"] is None else f"{row['agreement']:.4f}",
+        "" if row["cosine"] is None else f"{row['cosine']:.5f}",
+        "*" if row["pareto"] else "",
+    )

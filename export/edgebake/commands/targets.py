@@ -43,19 +43,18 @@ def run(*, as_json: bool) -> int:
     if as_json:
         _shared.print_json(rows())
         return 0
-    out = _shared.console()
     for row in rows():
         missing = row["missing"]
-        out.print(f"{row['target']}  " + ("ready" if missing is None else f"missing: {missing['reason']}"))
+        _shared.say(f"{row['target']}  " + ("ready" if missing is None else f"missing: {missing['reason']}"))
         if missing:
-            out.print(f"  remedy: {missing['remedy']}")
+            _shared.say(f"  remedy: {missing['remedy']}")
         for scheme in row["schemes"]:
             alias = f" ({', '.join(scheme['aliases'])})" if scheme["aliases"] else ""
             only = ", only in compress.modules" if scheme["only_as_override"] else ""
             note = f": {scheme['note']}" if scheme["note"] else ""
-            out.print(f"  {scheme['scheme']}{alias}  {' '.join(scheme['modules']) or 'whole graph'}{only}{note}")
+            _shared.say(f"  {scheme['scheme']}{alias}  {' '.join(scheme['modules']) or 'whole graph'}{only}{note}")
         for name, option in row["options"].items():
-            out.print(f"  option {name}={option['default']}: {option['help']}")
+            _shared.say(f"  option {name}={option['default']}: {option['help']}")
         runners = ", ".join(f"{n} ({r['kind']})" for n, r in row["runners"].items() if r["usable"])
-        out.print(f"  runs here: {runners or 'not at all: outputs are not measured'}")
+        _shared.say(f"  runs here: {runners or 'not at all: outputs are not measured'}")
     return 0

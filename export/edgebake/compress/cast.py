@@ -18,8 +18,8 @@ DISTRIBUTIONS = ("torch",)
 def apply(request: ModuleRequest) -> torch.nn.Module:
     """``request.module`` with its assigned modules in float16.
 
-    When all linear, convolution and embedding modules are assigned fp16, every parameter and buffer becomes half and
-    float inputs and outputs are cast at the border; otherwise only the assigned modules compute in half. The
+    When all linear, convolution and embedding modules are assigned fp16, everything but normalisations becomes half
+    and float inputs and outputs are cast at the border; otherwise only the assigned modules compute in half. The
     original's parameters are never changed: they may be shared with the float reference.
     """
     weighty = {canonical_module_name(path): module for path, module in _weighty(request.module)}
@@ -28,11 +28,14 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         return request.module
     replaced: dict[int, torch.Tensor] = {}
     whole = _all_half(request.assignment, tuple(weighty))
+    # Hooks are traced like code and, unlike a wrapper, keep module names and the signature of forward.
     for part in [request.module] if whole else [weighty[name] for name in assigned]:
         _to_half(part, replaced)
-        # Hooks are traced like code and, unlike a wrapper, keep module names and the signature of forward.
         part.register_forward_pre_hook(_inputs_to_half, with_kwargs=True)
         part.register_forward_hook(_outputs_to_float)
+    for norm in _norms(request.module) if whole else ():
+        norm.register_forward_pre_hook(_inputs_to_float, with_kwargs=True)
+        norm.register_forward_hook(_outputs_to_half)
     return request.module
 
 
@@ -41,6 +44,14 @@ def _weighty(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
     return ((path, part) for path, part in module.named_modules() if isinstance(part, kinds))
+
+
+def _norms(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Normalisations stay float32: ExecuTorch's own kernels lose the variance in half (MiniLM came out as NaN)."""
+    import torch
+
+    kinds = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm, torch.nn.modules.instancenorm._InstanceNorm)
+    return (part for part in module.modules() if isinstance(part, kinds))
 
 
 def _all_half(assignment: Assignment, weighty: tuple[str, ...]) -> bool:
@@ -52,7 +63,8 @@ def _to_half(module: torch.nn.Module, replaced: dict[int, torch.Tensor]) -> None
     """Give ``module`` half copies of its float tensors; tensors that several modules share stay shared."""
     import torch
 
-    for part in module.modules():
+    kept = set(_norms(module))
+    for part in (part for part in module.modules() if part not in kept):
         for name, parameter in list(part._parameters.items()):
             if parameter is not None and parameter.is_floating_point():
                 half = torch.nn.Parameter(parameter.detach().half(), requires_grad=False)
@@ -77,6 +89,18 @@ def _inputs_to_half(_module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[A
     import torch
 
     return _cast(args, torch.float16), _cast(kwargs, torch.float16)
+
+
+def _inputs_to_float(_module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    import torch
+
+    return _cast(args, torch.float32), _cast(kwargs, torch.float32)
+
+
+def _outputs_to_half(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+    import torch
+
+    return _cast(output, torch.float16)
 
 
 def _outputs_to_float(_module: torch.nn.Module, _args: Any, output: Any) -> Any:

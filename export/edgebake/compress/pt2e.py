@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ACTS_ON: ActsOn = "graph"
 DISTRIBUTIONS = ("torch", "torchao")
+OPS = ("torchao.quantization.pt2e.quantize_pt2e",)  # registers the operators that a stored program holds
 
 
 def apply(request: GraphRequest) -> torch.export.ExportedProgram:

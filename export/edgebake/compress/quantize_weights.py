@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ACTS_ON: ActsOn = "module"
 DISTRIBUTIONS = ("torch", "torchao")
+OPS = ("torchao.quantization",)  # registers the operators that a stored program holds
 
 
 def apply(request: ModuleRequest) -> torch.nn.Module:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,25 +33,39 @@ def missing() -> Missing | None:
 
 def warm_up() -> None:
     """Import the runtime and the torch whose tensors it takes."""
-    import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding kernels
-    from executorch.runtime import Runtime
+    _bindings()
 
-    Runtime.get()
+
+@lru_cache
+def _bindings() -> Any:
+    """The C++ runtime, without ``executorch.runtime`` around it.
+
+    That thin layer imports, for one class of warnings, the whole exporter: seconds of CPU and 130 MiB.
+    """
+    import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding kernels
+    import torch  # noqa: F401  the bindings link against its libraries
+
+    name = "portable_lib" if sys.platform == "win32" else "_portable_lib"  # on Windows the layer finds the DLLs
+    return import_module(f"executorch.extension.pybindings.{name}")
 
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
     """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
-    from executorch.runtime import Runtime, Verification
-
-    warm_up()
+    bindings = _bindings()
     try:
-        program = Runtime.get().load_program(entry, verification=Verification.InternalConsistency)
+        program = bindings._load_program(
+            str(entry),
+            enable_etdump=False,
+            debug_buffer_size=0,
+            program_verification=bindings.Verification.InternalConsistency,
+        )
     except RuntimeError as error:
         raise ArtifactDamaged(f"the ExecuTorch runtime refuses it: {error}", where=str(entry)) from error
-    absent = sorted(set(signature.methods) - set(program.method_names))
+    names = {program.get_method_name(index) for index in range(program.num_methods())}
+    absent = sorted(set(signature.methods) - names)
     if absent:
         raise ArtifactDamaged(
-            f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(program.method_names))}", where=str(entry)
+            f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(names))}", where=str(entry)
         )
     return _Session(program, signature)
 
@@ -66,7 +83,7 @@ class _Session:
         specs = self._signature.methods[method]
         loaded = self._load(method, specs)
         try:
-            outputs = loaded.execute(_tensors(method, specs, inputs))
+            outputs = loaded(_tensors(method, specs, inputs))
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
             raise StageFailed(
@@ -84,7 +101,8 @@ class _Session:
                     f"the ExecuTorch runtime cannot load method {method!r}: {error}",
                     fix="it may need a backend or kernels that this machine's runtime lacks",
                 ) from error
-            found = loaded.metadata.num_inputs(), loaded.metadata.num_outputs()
+            described = loaded.method_meta()
+            found = described.num_inputs(), described.num_outputs()
             if found != (len(specs.inputs), len(specs.outputs)):
                 raise ArtifactDamaged(
                     f"method {method!r} takes {found[0]} inputs and returns {found[1]} outputs; its signature says "

@@ -1,4 +1,4 @@
-"""Two small networks trained on scikit-learn's digits, the samples that judge them, and defects a build can be given."""
+"""Two small networks trained on scikit-learn's digits, the samples that judge them, and defects of their structure."""
 
 from __future__ import annotations
 
@@ -87,17 +87,18 @@ def fit(folder: Path) -> None:
     """Train both networks for a few seconds and write ``layered.safetensors`` and ``rows.safetensors``."""
     from safetensors.torch import save_file
 
+    torch.set_num_threads(1)  # so small that threads only wait for each other
     images, labels = digits()
     inputs = torch.from_numpy(images[:TRAINED, None])
     wanted = torch.from_numpy(labels[:TRAINED])
     seen = torch.from_numpy(masks(TRAINED, seed=1))
-    losses: dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor], int]] = {
-        "layered": (Layered(), lambda net, i: _loss(net(inputs[i].flatten(1)), wanted[i]), 300),
-        "rows": (Rows(), lambda net, i: sum(_loss(o, wanted[i]) for o in net(inputs[i], seen[i])), 250),
+    losses: dict[str, tuple[type[nn.Module], Callable[[nn.Module, torch.Tensor], torch.Tensor], int]] = {
+        "layered": (Layered, lambda net, i: _loss(net(inputs[i].flatten(1)), wanted[i]), 300),
+        "rows": (Rows, lambda net, i: sum(_loss(o, wanted[i]) for o in net(inputs[i], seen[i])), 250),
     }
-    for name, (_, loss, steps) in losses.items():
+    for name, (network_class, loss, steps) in losses.items():
         torch.manual_seed(0)
-        network = {"layered": Layered, "rows": Rows}[name]()
+        network = network_class()
         optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -117,7 +118,6 @@ def _set(network: nn.Module, **values: Any) -> None:
 
 # What a converter could get wrong and no edit of weights can imitate; each changes how a network computes.
 DEFECTS: dict[str, Callable[[Any], None]] = {
-    "": lambda network: None,
     "sigmoid": partial(_set, activation=torch.sigmoid),
     "subtract": partial(_set, join=torch.sub),
     "softmax-axis": partial(_set, softmax_axis=1),
@@ -126,19 +126,23 @@ DEFECTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def layered(defect: str = "") -> nn.Module:
+def layered() -> nn.Module:
     """A ``Layered`` whose weights the recipe loads."""
-    return _defective(Layered(), defect)
+    return Layered()
 
 
-def rows(defect: str = "") -> nn.Module:
+def rows() -> nn.Module:
     """A ``Rows`` whose weights the recipe loads."""
-    return _defective(Rows(), defect)
+    return Rows()
 
 
-def _defective(network: nn.Module, defect: str) -> nn.Module:
-    DEFECTS[defect](network)
-    return network
+def trained(name: str, folder: Path) -> nn.Module:
+    """``layered`` or ``rows`` with the weights that ``fit`` left in ``folder``."""
+    from safetensors.torch import load_file
+
+    network = {"layered": Layered, "rows": Rows}[name]()
+    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return network.eval()
 
 
 def flat_samples(request: SampleRequest) -> list[Sample]:

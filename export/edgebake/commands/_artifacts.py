@@ -1,0 +1,87 @@
+"""Manifests and measurements of artifact folders, whoever filled them: nothing in them is taken on trust."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgebake.errors import ArtifactDamaged
+
+MAX_JSON = 64 << 20  # bytes; the manifest of a network with 100,000 modules has a quarter of that
+# <component>/<target>/<device>/<scheme> -> <component>/reference/<digest>
+_BESIDE = re.compile(r"(\.\./){1,3}reference/[a-z0-9][a-z0-9._-]*")
+_TEXTS = ("unit", "recipe", "component", "target", "scheme", "entry", "edgebake")
+_MAPPINGS = ("limits", "reference", "signature", "assignment", "delegation", "model")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest in ``folder``, its types and paths checked. UsageError, ArtifactDamaged."""
+    from edgebake import delivery
+
+    path = folder / delivery.MANIFEST
+    _refuse_huge(path)
+    try:
+        found = delivery.read_manifest(folder)
+        wrong = list(_oddities(found))
+    except (TypeError, RecursionError) as error:
+        raise ArtifactDamaged(f"this is no manifest of edgebake: {error}", where=str(path)) from None
+    if wrong:
+        raise ArtifactDamaged(
+            f"this is no manifest of edgebake: {'; '.join(wrong)}", where=str(path), fix="build the artifact again"
+        )
+    _refuse_escapes(folder, found, path)
+    return found
+
+
+def measurements_of(folder: Path) -> dict[str, Any]:
+    """The measurements in ``folder``; ArtifactDamaged when they are missing or changed."""
+    from edgebake import delivery
+
+    _refuse_huge(folder / delivery.MEASUREMENTS)
+    try:
+        return delivery.read_measurements(folder)
+    except (TypeError, RecursionError) as error:
+        raise ArtifactDamaged(f"not what edgebake writes: {error}", where=str(folder / delivery.MEASUREMENTS)) from None
+
+
+def _refuse_huge(path: Path) -> None:
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_JSON:
+        raise ArtifactDamaged(f"it has {size >> 20} MiB: edgebake writes no such file", where=str(path))
+
+
+def _oddities(found: Mapping[str, Any]) -> Iterator[str]:
+    for key in _TEXTS:
+        if not isinstance(found.get(key), str):
+            yield f"{key} is not text"
+    for key in _MAPPINGS:
+        if not isinstance(found.get(key), Mapping):
+            yield f"{key} is not a mapping"
+    files = found.get("files")
+    listed = files if isinstance(files, list) else []
+    fine = all(isinstance(f, Mapping) and isinstance(f.get("path"), str) and f.get("sha256") for f in listed)
+    if not listed or not fine:
+        yield "files is not a list of paths and digests"
+
+
+def _refuse_escapes(folder: Path, found: Mapping[str, Any], path: Path) -> None:
+    """Files lie in the folder; the reference beside the artifacts of the component, never anywhere else."""
+    names = [f["path"] for f in found["files"]]
+    for name in (*names, found["entry"]):
+        if not _plain(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ArtifactDamaged(f"{name!r} leaves the artifact folder", where=str(path), fix="do not trust this file")
+    entry = found["entry"]
+    if not any(name == entry or name.startswith(f"{entry}/") for name in names):
+        raise ArtifactDamaged(f"its entry {entry!r} is none of its files", where=str(path))
+    reference = found["reference"].get("path")
+    if not isinstance(reference, str) or not _BESIDE.fullmatch(reference):
+        raise ArtifactDamaged(
+            f"its reference {reference!r} is not beside the artifact", where=str(path), fix="do not trust this file"
+        )
+
+
+def _plain(name: str) -> bool:
+    inside = PurePosixPath(name)
+    return bool(name) and not inside.is_absolute() and ".." not in inside.parts and not set(name) & set("\\:\0")

@@ -1,0 +1,62 @@
+"""Runs .mlpackage artifacts with Apple's own Core ML, on a Mac."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.target import Missing, Session
+from edgebake.types import RunnerKind, Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RUNS = ("coreml",)
+KIND: RunnerKind = "device"
+DISTRIBUTIONS = ("coremltools",)
+
+
+def missing() -> Missing | None:
+    """None on a Mac with coremltools."""
+    if platform.system() != "Darwin":
+        return Missing(
+            reason="Core ML executes on macOS only",
+            remedy="copy the component's folder to a Mac and run `edgebake verify` there",
+        )
+    if find_spec("coremltools") is None:
+        return Missing(
+            reason="the Python package 'coremltools' is not installed", remedy="pip install 'edgebake[coreml]'"
+        )
+    return None
+
+
+def warm_up() -> None:
+    """Import coremltools."""
+    import coremltools  # noqa: F401
+
+
+def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
+    """Compile and load the package at ``entry``, or one package per method in that folder."""
+    import coremltools as ct
+
+    single = entry.suffix == ".mlpackage"
+    paths = {m: entry if single else entry / f"{m}.mlpackage" for m in signature.methods}
+    return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, signature)
+
+
+class _Session:
+    """One Core ML model per method."""
+
+    def __init__(self, models: Mapping[str, Any], signature: Signature) -> None:
+        self._models = models
+        self._signature = signature
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Predict once; inputs go in as the package declares them, outputs come back in the signature's dtypes."""
+        specs = self._signature.methods[method]
+        given = {s.name: inputs[s.name].astype(s.lowered_dtype or s.dtype) for s in specs.inputs}
+        values = self._models[method].predict(given)
+        return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}

@@ -1,0 +1,120 @@
+"""A small network with its signature, and what is asked of the Core ML target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgebake.target import LowerRequest
+from edgebake.trace import trace
+from edgebake.types import (
+    Assignment,
+    DimBounds,
+    Loaded,
+    Lowered,
+    MethodSignature,
+    ModuleKind,
+    Signature,
+    TensorSpec,
+    Traced,
+    Verdict,
+)
+from edgebake_targets import coreml
+from edgebake_targets.inspectors import mlpackage
+
+KINDS: dict[str, ModuleKind] = {"embed": "embedding", "conv": "conv", "up": "conv", "first": "linear", "last": "linear"}
+
+
+class Network(nn.Module):
+    """An embedding, a convolution and a transposed one with batch normalisation, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.conv, self.norm = nn.Conv1d(16, 32, 3, padding=1), nn.BatchNorm1d(32)
+        self.up, self.up_norm = nn.ConvTranspose1d(32, 24, 3, padding=1), nn.BatchNorm1d(24)
+        self.first, self.last = nn.Linear(24, 16), nn.Linear(16, 20, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids: (1, sequence)."""
+        x = self.embed(ids).transpose(1, 2)
+        x = torch.relu(self.norm(self.conv(x)))
+        hidden = self.first(self.up_norm(self.up(x)).transpose(1, 2))
+        return hidden, self.last(torch.relu(hidden))
+
+
+class Wrapper(nn.Module):
+    """As models/ wraps a network."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A tuple whatever the network returns."""
+        out = self.wrapped(x)
+        return out if isinstance(out, tuple) else (out,)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    net = Network()
+    for norm in (net.norm, net.up_norm):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    with torch.no_grad():
+        net.last.weight[3] = 0  # a dead channel: its scale would be 0 / 127
+    return net.eval()
+
+
+def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name=name, shape=shape, dtype=dtype)
+
+
+def traced_of(net: nn.Module, inputs: list[TensorSpec], outputs: list[TensorSpec], **dims: DimBounds) -> Traced:
+    method = MethodSignature(inputs=tuple(inputs), outputs=tuple(outputs))
+    signature = Signature(methods={"forward": method}, dims=dims)
+    return trace(Loaded(methods={"forward": Wrapper(net).eval()}, signature=signature, facts={}))
+
+
+def traced_network() -> Traced:
+    outputs = [spec("hidden", 1, "seq", 16), spec("logits", 1, "seq", 20)]
+    return traced_of(network(), [spec("ids", 1, "seq", dtype="int64")], outputs, seq=DimBounds(min=4, max=64))
+
+
+def ask(
+    folder: Path, schemes: Mapping[str, str], scheme: str = "fp16", system: str = "iOS17", precision: str = "auto"
+) -> LowerRequest:
+    folder.mkdir(parents=True, exist_ok=True)
+    return LowerRequest(
+        unit="test",
+        scheme=scheme,
+        assignment=Assignment(schemes=schemes, kinds=dict.fromkeys(schemes, "linear")),
+        options={"minimum_os": system, "compute_precision": precision},
+        device=None,
+        calibration=None,
+        folder=folder,
+    )
+
+
+def everywhere(scheme: str) -> dict[str, str]:
+    return dict.fromkeys(KINDS, scheme)
+
+
+def verdicts(folder: Path, lowered: Lowered) -> dict[str, Verdict]:
+    found = coreml.structure(folder / lowered.entry, lowered.signature, coreml.read_checks(folder))
+    return {verdict.limit: verdict for verdict in found}
+
+
+def formats(package: Path) -> dict[str, str]:
+    return {record.name: record.dtype for record in mlpackage.inspect(package).weights}
+
+
+FORMATS = {"w8": "int8", "fp16": "float16", "fp32": "float32"}
+
+
+MIXED = {**everywhere("w8"), "first": "palette6", "last": "fp32"}

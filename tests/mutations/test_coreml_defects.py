@@ -1,0 +1,113 @@
+"""Nothing here runs Core ML, so a defect in compressed weights has to show in their structure: `structure.weights`."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tampering import EXIT_LIMIT, Edit, Mutation, judged, tampered
+
+from edgebake_targets._coreml_constants import constants, decode
+from edgebake_targets._coreml_package import array_of, open_package, payload_of
+
+pytestmark = pytest.mark.slow  # coremltools takes seconds to import
+PACKAGE, WEIGHTS = "model.mlpackage", "Data/com.apple.CoreML/weights/weight.bin"
+_ENTRY = struct.Struct("<IIQQQ")  # sentinel, dtype, bytes, offset, padding
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def _read(folder: Path, name: str, part: str) -> tuple[int, np.ndarray]:
+    """Offset in the weight file and stored values of one part of a constant."""
+    package = open_package(folder / PACKAGE)
+    payload = payload_of(package, constants(package)[name].parts[part])
+    assert payload.key is not None
+    blob = (folder / PACKAGE / WEIGHTS).read_bytes()
+    return _ENTRY.unpack_from(blob, payload.key[1])[3], np.array(array_of(payload))
+
+
+def _write(folder: Path, at: int, values: np.ndarray) -> None:
+    blob = bytearray((folder / PACKAGE / WEIGHTS).read_bytes())
+    raw = values.tobytes()
+    assert bytes(blob[at : at + len(raw)]) != raw, "nothing would change"
+    blob[at : at + len(raw)] = raw
+    (folder / PACKAGE / WEIGHTS).write_bytes(blob)
+
+
+def _change(name: str, part: str, change: Change, folder: Path) -> None:
+    at, values = _read(folder, name, part)
+    _write(folder, at, np.ascontiguousarray(change(values.copy()), values.dtype))
+
+
+def edit(name: str, part: str, change: Change) -> Edit:
+    """An edit of one part of a compressed weight."""
+    return partial(_change, name, part, change)
+
+
+def exchanged(one: str, other: str, part: str) -> Edit:
+    """The same part of two weights in each other's place."""
+
+    def change(folder: Path) -> None:
+        (at, first), (there, second) = _read(folder, one, part), _read(folder, other, part)
+        _write(folder, at, second)
+        _write(folder, there, first)
+
+    return change
+
+
+def put(index: Any, change: Change) -> Change:
+    """Some values changed."""
+
+    def changed(values: np.ndarray) -> np.ndarray:
+        values[index] = change(values[index])
+        return values
+
+    return changed
+
+
+MUTATIONS = (
+    Mutation("scale", "layered", "w8", edit("second_weight_w8", "scale", put(5, lambda s: s * 1.1))),
+    Mutation("scales-moved", "layered", "w8", edit("first_weight_w8", "scale", lambda s: np.roll(s, 1))),
+    Mutation("zero-point", "layered", "w8", edit("third_weight_w8", "zero_point", put(9, lambda z: z + 4))),
+    Mutation("channel-negated", "layered", "w8", edit("head_weight_w8", "quantized_data", put(3, lambda q: -q))),
+    Mutation("transposed", "layered", "w8", edit("second_weight_w8", "quantized_data", np.transpose)),
+    Mutation("swapped", "layered", "w8", exchanged("first_weight_w8", "second_weight_w8", "quantized_data")),
+    Mutation("table-entry", "layered", "palette4", edit("second_weight_palette4", "lut", put(6, lambda v: v + 0.05))),
+    Mutation("table-turned", "layered", "palette4", edit("head_weight_palette4", "lut", lambda t: t[::-1])),
+    Mutation(
+        "indices", "layered", "palette4", edit("third_weight_palette4", "indices", put(slice(9), lambda i: i ^ 3))
+    ),
+)
+
+
+def _built(workshop: Any) -> Path:
+    found: Path = workshop.built("layered", "coreml")
+    return found
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    package = open_package(folder / PACKAGE)
+    return {name: decode(package, c) for name, c in constants(package).items() if "constexpr" in c.operator}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_changed_weight_fails_structure_weights(mutation: Mutation, workshop: Any) -> None:
+    source = _built(workshop) / mutation.scheme
+    folder = tampered(source, mutation.name, mutation.edit, {})
+    before, after = _weights(source), _weights(folder)
+    change = max(np.linalg.norm(after[n] - before[n]) / np.linalg.norm(before[n]) for n in before)
+    assert change > 0.001
+    result, code, failed = judged(folder)
+    assert (result.state, code, failed) == ("fail", EXIT_LIMIT, {"structure.weights"}), result.verdicts
+    verdict = next(v for v in result.verdicts if v.state == "fail")
+    print(f"\nMUTATION coreml {mutation}: weight off by {change:.2%}, {verdict.reason}")
+
+
+@pytest.mark.parametrize("scheme", ["w8", "palette4"])
+def test_the_unharmed_control_signed_again_passes(scheme: str, workshop: Any) -> None:
+    result, code, failed = judged(tampered(_built(workshop) / scheme, "control", lambda folder: None, {}))
+    assert (result.state, code, failed) == ("pass", 0, set()), result.verdicts

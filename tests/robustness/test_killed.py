@@ -1,0 +1,134 @@
+"""kill -9 and Ctrl-C in every stage: no survivors, and the same command goes on where the work was."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baking import (
+    HOLDS,
+    W8A8,
+    Kitchen,
+    all_gone,
+    await_file,
+    digests,
+    events,
+    family,
+    finish,
+    interrupt,
+    kitchen,
+    litter,
+    start,
+    stepped,
+    workers,
+)
+from edgebake.errors import EXIT_INTERRUPTED
+
+Events = Iterator[Mapping[str, Any]]
+
+# Stages by the place in the network's file that they come by and can be held at; those without one take long enough.
+PLACES = {
+    "load": "load",
+    "reference": "evaluation",
+    "trace": "trace",
+    "compress": "calibration",
+    "lower": "",
+    "validate": "",
+}
+STAGES = tuple(PLACES)
+
+
+@contextmanager
+def held_in(stage: str, made: Kitchen, holds: Path) -> Iterator[tuple[subprocess.Popen[str], Events]]:
+    """A build that has come as far as ``stage`` and does not leave it."""
+    holds.mkdir(exist_ok=True)
+    place = holds / (PLACES[stage] or "nothing")
+    place.touch()
+    with stepped(made, **{HOLDS: str(holds)}) as build:
+        told = events(build)
+        seen = []
+        for event in told:
+            seen.append(event)
+            if event.get("stage") == stage:
+                break
+        assert seen[-1].get("stage") == stage, seen
+        if PLACES[stage]:
+            await_file(place.with_suffix(".reached"))
+        yield build, told
+    place.unlink()
+
+
+def assert_nothing_is_repeated(stages: Mapping[str, str], last: str) -> None:
+    """``last`` is the stage in which the build before was killed; what a source loads is not stored."""
+    stored = set(STAGES[: STAGES.index(last)]) - {"load"}
+    assert not {name for name in stored if stages.get(name, "stored") != "stored"}
+    assert stages[last] == "ran"
+
+
+def assert_undisturbed(made: Kitchen, baked: Any) -> None:
+    assert digests(made.out) == {name: digest for name, digest in baked.digests.items() if "onnx-cpu" not in name}
+    assert not litter(made)
+
+
+@pytest.mark.slow
+def test_a_build_killed_in_every_stage_leaves_no_process_and_goes_on_from_there(baked: Any, tmp_path: Path) -> None:
+    made = kitchen(tmp_path, [W8A8])
+    for stage in STAGES:
+        with held_in(stage, made, tmp_path / "holds") as (build, _):
+            processes = family(build.pid)
+            assert workers(build.pid)
+            build.kill()
+            assert all_gone(processes), f"something outlived a build killed in {stage}"
+        assert not digests(made.out)
+    done = made.build()
+    assert done.code == 0, done.err
+    assert_nothing_is_repeated(done.stages[0], STAGES[-1])
+    assert_undisturbed(made, baked)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_every_stage_is_one_failure_and_the_next_build_goes_on(baked: Any, tmp_path: Path) -> None:
+    made = kitchen(tmp_path, [W8A8])
+    for stage in STAGES:
+        with held_in(stage, made, tmp_path / "holds") as (build, told):
+            (worker,) = workers(build.pid)
+            processes = [worker, *worker.children(recursive=True)]
+            worker.kill()
+            (failure,) = [event["end"][0] for event in told if "end" in event]
+        assert all_gone(processes)
+        assert failure[0] == stage
+        assert f"killed by signal 9 (killed from outside) in stage {stage}" in failure[1]
+        assert len(failure) == 2, "one problem says it"
+    done = made.build()
+    assert done.code == 0, done.err
+    assert_nothing_is_repeated(done.stages[0], STAGES[-1])
+    assert_undisturbed(made, baked)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_is_said_once_and_the_next_build_goes_on(baked: Any, tmp_path: Path) -> None:
+    made = kitchen(tmp_path, [W8A8])
+    holds = tmp_path / "holds"
+    holds.mkdir()
+    (holds / "calibration").touch()
+    arguments = [argument for argument in made.arguments("--quiet") if argument != "--json"]
+    build = start(*arguments, **{HOLDS: str(holds)})
+    await_file(holds / "calibration.reached")
+    processes = family(build.pid)
+    interrupt(build)
+    done = finish(build)
+    assert done.code == EXIT_INTERRUPTED
+    assert done.err.count("interrupted") == 1
+    assert len(done.err.splitlines()) <= 3, "no failure, no log, no traceback"
+    assert not done.out
+    assert all_gone(processes)
+    (holds / "calibration").unlink()
+    again = made.build()
+    assert again.code == 0, again.err
+    assert_nothing_is_repeated(again.stages[0], "compress")
+    assert_undisturbed(made, baked)
