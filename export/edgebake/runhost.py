@@ -24,6 +24,7 @@ from edgebake import signatures
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, Session
 from edgebake.types import MethodSignature, Signature
+from edgebake.worker_channel import leave
 
 Arrays = dict[str, NDArray[Any]]
 _WEIGHED_SAMPLES = 3  # the largest samples; more do not raise a static network's peak
@@ -174,3 +175,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

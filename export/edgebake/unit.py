@@ -100,4 +100,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    worker.leave(_main())

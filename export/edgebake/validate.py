@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from edgebake.limits import judge
 from edgebake.recipe import Agreement, Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
-from edgebake.types import Assignment, Module, Signature
+from edgebake.types import Assignment, Inspection, Module, Signature, Verdict
 
 if TYPE_CHECKING:
     from edgebake.agreement import BinaryMeter, SpearmanMeter, TaskMeter, Top1Meter
@@ -60,6 +60,7 @@ def choose_runner(target: str) -> tuple[str, str] | str:
 def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
     """Everything that measurements.json holds, but for stages and host."""
     recorded = Reference(subject.reference)
+    inspection: Inspection = INSPECTORS.find(find_target(subject.target).FORMAT).inspect(subject.entry)
     measured: dict[str, Any] = {
         "version": 1,
         "unit": subject.unit,
@@ -71,8 +72,8 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
             "noise": recorded.noise,
         },
         "delegation": dict(subject.lowered["delegation"]),
-        "size": _size(subject),
-        "structure": _structure(subject),
+        "size": _size(subject, inspection),
+        "structure": _structure(subject, inspection),
         "memory": {"planned_bytes": subject.lowered["planned_memory_bytes"]},
     }
     runner = choose_runner(subject.target)
@@ -112,10 +113,7 @@ def _notes(recorded: Reference) -> list[str]:
     return notes
 
 
-def _size(subject: Subject) -> dict[str, Any]:
-    inspector = INSPECTORS.find(find_target(subject.target).FORMAT)
-    entry = subject.entry
-    inspection = inspector.inspect(entry)
+def _size(subject: Subject, inspection: Inspection) -> dict[str, Any]:
     files = [subject.folder / f for f in subject.lowered["files"]]
     on_disk = sum(p.stat().st_size for f in files for p in ([f] if f.is_file() else f.rglob("*")) if p.is_file())
     modules = tuple(Module(**m) for m in subject.model["modules"])
@@ -129,13 +127,33 @@ def _size(subject: Subject) -> dict[str, Any]:
     )
 
 
-def _structure(subject: Subject) -> list[dict[str, Any]]:
+def _structure(subject: Subject, inspection: Inspection) -> list[dict[str, Any]]:
     target: Any = find_target(subject.target)
-    if not hasattr(target, "structure"):
-        return []
     signature = signatures.from_json(subject.lowered["signature"])
+    if not hasattr(target, "structure"):
+        return [asdict(verdict) for verdict in _other_types(signature, inspection)]
     checks = target.read_checks(subject.folder)
     return [asdict(verdict) for verdict in target.structure(subject.entry, signature, checks)]
+
+
+def _other_types(signature: Signature, inspection: Inspection) -> Iterator[Verdict]:
+    """A failure for inputs or outputs of another type than promised: runners convert them, apps read the bytes.
+
+    By name, or by position where a format keeps no names. Nothing is said of components with several methods, whose
+    tensors inspectors list under names of their own.
+    """
+    if len(signature.methods) != 1:
+        return
+    method = next(iter(signature.methods.values()))
+    sides = (("inputs", method.inputs, inspection.inputs), ("outputs", method.outputs, inspection.outputs))
+    for side, promised, found in sides:
+        there = {spec.name: spec.dtype for spec in found}
+        if not there.keys() & {spec.name for spec in promised}:
+            there = {spec.name: got.dtype for spec, got in zip(promised, found, strict=False)}
+        wanted = {spec.name: spec.lowered_dtype or spec.dtype for spec in promised}
+        wrong = [f"{n} is {there[n]}, not {wanted[n]}" for n in wanted if there.get(n, wanted[n]) != wanted[n]]
+        if wrong:
+            yield Verdict(limit=f"structure.{side}", state="fail", reason="; ".join(wrong))
 
 
 def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None]:

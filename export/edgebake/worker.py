@@ -19,7 +19,7 @@ import psutil
 
 from edgebake.errors import ToolchainMissing
 from edgebake.store_files import storage_errors
-from edgebake.worker_channel import OUTSIDE, RECORD, Channel, channel
+from edgebake.worker_channel import OUTSIDE, RECORD, Channel, channel, leave
 from edgebake.worker_texts import describe, log_tail
 from edgebake.worker_tree import end_guard, end_tree, family, resident_mib, start_guard
 
@@ -32,6 +32,7 @@ __all__ = [
     "channel",
     "command",
     "describe",
+    "leave",
     "log_tail",
     "supervise",
 ]

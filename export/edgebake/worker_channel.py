@@ -5,6 +5,7 @@ Standard library only, so that a worker in any Python environment can use it.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 OUTSIDE = "worker"  # the name of what runs before, between and after stages: imports, mostly
 # RFC 7464 (JSON text sequences): a record begins with RS and ends with LF.
@@ -97,6 +98,13 @@ def _prefer_for_oom() -> None:
         score.write_text(_OOM_SCORE)
     except OSError:  # forbidden in some containers; only a preference
         return
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now: exit handlers run, but nobody waits for torch's modules to be taken apart (seconds)."""
+    atexit._run_exitfuncs()
+    _flush()
+    os._exit(code)
 
 
 def _flush() -> None:

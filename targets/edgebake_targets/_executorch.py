@@ -106,7 +106,7 @@ def delegation(edge: EdgeProgramManager, reasons: Mapping[str, str], otherwise: 
     program without any multiply-accumulate is judged by its number of operators.
     """
     taken, left, left_ops, calls, taken_ops = 0, 0, Counter[str](), 0, 0
-    macs, why = Counter[str](), dict[str, str]()
+    macs, why = Counter[str](), dict[str, Counter[str]]()
     for method in sorted(edge.methods):
         module = edge.exported_program(method).graph_module
         for node in module.graph.nodes:
@@ -120,13 +120,15 @@ def delegation(edge: EdgeProgramManager, reasons: Mapping[str, str], otherwise: 
                 left += cost
                 left_ops[name] += 1
                 macs[name] += cost
-                why.setdefault(name, reasons.get(node.name, otherwise))
+                why.setdefault(name, Counter())[reasons.get(node.name, otherwise)] += 1
     whole, part = (taken + left, taken) if taken + left else (taken_ops + sum(left_ops.values()), taken_ops)
     order = sorted(left_ops, key=lambda op: (-macs[op], -left_ops[op], op))
     return Delegation(
         share=part / whole if whole else None,
         partitions=calls,
-        left_out=tuple(LeftOut(op=op, count=left_ops[op], macs=macs[op], reason=why[op]) for op in order),
+        left_out=tuple(
+            LeftOut(op=op, count=left_ops[op], macs=macs[op], reason=why[op].most_common(1)[0][0]) for op in order
+        ),
         reason="" if whole else "the program has no operators",
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 import baking
 from edgebake.cli import main
-from verbs import Baked, Edgebake, Said
+from verbs import Baked, Edgebake, Said, recipe
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
     """Two ONNX artifacts of a network of three layers, packed; limits that they meet."""
     folder = tmp_path_factory.mktemp("verbs")
     targets = ["onnx-cpu", {"target": "onnx-cpu", "scheme": "w8"}]
-    recipe = baking.recipe(folder / "recipe", targets, bundle=["zip"])
-    made = Baked(recipe, folder / "store", folder / "dist")
-    done = baking.finish(baking.start("build", recipe, "--store", made.store, "--out", made.out))
+    path = recipe(folder / "recipe", targets, bundle=["zip"])
+    made = Baked(path, folder / "store", folder / "dist")
+    done = baking.finish(baking.start("build", path, "--store", made.store, "--out", made.out))
     assert done.code == 0, done.err
     return made

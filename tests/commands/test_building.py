@@ -49,11 +49,11 @@ def test_plan_says_what_artifacts_share_once(edgebake: Edgebake, baked: Baked) -
     said = edgebake("plan", baked.recipe)
     assert said.code == 0
     assert said.out.startswith("tiny/model, for all 2 artifacts\n")
-    assert said.out.count("evaluation: {file: evaluation.npz, count: 16, skip: 0}") == 1
+    assert said.out.count("evaluation: {file: samples.npz, count: 16, skip: 8}") == 1
     assert "compress: {scheme: fp32}" in said.out
     assert "compress: {scheme: w8}" in said.out
     assert "runs with: onnxruntime-cpu (executed)" in said.out
-    assert "runs code that the recipe names: tiny_net:build, tiny_net:samples" in said.out
+    assert "runs code that the recipe names: tiny_net:build" in said.out
     rows = edgebake("plan", baked.recipe, "--json").json
     assert [row["unit"] for row in rows] == UNITS
     assert rows[0]["recipe"]["samples"]["evaluation"]["pattern"] == "*"

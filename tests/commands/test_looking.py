@@ -16,7 +16,7 @@ def test_inspect_says_what_an_artifact_folder_holds(edgebake: Edgebake, baked: B
     said = edgebake("inspect", baked.artifact)
     assert said.code == 0
     assert "built as tiny/model@onnx-cpu#fp32 by edgebake" in said.out
-    assert "inputs:\n  x float32[1, 16]\n" in said.out
+    assert "inputs:\n  input float32[1, 16]\n" in said.out
     assert "operators: Gemm x3, Relu x2" in said.out
     assert "float32: 6 tensors, 22.5 KiB" in said.out
 

@@ -95,6 +95,23 @@ def test_ranges_follow_the_calibration_samples() -> None:
     assert error(1.0) < error(30.0)  # ranges of large samples are coarse
 
 
+def test_a_clamp_behind_a_convolution_shares_its_scale() -> None:
+    """A scale for the values before ReLU6 would spend most of its levels on what the clamp throws away."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU6(), torch.nn.Conv2d(4, 4, 3)).eval()
+    image = torch.randn(1, 3, 8, 8) * 10
+    program = torch.export.export(layers, (image,), strict=False)
+    quantizer = _xnnpack_quantizer.build(Assignment(schemes={"0": "w8a8", "2": "w8a8"}, kinds={}), "minmax")
+    done = pt2e.apply(
+        GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[(image,)], options={})
+    )
+    first = next(node for node in done.graph.nodes if "conv2d" in str(node.target))
+    (clamp,) = first.users
+    assert "relu6" in str(clamp.target) or "hardtanh" in str(clamp.target)
+    (quantise,) = clamp.users
+    assert float(quantise.args[1]) == pytest.approx(6 / 255, rel=1e-3)
+
+
 def test_the_float_program_is_left_as_it_was() -> None:
     original = network()
     program = torch.export.export(original, (torch.randn(4, 16),), strict=False)

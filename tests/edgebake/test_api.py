@@ -12,6 +12,7 @@ import baking
 import edgebake
 from edgebake.errors import RecipeError, UsageError
 from edgebake.recipe_yaml import read
+from verbs import recipe as recipe_file
 
 
 def test_importing_edgebake_imports_next_to_nothing() -> None:
@@ -32,7 +33,7 @@ def test_the_package_shows_what_it_offers() -> None:
 
 
 def test_check_takes_names_files_and_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = baking.recipe(tmp_path, ["onnx-cpu"])
+    path = recipe_file(tmp_path, ["onnx-cpu"])
     monkeypatch.chdir(tmp_path)
     recipe = read(path).recipe
     for given in (path, str(path), recipe, [recipe]):
@@ -46,7 +47,7 @@ def test_check_takes_names_files_and_recipes(tmp_path: Path, monkeypatch: pytest
 def test_what_is_wrong_raises_with_every_problem(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="there is no recipe"):
         edgebake.build(tmp_path / "none.yaml")
-    path = baking.recipe(tmp_path, ["onnx-cpu", "onnx-gpu", "coreml-x"])
+    path = recipe_file(tmp_path, ["onnx-cpu", "onnx-gpu", "coreml-x"])
     with pytest.raises(RecipeError) as refusal:
         edgebake.api.check(path)
     assert len(refusal.value.problems) == 2
@@ -57,7 +58,7 @@ def test_what_is_wrong_raises_with_every_problem(tmp_path: Path) -> None:
 
 
 def test_a_recipe_object_is_built_verified_and_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = read(baking.recipe(tmp_path, ["onnx-cpu"])).recipe
+    recipe = read(recipe_file(tmp_path, ["onnx-cpu"])).recipe
     monkeypatch.chdir(tmp_path)
     seen: list[str] = []
     (built,) = edgebake.build(

@@ -4,12 +4,47 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from edgebake.jsonfile import read_json, sign, write_json_atomic
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+"""
+
+
+def recipe(folder: Path, targets: Sequence[Any], **more: Any) -> Path:
+    """A recipe of three linear layers in ``folder``, with the network and its samples beside it."""
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny_net.py").write_text(NETWORK)
+    np.savez(folder / "samples.npz", input=np.random.default_rng(3).standard_normal((24, 1, 16), dtype=np.float32))
+    content = {
+        "name": "tiny",
+        "model": {"source": "python", "path": "tiny_net:build"},
+        "inputs": {"input": {"shape": [1, 16]}},
+        "samples": {
+            "calibration": {"file": "samples.npz", "count": 8},
+            "evaluation": {"file": "samples.npz", "skip": 8, "count": 16},
+        },
+        "limits": {"parity": {"cosine": 0.9}},
+        "targets": list(targets),
+        **more,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 @dataclass(frozen=True)

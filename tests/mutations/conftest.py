@@ -56,7 +56,7 @@ class Workshop:
     def _build(self, network: str, target: str) -> Path:
         only = f"{network}/*@{target}#*"
         done = edgebake(
-            *("build", f"{network}.yaml", "--only", only, "-j", "2", "--out", self.out),
+            *("build", self.recipes / f"{network}.yaml", "--only", only, "-j", "2", "--out", self.out),
             store=self.store,
             cwd=self.recipes,
         )

@@ -109,6 +109,19 @@ def input_ignored(name: str, value: float) -> Edit:
     return graph(change)
 
 
+def output_cast(to: int) -> Edit:
+    """The first output in another type, its values the same but for rounding."""
+
+    def change(g: Any) -> None:
+        name = g.output[0].name
+        maker = next(n for n in g.node if name in n.output)
+        maker.output[:] = ["before_cast" if o == name else o for o in maker.output]
+        g.node.append(helper.make_node("Cast", ["before_cast"], [name], to=to))
+        g.output[0].type.tensor_type.elem_type = to
+
+    return graph(change)
+
+
 def channel(index: int, factor: float, axis: int = 0) -> Change:
     """One channel multiplied."""
 

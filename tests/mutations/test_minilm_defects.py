@@ -62,7 +62,7 @@ def test_a_softmax_over_the_wrong_axis(encoder: Path) -> None:
 
 def test_wrong_scales_of_an_int8_weight(encoder: Path) -> None:
     graph = onnx.load_model(encoder / "w8a8d" / "model.onnx").graph
-    scales = [i.name for i in graph.initializer if i.name.endswith("_scale_0") and numpy_helper.to_array(i).size > 1]
+    scales = [i.name for i in graph.initializer if "_scale_" in i.name and numpy_helper.to_array(i).size > 1]
     _assert_fails(tampered(encoder / "w8a8d", "scales", weight(scales[-1], _half_of_channels_stronger), {}))
 
 

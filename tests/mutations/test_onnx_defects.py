@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
-from mutations_onnx import CONTROLS, HARMLESS, MORE_CONTROLS, MORE_MUTATIONS, MUTATIONS
-from tampering import EXIT_LIMIT, Mutation, Outcome, edgebake
+from mutations_onnx import CONTROLS, HARMLESS, MORE_CONTROLS, MORE_MUTATIONS, MUTATIONS, output_cast
+from tampering import EXIT_LIMIT, Mutation, Outcome, edgebake, judged
 
 TARGET = "onnx-cpu"
 Judge = Callable[[Mutation], Outcome]
@@ -40,6 +41,14 @@ def test_the_unharmed_control_with_attention_passes(mutation: Mutation, outcome:
 @pytest.mark.parametrize("mutation", HARMLESS, ids=str)
 def test_a_change_below_the_limit_passes(mutation: Mutation, outcome: Judge) -> None:
     outcome(mutation).assert_passes()
+
+
+def test_an_output_of_another_type_fails_though_its_values_are_right(workshop: Any) -> None:
+    artifact = workshop.artifact("layered", TARGET, "fp32")
+    folder = artifact.copy("double", output_cast(onnx.TensorProto.DOUBLE))
+    assert artifact.effect_db(folder) >= artifact.limits["parity"]["sqnr_db"]
+    _, code, failed = judged(folder)
+    assert (code, failed) == (EXIT_LIMIT, {"structure.outputs"})
 
 
 def test_the_command_line_exits_5_for_the_defect_and_0_for_the_control(workshop: Any, tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_static_int8_of_a_vision_network_is_one_delegate_with_all_the_work(visio
     assert dtypes(folder)["int8"] == 3 * 16 * 9 + 16 * 16 + 16 * 9 + 160
 
 
+def test_one_dynamic_layer_does_not_shatter_the_convolutions_around_it(tmp_path: Path) -> None:
+    lowered, folder = build(vision_network(), VISION, {"head": "w8a8d"}, VISION_KINDS, images(1), tmp_path)
+    assert lowered.delegation.share == 1.0
+    assert lowered.delegation.partitions <= 2
+    assert "batch_norm" not in str(pte.inspect(folder / "model.pte").operators)
+
+
 def test_all_products_are_delegated_and_what_is_left_out_is_named(text: dict[str, Built]) -> None:
     delegation = text["fp32"][0].delegation
     assert delegation.share == 1.0

@@ -48,20 +48,20 @@ def _one_worker(
     handle, name = tempfile.mkstemp(prefix=f"edgebake-{verb}-", suffix=".log")
     os.close(handle)
     log = Path(name)
-    ended = worker.supervise(
-        worker.command("edgebake.commands._isolated"),
-        payload={"verb": verb, "jobs": jobs, "memory_mib": memory_mib},
-        log=log,
-        limits=worker.Limits(timeout_s=timeout_s, memory_mib=memory_mib),
-        env={**os.environ, **ENVIRONMENT},
-        on_event=event,
-    )
-    if ended.reason == "interrupted":
-        raise KeyboardInterrupt
-    if ended.reason != "finished":
-        done[at[0]] = _death(verb, ended, timeout_s, memory_mib)
-    elif not any(isinstance(found, EdgebakeError) and str(log) in str(found) for found in done.values()):
-        log.unlink()
+    try:
+        ended = worker.supervise(
+            worker.command("edgebake.commands._isolated"),
+            payload={"verb": verb, "jobs": jobs, "memory_mib": memory_mib},
+            log=log,
+            limits=worker.Limits(timeout_s=timeout_s, memory_mib=memory_mib),
+            env={**os.environ, **ENVIRONMENT},
+            on_event=event,
+        )
+        if ended.reason != "finished":
+            done[at[0]] = _death(verb, ended, timeout_s, memory_mib)
+    finally:
+        if not any(isinstance(found, EdgebakeError) and str(log) in str(found) for found in done.values()):
+            log.unlink(missing_ok=True)
 
 
 def _death(verb: str, ended: Any, timeout_s: float, memory_mib: float) -> EdgebakeError:
