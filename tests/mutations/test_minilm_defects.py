@@ -39,7 +39,7 @@ def _square_products(folder: Path) -> list[str]:
 
 
 def _half_of_channels_stronger(values: np.ndarray) -> np.ndarray:
-    values[::2] *= 1.5
+    values[::2] *= 8
     return values
 
 

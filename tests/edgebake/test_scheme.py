@@ -1,0 +1,54 @@
+"""The grammar of scheme names."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgebake.scheme import ALIASES, aliases_of, canonical, parse, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "group", "activations", "dynamic"),
+    [
+        ("w8", 8, None, None, False),
+        ("w8a8", 8, None, 8, False),
+        ("w8a8d", 8, None, 8, True),
+        ("w4g32a8d", 4, 32, 8, True),
+        ("w4g32", 4, 32, None, False),
+    ],
+)
+def test_a_name_is_decoded(name: str, bits: int, group: int | None, activations: int | None, dynamic: bool) -> None:
+    scheme = parse(name)
+    assert (scheme.weight_bits, scheme.group, scheme.activation_bits, scheme.dynamic) == (
+        bits,
+        group,
+        activations,
+        dynamic,
+    )
+
+
+def test_only_static_activations_need_calibration() -> None:
+    assert [n for n in ("fp16", "w8", "w8a8", "w8a8d", "palette4") if parse(n).needs_calibration] == ["w8a8"]
+
+
+def test_every_alias_leads_to_a_scheme_of_the_grammar() -> None:
+    assert all(parse(alias).name == name for alias, name in ALIASES.items())
+
+
+def test_aliases_are_printed_beside_the_canonical_name() -> None:
+    assert canonical("8DA4W") == "w4g32a8d"
+    assert shown("w4g32a8d") == "w4g32a8d (8da4w)"
+    assert "int4wo" in aliases_of("w4g32")
+
+
+@pytest.mark.parametrize("name", ["", "w5", "int8", "w8g0", "palette9", "fp8", "w8a8x", "a8w8"])
+def test_what_is_no_scheme_is_refused_with_the_grammar(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a scheme; write fp32, fp16, palette4, or w<bits>"):
+        parse(name)
+
+
+def test_the_floor_is_payload_and_scales() -> None:
+    assert parse("fp16").floor_bytes(1000, 10) == 2000
+    assert parse("w8").floor_bytes(1000, 10) == 1000 + 4 * 10
+    assert parse("w4g32a8d").floor_bytes(3200, 10) == 1600 + 4 * 100
+    assert parse("palette4").floor_bytes(1000, 10) == 500 + 2 * 16
