@@ -198,24 +198,19 @@ def flip(path: Path, at: int | None = None) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-# A build that tells each stage's start and waits for a line before it goes on, so that a kill hits that very stage; the
-# worker itself does not wait, unless the stage is the one to freeze it in.
+# A build that tells each stage's start and waits for a line before it goes on, so that a kill hits that very stage.
 _STEPPED = """
 import json, sys
 from pathlib import Path
-import psutil
 from edgebake.pipeline import BuildOptions, build
 from edgebake.recipe_yaml import read
 
 def observe(event):
     if event["event"] == "stage" and event["state"] == "start":
-        for worker in psutil.Process().children() if event["stage"] == freeze else ():
-            if "edgebake.unit" in worker.cmdline():
-                worker.suspend()
         print(json.dumps(event), flush=True)
         sys.stdin.readline()
 
-recipe, store, out, freeze = sys.argv[1:]
+recipe, store, out = sys.argv[1:]
 options = BuildOptions(out=Path(out), store=Path(store))
 results = build([read(recipe)], options, observe)
 print(json.dumps({"end": [r.failure and [r.failure.stage, *map(str, r.failure.problems)] for r in results]}))
@@ -223,12 +218,9 @@ print(json.dumps({"end": [r.failure and [r.failure.stage, *map(str, r.failure.pr
 
 
 @contextmanager
-def stepped(kitchen: Kitchen, freeze: str = "", **more: str) -> Iterator[subprocess.Popen[str]]:
-    """A build that prints the event of each stage that starts, then goes on when it is given a line.
-
-    ``freeze``: the stage in which the worker is stopped. ``more`` is added to the environment.
-    """
-    arguments = [str(kitchen.recipe), str(kitchen.store), str(kitchen.out), freeze]
+def stepped(kitchen: Kitchen, **more: str) -> Iterator[subprocess.Popen[str]]:
+    """A build that prints the event of each stage that starts, then goes on when it is given a line."""
+    arguments = [str(kitchen.recipe), str(kitchen.store), str(kitchen.out)]
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _STEPPED, *arguments],
         env=environment(**more),

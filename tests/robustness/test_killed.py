@@ -31,8 +31,7 @@ from edgebake.errors import EXIT_INTERRUPTED
 
 Events = Iterator[Mapping[str, Any]]
 
-# Stages by the place in the network's file that they come by and can be held at; in those without one, the worker is
-# stopped when the stage begins.
+# Stages by the place in the network's file that they come by and can be held at; those without one take long enough.
 PLACES = {
     "load": "load",
     "reference": "evaluation",
@@ -50,7 +49,7 @@ def held_in(stage: str, made: Kitchen, holds: Path) -> Iterator[tuple[subprocess
     holds.mkdir(exist_ok=True)
     place = holds / (PLACES[stage] or "nothing")
     place.touch()
-    with stepped(made, "" if PLACES[stage] else stage, **{HOLDS: str(holds)}) as build:
+    with stepped(made, **{HOLDS: str(holds)}) as build:
         told = events(build)
         seen = []
         for event in told:
