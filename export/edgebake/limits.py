@@ -216,3 +216,9 @@ def _left_out(outside: list[Mapping[str, Any]]) -> str:
     )
     more = f" and {len(heaviest) - 3} more operators" if len(heaviest) > 3 else ""
     return f"outside the backend: {shown}{more}"
+
+
+def parity_failed(limits: Limits, measured: Mapping[str, Any]) -> bool:
+    """Did a parity or agreement limit fail?"""
+    verdicts = judge(limits, measured)
+    return any(v.state == "fail" and v.limit.startswith(("parity", "agreement")) for v in verdicts)

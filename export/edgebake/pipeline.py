@@ -18,7 +18,7 @@ from edgebake.check import check
 from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, ArtifactDamaged, EdgebakeError, Problem
 from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key, stage_keys
-from edgebake.limits import judge
+from edgebake.limits import judge, parity_failed
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
 from edgebake.selecting import select
@@ -108,7 +108,7 @@ def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.De
     if not found.keys() >= {"reference", "trace", "lower", "validate"}:
         return None
     measured = dict(found["validate"].meta["measurements"])
-    if _parity_failed(unit, measured):
+    if parity_failed(unit.spec.limits, measured):
         if "locate" not in found:
             return None
         measured["located"] = found["locate"].meta["located"]
@@ -126,11 +126,6 @@ def _tell_damages(run: Build) -> None:
     for damage in run.store.damaged:
         run.observe({"event": "warning", "text": f"{damage}: the stage runs again when its result is needed"})
     run.store.damaged.clear()
-
-
-def _parity_failed(unit: Unit, measured: Mapping[str, Any]) -> bool:
-    verdicts = judge(unit.spec.limits, measured)
-    return any(v.state == "fail" and v.limit.startswith(("parity", "agreement")) for v in verdicts)
 
 
 def _jobs(run: Build, units: Sequence[Unit]) -> list[_Job]:

@@ -16,6 +16,7 @@ from edgebake import signatures, validate
 from edgebake.assignment import assign
 from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, component_key, needs_calibration, stage_keys
+from edgebake.limits import parity_failed
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
@@ -313,7 +314,7 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
         return {"measurements": measured}
 
     entry = stored(bench, unit, "validate", keys, write)
-    if validate.parity_failed(unit.spec.limits, entry.meta["measurements"]):
+    if parity_failed(unit.spec.limits, entry.meta["measurements"]):
         _locate(bench, unit, keys, recorded, lowered_entry)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgebake import runclient, signatures, size
-from edgebake.limits import judge
 from edgebake.recipe import Agreement, Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -248,9 +247,3 @@ def _latency(client: runclient.Client, recorded: Reference, float_timer: FloatTi
         "repetitions": len(artifact),
         "reason": "" if floats else "the float model was not loaded in this run",
     }
-
-
-def parity_failed(limits: Limits, measured: Mapping[str, Any]) -> bool:
-    """Did a parity or agreement limit fail?"""
-    verdicts = judge(limits, measured)
-    return any(v.state == "fail" and v.limit.startswith(("parity", "agreement")) for v in verdicts)
