@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgebake.recipe import Limits
 
 MIB = 2**20
+ENOUGH_DECISIONS = 500  # below, the 95 % interval around 98 % agreement is wider than +-1.3 points
 LABELLED_MIN = 100  # below, one sample moves a task metric by over a percent: printed, never gated
 PARITY = ("cosine", "sqnr_db", "max_abs", "relative_l2")
 AT_MOST = frozenset(
