@@ -15,7 +15,7 @@ from edgebake.target import INSPECTORS, find_target, runners_of
 from edgebake.types import Assignment, Inspection, Module, Signature, Verdict
 
 if TYPE_CHECKING:
-    from edgebake.agreement import BinaryMeter, SpearmanMeter, TaskMeter, Top1Meter
+    from edgebake.agreement import TaskMeter
 
 FloatTimer = Callable[[int, int], list[float]]  # (sample, repetitions) -> milliseconds of the float eager model
 Inside = Callable[[list[str]], Mapping[str, Any]]  # module names -> values inside the artifact
