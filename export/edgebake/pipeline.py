@@ -6,7 +6,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -77,7 +78,10 @@ class Build:
 
 
 def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer) -> list[Result]:
-    """Build every selected unit of ``files``; one result each, in the recipes' order."""
+    """Build every selected unit of ``files``; one result each, in the recipes' order.
+
+    KeyboardInterrupt says which stages are kept.
+    """
     units, warnings = check(files, trust=options.trust)
     for problem in warnings:
         observe({"event": "warning", "text": str(problem)})
@@ -91,11 +95,24 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
             problem = Problem(what=missing.reason, where=unit.id, fix=missing.remedy)
             run.failures[unit.id] = Failure(stage="toolchain", problems=(problem,), exit_code=EXIT_TOOLCHAIN)
     todo = [u for u in chosen if u.id not in run.failures and _stored(run, u, keys[u.id]) is None]
-    _work(run, todo)
-    results = [_result(run, unit, keys[unit.id]) for unit in chosen]
-    built = {result.unit for result in results if result.folder is not None}
-    delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
+    try:
+        _work(run, todo)
+        results = [_result(run, unit, keys[unit.id]) for unit in chosen]
+        built = {result.unit for result in results if result.folder is not None}
+        delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(run.store, keys.values())) from None
     return results
+
+
+def _kept(store: Store, keys: Iterable[Mapping[str, StageKey]]) -> str:
+    """What an interrupted build leaves to the next one."""
+    wanted = dict.fromkeys((stage, key.key) for of_unit in keys for stage, key in of_unit.items())
+    held = Counter(stage for stage, key in wanted if store.find(stage, key, verify=False) is not None)
+    if not held:
+        return "no stage has finished: the same command begins anew"
+    stages = ", ".join(stage if count == 1 else f"{count} {stage}" for stage, count in held.items())
+    return f"kept in {store.root}: {stages}; the same command goes on from there"
 
 
 def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.Delivered | None:
