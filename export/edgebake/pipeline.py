@@ -25,7 +25,7 @@ from edgebake.result import Failure, Result
 from edgebake.selecting import select
 from edgebake.store import Store
 from edgebake.store_files import storage_errors
-from edgebake.target import find_target
+from edgebake.target import MODELS, find_target
 from edgebake.types import Verdict
 from edgebake.unit import ENVIRONMENT, unit_to_json
 from edgebake.units import Unit
@@ -94,6 +94,8 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
         if missing := find_target(unit.target).missing():
             problem = Problem(what=missing.reason, where=unit.id, fix=missing.remedy)
             run.failures[unit.id] = Failure(stage="toolchain", problems=(problem,), exit_code=EXIT_TOOLCHAIN)
+    if options.check:
+        _check_conversions(run, chosen)
     todo = [u for u in chosen if u.id not in run.failures and _stored(run, u, keys[u.id]) is None]
     try:
         _work(run, todo)
@@ -137,6 +139,15 @@ def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.De
         reference=found["reference"],
         measurements=measured,
     )
+
+
+def _check_conversions(run: Build, units: Sequence[Unit]) -> None:
+    """Hash what model sources have converted; a stored trace would never ask for it."""
+    models = {(u.spec.model.source, u.spec.model.path, u.base): u.spec.model for u in units}
+    for (source, _, base), model in models.items():
+        for key in getattr(MODELS.find(source), "conversions", lambda *_: ())(model, base):
+            run.store.find("convert", key)
+    _tell_damages(run)
 
 
 def _tell_damages(run: Build) -> None:
