@@ -36,7 +36,7 @@ Measurements = Mapping[str, Any]
 
 
 def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
-    """A verdict per limit that the recipe gives (parity: per output), in the recipe's order."""
+    """A verdict per limit that the recipe gives (parity: per output), in the recipe's order; then the structure's."""
     verdicts = [
         *_parity(limits, measurements),
         *_agreement(limits, measurements),
@@ -44,6 +44,7 @@ def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
         *_size(limits, measurements),
         *_memory(limits, measurements),
         *_delegated(limits, measurements),
+        *(Verdict(**found) for found in measurements.get("structure") or ()),
     ]
     return tuple(verdicts)
 

@@ -26,7 +26,6 @@ from edgebake.selecting import select
 from edgebake.store import Store
 from edgebake.store_files import storage_errors
 from edgebake.target import MODELS, find_target
-from edgebake.types import Verdict
 from edgebake.unit import ENVIRONMENT, unit_to_json
 from edgebake.units import Unit
 
@@ -373,10 +372,4 @@ def _delivered(run: Build, done: delivery.Delivered, result: Result) -> Result:
 
 
 def _judged(result: Result, folder: Path, done: delivery.Delivered, measured: Mapping[str, Any]) -> Result:
-    return replace(result, folder=folder, verdicts=verdicts_of(done.unit.spec.limits, measured), measurements=measured)
-
-
-def verdicts_of(limits: Any, measured: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Verdicts of the recipe's limits and of the artifact's structure."""
-    structure = tuple(Verdict(**v) for v in measured.get("structure", ()))
-    return (*judge(limits, measured), *structure)
+    return replace(result, folder=folder, verdicts=judge(done.unit.spec.limits, measured), measurements=measured)

@@ -13,6 +13,7 @@ import pytest
 
 import baking
 import edgebake
+from edgebake.commands import sweep
 from edgebake.commands.init import one_shot
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE, EXIT_STAGE, UsageError
 from verbs import Baked, Edgebake, config, refused, resign
@@ -251,6 +252,13 @@ def test_sweep_shows_which_schemes_meet_the_limits(edgebake: Edgebake, baked: Ba
     table = edgebake("sweep", baked.recipe, *where, "--scheme", "fp32", "-q").out
     assert "onnx-cpu" in table
     assert "Pareto" in table
+    missed = edgebake("sweep", baked.recipe, *where, "--scheme", "fp32", "--set", "limits.size.mib=0.001", "-q").out
+    assert " MiB, limit at most 0.001 MiB (" in missed
+
+
+def test_a_sweep_rounds_no_number_up_to_perfection() -> None:
+    row = {"target": "t", "scheme": "s", "state": "pass", "bytes": None, "of_float": None, "pareto": False}
+    assert sweep._cells({**row, "agreement": 0.99999, "cosine": 0.999999})[5:7] == ("0.9999", "0.99999")
 
 
 def test_sweep_refuses_schemes_that_nothing_can_do(edgebake: Edgebake, baked: Baked) -> None:
