@@ -1,9 +1,8 @@
-"""Finds the files that sample specifications name, without importing anything that a recipe names."""
+"""Finds the files that sample specifications name."""
 
 from __future__ import annotations
 
 import importlib.util
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from edgebake.errors import RecipeError
@@ -30,34 +29,6 @@ def resolve(name: str, base: Path) -> Path:
         )
     found = [Path(folder) / inner for folder in folders]
     return next((path for path in found if path.exists()), found[0])
-
-
-def module_file(module: str, base: Path) -> Path:
-    """The source file of ``module``, looked for in ``base`` first and then where Python would; nothing is imported."""
-    first, *rest = module.split(".")
-    spec = PathFinder.find_spec(first, [str(base)])
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
-        spec = importlib.util.find_spec(first)  # a top-level name: imports no parent package
-    name = first
-    for part in rest:
-        places = None if spec is None else spec.submodule_search_locations
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, list(places)) if places else None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        raise RecipeError(
-            f"there is no Python module {module!r}",
-            fix=f"put {module.replace('.', '/')}.py beside the recipe or install the package that carries it",
-        )
-    return Path(spec.origin)
-
-
-def split_callable(name: str) -> tuple[str, str]:
-    """``module:function`` in two."""
-    module, colon, function = name.partition(":")
-    parts = [*module.split("."), function]
-    if not colon or not all(part.isidentifier() for part in parts):
-        raise RecipeError(f"{name!r} does not name a callable", fix="write it as package.module:function")
-    return module, function
 
 
 def list_images(folder: Path, pattern: str) -> list[Path]:

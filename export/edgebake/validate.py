@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgebake import runclient, signatures, size
-from edgebake.recipe import Agreement, Limits
+from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
 from edgebake.types import Assignment, Inspection, Module, Signature, Verdict
 
 if TYPE_CHECKING:
-    from edgebake.agreement import BinaryMeter, SpearmanMeter, TaskMeter, Top1Meter
+    from edgebake.agreement import TaskMeter
 
 FloatTimer = Callable[[int, int], list[float]]  # (sample, repetitions) -> milliseconds of the float eager model
 Inside = Callable[[list[str]], Mapping[str, Any]]  # module names -> values inside the artifact
@@ -161,27 +161,15 @@ def _other_types(signature: Signature, inspection: Inspection) -> Iterator[Verdi
 
 
 def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None]:
-    from edgebake.agreement import TaskMeter
+    from edgebake.agreement import TaskMeter, meter_of
 
     first = next(iter(signature.methods.values())).outputs[0].name
     agreement = limits.agreement
     task = limits.task
     return (
-        _agreement_meter(agreement, agreement.output or first) if agreement else None,
+        meter_of(agreement, agreement.output or first) if agreement else None,
         TaskMeter(metric=task.metric, output=task.output or first) if task else None,
     )
-
-
-def _agreement_meter(agreement: Agreement, output: str) -> Top1Meter | BinaryMeter | SpearmanMeter:
-    from edgebake.agreement import BinaryMeter, SpearmanMeter, Top1Meter
-
-    match agreement.metric:
-        case "top1":
-            return Top1Meter(output=output, tie_margin=agreement.tie_margin)
-        case "binary":
-            return BinaryMeter(output=output, threshold=agreement.threshold)
-        case "spearman":
-            return SpearmanMeter(output=output)
 
 
 def _outputs(subject: Subject, recorded: Reference, client: runclient.Client) -> dict[str, Any]:

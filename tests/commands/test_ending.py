@@ -14,7 +14,7 @@ import pytest
 import baking
 from edgebake import checks
 from edgebake.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_STAGE
-from verbs import Edgebake, refused
+from verbs import Edgebake, Said, refused
 
 VERBS = sorted(p.stem for p in Path(checks.__file__).parents[1].glob("commands/[a-z]*.py"))
 
@@ -74,12 +74,20 @@ def test_a_refusal_of_the_system_is_no_defect(edgebake: Edgebake, monkeypatch: p
     refused(edgebake("targets"), EXIT_STAGE, "/somewhere/secret: Permission denied")
 
 
-def test_an_interrupt_ends_with_130(edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kept", "line"), [((), "interrupted"), (("kept in here: trace",), "interrupted; kept in here: trace")]
+)
+def test_an_interrupt_ends_with_130_and_one_line(
+    edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...], line: str
+) -> None:
     def interrupt() -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*kept)
 
     monkeypatch.setattr("edgebake.commands.targets.rows", interrupt)
-    refused(edgebake("targets"), EXIT_INTERRUPTED, "interrupted; finished stages are kept")
+    assert edgebake("targets") == Said(EXIT_INTERRUPTED, "", f"{line}\n")
+    said = edgebake("targets", "--json")
+    assert said.err == f"{line}\n"
+    assert said.json == {"error": [{"what": line, "where": "", "fix": ""}], "exit_code": EXIT_INTERRUPTED}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

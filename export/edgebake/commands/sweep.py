@@ -123,6 +123,8 @@ def table(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _row(result: Result) -> dict[str, Any]:
+    from edgebake.reports._rows import verdict_text
+
     measured = result.measurements
     agreement = (measured.get("agreement") or {}).get("value")
     outputs = [o.get("cosine") for o in (measured.get("outputs") or {}).values()]
@@ -137,7 +139,7 @@ def _row(result: Result) -> dict[str, Any]:
         "cosine": cosine,
         "quality": agreement if agreement is not None else cosine,
         "why": "; ".join(
-            [f"{v.limit} {v.value} (limit {v.bound})" for v in result.verdicts if v.state == "fail"]
+            [verdict_text(verdict) for verdict in result.verdicts if verdict.state == "fail"]
             + ([str(result.failure.problems[0])] if result.failure else [])
         ),
     }
@@ -159,13 +161,15 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    from edgebake.reports._text import floored
+
     return (
         row["target"],
         row["scheme"],
         row["state"],
         "" if row["bytes"] is None else _shared.kib_or_mib(row["bytes"]),
         "" if row["of_float"] is None else f"{row['of_float']:.3f}",
-        "" if row["agreement"] is None else f"{row['agreement']:.4f}",
-        "" if row["cosine"] is None else f"{row['cosine']:.5f}",
+        "" if row["agreement"] is None else floored(row["agreement"], 4),
+        "" if row["cosine"] is None else floored(row["cosine"], 5),
         "*" if row["pareto"] else "",
     )
