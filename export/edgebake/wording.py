@@ -27,11 +27,6 @@ def said(value: object) -> str:
     return f"'{short}'" if isinstance(value, str) else short
 
 
-def rule_for(module: str, scheme: str) -> str:
-    """The recipe's words that give ``module`` a scheme of its own: ``compress: {modules: {"head": fp16}}``."""
-    return f'compress: {{modules: {{"{module}": {scheme}}}}}'
-
-
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known name that ``word`` most likely means."""
     names = sorted(known)

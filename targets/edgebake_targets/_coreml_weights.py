@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, StageFailed
-from edgebake.types import Assignment, canonical_module_name
-from edgebake.wording import rule_for
+from edgebake.types import Assignment, canonical_module_name, rule_for
 
 if TYPE_CHECKING:
     import numpy as np

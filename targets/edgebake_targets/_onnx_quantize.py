@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake import scheme as schemes
 from edgebake.errors import Problem, RecipeError, StageFailed
-from edgebake.types import Assignment
-from edgebake.wording import rule_for
+from edgebake.types import Assignment, rule_for
 from edgebake_targets._onnx_graph import MICROSOFT, WEIGHT_SLOT, Graph, WeightUse, attribute, producers, stored_type
 
 if TYPE_CHECKING:

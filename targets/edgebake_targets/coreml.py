@@ -10,8 +10,7 @@ from typing import Any
 
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.target import LowerRequest, Missing, Option, Support
-from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict
-from edgebake.wording import rule_for
+from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 

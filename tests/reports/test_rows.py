@@ -60,6 +60,8 @@ def test_an_unmeasured_row_says_why_once_per_reason(unmeasured: Result) -> None:
         "delegated: only the Mac's compiler decides",
     ]
     assert len(_texts(unmeasured, "note")) == 2
+    assert row_of(unmeasured).cells[2:4] == (("not", "measured"), ("not", "measured"))
+    assert row_of(replace(unmeasured, verdicts=())).cells[2:4] == (("-",), ("-",))
     assert row_of(unmeasured).cells[1] == ("executorch-coreml", "palette6 (pal6)", "m4-max", "small")
 
 
@@ -101,6 +103,11 @@ def test_stage_counts_follow_the_order_of_a_build(results: list[Result]) -> None
         ("lower", "3 ran"),
         ("validate", "3 ran"),
     ]
+    first, second = results[0], results[1]
+    one = replace(first, stages={"reference": "stored", "trace": "stored", "lower": "ran", "validate": "ran"})
+    other = replace(second, stages={"trace": "stored", "compress": "ran", "lower": "ran", "locate": "ran"})
+    ordered = [stage for stage, _ in stage_counts([one, other])]
+    assert ordered == ["reference", "trace", "compress", "lower", "validate", "locate"]
 
 
 def test_summary_counts_states_and_unmeasured_limits(results: list[Result], passing: Result) -> None:
@@ -111,6 +118,12 @@ def test_summary_counts_states_and_unmeasured_limits(results: list[Result], pass
     one = replace(passing, verdicts=(*passing.verdicts, Verdict(limit="delegated", state="not measured", bound=1)))
     assert summary([one]) == "1 passed; 1 limit was not measured"
     assert summary([]) == "0 passed; no limit was judged"
+
+
+def test_what_verify_could_not_read_was_not_judged(failed: Result, passing: Result) -> None:
+    assert failed.failure is not None
+    damaged = replace(failed, failure=replace(failed.failure, stage="verify"))
+    assert summary([passing, damaged]) == "1 passed, 1 not judged; every limit was measured"
 
 
 def test_a_miss_by_a_hair_shows_all_digits() -> None:

@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 
 from edgebake.result import Result
 from edgebake.scheme import Scheme, parse
-from edgebake.types import Verdict
-from edgebake.wording import rule_for
+from edgebake.types import Verdict, rule_for
 
 QUALITY = ("parity.", "agreement.", "task.")
 
