@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,13 +94,17 @@ def verdict_text(verdict: Verdict) -> str:
 
 def stage_counts(results: Sequence[Result]) -> list[tuple[str, str]]:
     """``[("trace", "2 ran, 1 stored")]``: how often each stage ran and how often the store had it."""
-    stages = [stage for result in results for stage in result.stages]
-    order = [*(s for s in STAGES if s in stages), *dict.fromkeys(s for s in stages if s not in STAGES)]
     told = []
-    for stage in order:
+    for stage in in_order({stage for result in results for stage in result.stages}):
         states = Counter(result.stages[stage] for result in results if stage in result.stages)
         told.append((plain(stage), ", ".join(f"{count} {plain(state)}" for state, count in sorted(states.items()))))
     return told
+
+
+def in_order(stages: Iterable[str]) -> list[str]:
+    """``stages`` as a build runs them, others after them by name."""
+    given = set(stages)
+    return [*(stage for stage in STAGES if stage in given), *sorted(given - {*STAGES})]
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -170,7 +174,7 @@ def _agreement(found: Mapping[str, Any]) -> tuple[str, ...]:
 def _unknown(result: Result, *limits: str) -> tuple[str, ...]:
     """In the place of numbers: the recipe limits them and nothing here could measure them, or it does not ask."""
     asked = any(v.state == "not measured" and v.limit.startswith(limits) for v in result.verdicts)
-    return ("not", "measured") if asked else ("-",)
+    return ("not measured",) if asked else ("-",)
 
 
 def _short(share: float) -> str:
@@ -265,7 +269,9 @@ def _located(found: Mapping[str, Any]) -> list[str]:
         before = module.get("before_db")
         drop = f"{decibels(before)} before it, {decibels(module.get('sqnr_db'))} after" if before is not None else ""
         head = "the error begins at" if i == 0 else "then"
-        told.append(f"{head} {module.get('module')}: {drop or decibels(module.get('sqnr_db'))}")
+        name = str(module.get("module"))
+        name = name if any(c.isalpha() for c in name) else f"module {name}"  # those of an nn.Sequential are numbers
+        told.append(f"{head} {name}: {drop or decibels(module.get('sqnr_db'))}")
     return told or ([str(located["reason"])] if located.get("reason") else [])
 
 
