@@ -64,6 +64,9 @@ def find(given: str | Path) -> Path:
         raise RecipeError("an empty name names no recipe", fix="give a .yaml file or the name of a shipped recipe")
     try:
         mode = path.stat().st_mode
+    except PermissionError as error:
+        fix = "give yourself permission to its folder, or name another file"
+        raise RecipeError(f"cannot be reached: {error.strerror}", where=visible(text), fix=fix) from None
     except (OSError, ValueError):
         mode = 0
     if stat.S_ISREG(mode):
@@ -85,7 +88,8 @@ def read_text(path: Path, shown: str) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=visible(shown)) from None
+        fix = "give yourself permission to read it, or name another file"
+        raise RecipeError(f"cannot be read: {error.strerror}", where=visible(shown), fix=fix) from None
     if len(data) > MAX_BYTES:
         raise RecipeError(
             f"is larger than {MAX_BYTES >> 20} MiB: no recipe is",

@@ -32,6 +32,8 @@ def shapes(path: Path) -> Shapes:
 
 def unreadable(path: Path, error: Exception) -> RecipeError:
     """What is said of a file that is damaged, or not what its suffix says."""
+    if isinstance(error, PermissionError):
+        return RecipeError(f"{path} cannot be read: {error.strerror}", fix="give yourself permission to read it")
     save = "numpy.savez, without objects" if path.suffix == ".npz" else "safetensors, in dtypes that numpy has"
     return RecipeError(f"{path} cannot be read: {error}", fix=f"save it again, with {save}")
 

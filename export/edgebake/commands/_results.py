@@ -11,6 +11,7 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged, EdgebakeError, Problem, UsageError, problem_to_json
 from edgebake.reports.json import VERSION
 from edgebake.result import Failure, Result
+from edgebake.target import TARGETS
 from edgebake.types import Verdict
 
 MAX_REPORT = 256 << 20  # bytes
@@ -111,6 +112,8 @@ def unreadable(folder: Path, stage: str, error: EdgebakeError) -> Result:
     """The result of an artifact that cannot be judged; what it was follows from where it lies."""
     parts = ("", "", "", "", *folder.absolute().parts)[-5:]
     recipe, component, target, device, scheme = parts
+    if target not in TARGETS.names():  # it lies where no build put it
+        recipe, component, target, device, scheme = str(folder.parent), folder.name, "unknown", "any", "unknown"
     failure = Failure(stage=stage, problems=tuple(error.problems), exit_code=error.exit_code)
     return Result(
         unit=str(folder),
