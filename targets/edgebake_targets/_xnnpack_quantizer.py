@@ -39,8 +39,8 @@ _TRANSPARENT = (
 )
 
 
-# Upstream takes 2**-12, at which activations below 0.06 lose most of their 256 levels and those below 1e-4 become zero
-# (MobileViT's random variant: every logit). XNNPACK asks only that requantisation scales lie in [2**-32, 256).
+# Upstream takes 2**-12: channels whose weights, and activations whose values, stay below 0.03 lose most of their 256
+# levels, and those below 1e-4 become zero. XNNPACK asks only that requantisation scales lie in [2**-32, 256).
 _SMALLEST_SCALE = 2**-20
 
 
@@ -66,11 +66,11 @@ def build(assignment: Assignment, activation_range: str) -> Quantizer:
 
     quantizers = []
     static = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
-    static = _with_range(static, activation_range)
+    static = _static(static, activation_range)
     if assignment.of("w8a8"):
         quantizers.append(XNNPACKQuantizer().set_global(static).set_filter_function(StaticNodes(assignment).annotated))
     if assignment.of("w8a8d"):
-        config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+        config = _fine_weights(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
         quantizers.append(XNNPACKQuantizer().set_global(config).set_filter_function(partial(_dynamic, assignment)))
     return HeldToModules(quantizers)
 
@@ -109,13 +109,20 @@ def _annotate_clamped(model: torch.fx.GraphModule, assignment: Assignment, confi
             constant.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
 
 
-def _with_range(config: QuantizationConfig, activation_range: str) -> QuantizationConfig:
+def _static(config: QuantizationConfig, activation_range: str) -> QuantizationConfig:
+    """``config`` with activation ranges from ``activation_range`` and scales as small as they have to be."""
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
     kind = HistogramObserver if activation_range == "histogram" else MinMaxObserver
-    observer = kind.with_args(eps=_SMALLEST_SCALE)
-    spec = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
-    return replace(config, input_activation=spec, output_activation=spec)
+    spec = replace(config.input_activation, observer_or_fake_quant_ctr=kind.with_args(eps=_SMALLEST_SCALE))
+    return replace(_fine_weights(config), input_activation=spec, output_activation=spec)
+
+
+def _fine_weights(config: QuantizationConfig) -> QuantizationConfig:
+    from torchao.quantization.pt2e import PerChannelMinMaxObserver
+
+    observer = PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE)
+    return replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=observer))
 
 
 def _dynamic(assignment: Assignment, node: torch.fx.Node) -> bool:

@@ -150,6 +150,22 @@ def test_random_weights_are_seeded_said_so_and_leave_the_global_generator_alone(
     assert made[0].facts["weights"] == "random"
 
 
+def test_random_batch_norms_have_the_statistics_of_noise_so_that_values_do_not_vanish(tmp_path: Path) -> None:
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
+    config = MobileNetV2Config(depth_multiplier=0.25, initializer_range=0.02)
+    torch.manual_seed(0)
+    MobileNetV2Model(config).save_pretrained(tmp_path / "m")
+    inputs = {"pixel_values": {"shape": [1, 3, 64, 64], "role": "image"}}
+    made = [load(tmp_path, inputs, weights="random", seed=3, task="feature-extraction") for _ in range(2)]
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        first, again = (m.methods["forward"](image)[0] for m in made)
+    assert torch.equal(first, again)
+    assert first.std() > 0.1  # fresh statistics: 1e-12
+    assert not any(m.training for m in made[0].methods["forward"].modules())
+
+
 def test_a_checkpoint_without_the_tasks_head_is_refused_instead_of_getting_a_random_one(bert: Path) -> None:
     with pytest.raises(RecipeError, match=r"no fitting weights for classifier"):
         load(bert, task="text-classification")

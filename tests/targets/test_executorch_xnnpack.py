@@ -236,6 +236,29 @@ def test_minmax_ranges_are_an_option(tmp_path: Path) -> None:
     assert sqnr_db(vision_network()(image)[0], session.call("forward", {"image": image.numpy()})["scores"]) > 20
 
 
+def test_activations_far_below_one_keep_their_levels(tmp_path: Path) -> None:
+    class Faint(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 16, 3)
+            self.second = torch.nn.Conv2d(16, 8, 3)
+            with torch.no_grad():
+                self.first.weight *= 1e-3  # outputs near 1e-3: at upstream's smallest scale four levels are left
+                self.first.bias.zero_()
+                self.second.weight *= 1e3
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(image))).mean((2, 3))
+
+    torch.manual_seed(0)
+    network = Wrapper(Faint()).eval()
+    kinds: dict[str, ModuleKind] = {"first": "conv", "second": "conv"}
+    built = build(network, VISION, dict.fromkeys(kinds, "w8a8"), kinds, images(4), tmp_path)
+    session = executorch_runtime.open(tmp_path / built[0].entry, VISION)
+    image = images(1, seed=5)[0]
+    assert sqnr_db(network(image)[0], session.call("forward", {"image": image.numpy()})["scores"]) > 25
+
+
 def test_supports_rows_name_methods_that_exist_and_schemes_that_parse() -> None:
     for row in target.SUPPORTS:
         parse(row.scheme)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError, TrustError
 from edgebake.models import _hub, _masks, _paths, _pooling, _shared
+from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component, Model
 from edgebake.types import DimBounds, Loaded, MethodSignature, Signature
@@ -63,6 +64,8 @@ def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loa
     for inputs in component.all_methods.values():
         _shared.by_name(network.forward, tuple(inputs), type(network).__name__)
     constants = _constants(network)
+    if model.weights == "random":
+        settle_norms(network, component, constants, model.seed)
     mask = _mask_kind(network, component, config, constants)
     facts = {
         "class": type(network).__name__,
