@@ -28,6 +28,9 @@ _TASKS = (  # suffix of the architecture's class -> task
     ("ForCausalLM", "text-generation"),
     ("LMHeadModel", "text-generation"),
 )
+_MODELS = "give a transformers folder (with a config.json), a .gguf, a .pt2 or a hub id"
+_ARTIFACTS = (".onnx", ".pte", ".mlmodel", ".tflite")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BY_HAND = "write the recipe by hand: `edgebake schema` and the shipped recipes (`edgebake plan minilm-l6`) show how"
 
 
@@ -80,10 +83,20 @@ def draft(path: str, base: Path) -> Draft:
     )
 
 
+def _hint(suffix: str) -> str:
+    if suffix in _ARTIFACTS:
+        return f"a {suffix} is what edgebake makes: give the model it came from; `edgebake inspect` shows what is in it"
+    if suffix in _WEIGHTS:
+        return "give the folder with the config.json that these weights belong to; for code of your own, " + _BY_HAND
+    if suffix in (".yaml", ".yml"):
+        return "a recipe is built as it is: edgebake build, without --target and --scheme"
+    return f"{_MODELS}; for a network in Python code, {_BY_HAND}" if suffix == ".py" else _MODELS
+
+
 def _file_draft(path: str, found: Path, local: Path | None) -> Draft:
     source = _SOURCES.get(found.suffix)
     if source is None:
-        raise UsageError(f"{path} is no model that edgebake reads", fix="give a folder with a config.json, .gguf, .pt2")
+        raise UsageError(f"{path} is no model that edgebake reads", fix=_hint(found.suffix.lower()))
     notes = ("a .pt2 program counts as code: check and build need --trust",) if source == "exported" else ()
     return Draft(
         name=_name(found.stem),
@@ -106,7 +119,7 @@ def _config_folder(found: Path | _paths.HubId, path: str) -> Path:
         raise UsageError(
             f"{path} has no config.json",
             where=str(found),
-            fix="give a transformers folder, a .gguf, a .pt2 or a hub id",
+            fix=_MODELS,
         )
     return found
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.jsonfile import digest_of, read_json, write_json_atomic
-from edgebake.keys import StageKey
+from edgebake.keys import StageKey, model_part
 from edgebake.store import Store
 from edgebake.units import Unit
+
+MODEL = "model"
 
 
 def _path(store: Store, unit: Unit, out: Path) -> Path:
@@ -19,10 +21,11 @@ def _path(store: Store, unit: Unit, out: Path) -> Path:
 
 
 def remember(store: Store, unit: Unit, out: Path, keys: Mapping[str, StageKey]) -> None:
-    """Note the parts of every stage key of a build that went into ``out``."""
+    """Note the parts of every stage key of a build that went into ``out``, and of the model's digest in them."""
     path = _path(store, unit, out)
     path.parent.mkdir(exist_ok=True)
-    write_json_atomic(path, {stage: key.parts for stage, key in keys.items()})
+    model = model_part(unit, store.file_digest)
+    write_json_atomic(path, {MODEL: model, **{stage: key.parts for stage, key in keys.items()}})
 
 
 def last_parts(store: Store, unit: Unit, out: Path) -> dict[str, Any]:

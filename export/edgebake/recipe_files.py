@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from edgebake.errors import RecipeError
 from edgebake.recipe import Recipe
 from edgebake.recipe_layers import Layer, Mark
 from edgebake.recipe_words import Key
-from edgebake.wording import did_you_mean, said, visible
+from edgebake.wording import did_you_mean, nearest, said, visible
 
 MAX_BYTES = 1 << 20
 SUFFIXES = (".yaml", ".yml")
@@ -59,8 +60,13 @@ def list_shipped() -> Mapping[str, Path]:
 def find(given: str | Path) -> Path:
     """The file that ``given`` names: a path, or the name of a shipped recipe; RecipeError with the nearest names."""
     path, text = Path(given), str(given)
+    if not str(given).strip():
+        raise RecipeError("an empty name names no recipe", fix="give a .yaml file or the name of a shipped recipe")
     try:
         mode = path.stat().st_mode
+    except PermissionError as error:
+        fix = "give yourself permission to its folder, or name another file"
+        raise RecipeError(f"cannot be reached: {error.strerror}", where=visible(text), fix=fix) from None
     except (OSError, ValueError):
         mode = 0
     if stat.S_ISREG(mode):
@@ -70,7 +76,9 @@ def find(given: str | Path) -> Path:
     if stat.S_ISDIR(mode):
         raise RecipeError(f"{said(text)} is a folder, not a recipe", fix="name the .yaml file in it")
     if mode:
-        raise RecipeError(f"{said(text)} is not an ordinary file")
+        raise RecipeError(f"{said(text)} is not an ordinary file", fix="save the recipe as a .yaml file and name that")
+    if os.path.islink(text):  # noqa: PTH114 - a name that is no path at all is no error here
+        raise RecipeError(f"{said(text)} is a link that leads nowhere", fix="mend the link, or name the file itself")
     raise RecipeError(f"there is no recipe {said(text)}", fix=_near(path))
 
 
@@ -80,9 +88,14 @@ def read_text(path: Path, shown: str) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=visible(shown)) from None
+        fix = "give yourself permission to read it, or name another file"
+        raise RecipeError(f"cannot be read: {error.strerror}", where=visible(shown), fix=fix) from None
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"is larger than {MAX_BYTES >> 20} MiB: no recipe is", where=visible(shown))
+        raise RecipeError(
+            f"is larger than {MAX_BYTES >> 20} MiB: no recipe is",
+            where=visible(shown),
+            fix="name the recipe's .yaml file",
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,7 +103,7 @@ def read_text(path: Path, shown: str) -> str:
         raise RecipeError(
             f"is not UTF-8 text (byte 0x{data[error.start]:02x})",
             where=f"{visible(shown)}:{line}",
-            fix="save the recipe as UTF-8",
+            fix="save the recipe as UTF-8" if path.suffix in SUFFIXES else "a recipe is a .yaml file; name that",
         ) from None
 
 
@@ -133,7 +146,10 @@ def _inside(child: Path, relative: PurePosixPath, where: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    names = set(list_shipped())
+    """The nearest recipes, as they would be written in the place of ``path``."""
+    places = {name: name for name in list_shipped()}
     with suppress(OSError, ValueError):  # the folder may not exist either
-        names |= {entry.name for entry in path.parent.iterdir() if entry.suffix in SUFFIXES}
-    return did_you_mean(path.name, names)
+        places |= {e.name: str(e) for e in path.parent.iterdir() if e.suffix in SUFFIXES and e.is_file()}
+    near = nearest(path.name, places)
+    head = f"did you mean '{visible(places[near])}'? " if near else ""
+    return f"{head}known: {', '.join(map(visible, sorted(places)))}"

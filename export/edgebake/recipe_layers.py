@@ -115,8 +115,9 @@ def with_settings(layer: Layer, settings: Iterable[str], problems: list[Problem]
         dotted, equals, text = setting.partition("=")
         where = f"--set {visible(dotted)}"
         try:
-            if not equals:
-                raise ValueError("says no value", "write key=value, such as compress.scheme=w8")
+            if not equals or not text.strip():
+                fix = f"write key=value, such as compress.scheme=w8; {visible(dotted)}=null takes the key away"
+                raise ValueError("says no value", fix if equals else fix.partition(";")[0])
             written = _segments(dotted)
             key = _full_key(written, layer.data)
             layer = _set(layer, key, _value(text), Mark("--set", 0, written))

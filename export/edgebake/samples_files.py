@@ -11,7 +11,8 @@ import numpy as np
 
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Input, Samples
-from edgebake.samples_checks import enough, only_method
+from edgebake.samples_checks import only_method
+from edgebake.samples_headers import check, unreadable
 from edgebake.types import Call, Sample
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_BYTES = 16 << 30  # unpacked; a few kilobytes of npz can claim terabytes
-EXTRAS = ("label", "source")
 
 
 def read_arrays(spec: Samples, component: Component, path: Path) -> list[Sample]:
@@ -31,17 +31,7 @@ def read_arrays(spec: Samples, component: Component, path: Path) -> list[Sample]
     """
     method, inputs = only_method(component, "file")
     arrays = _load(path)
-    missing = [name for name in inputs if name not in arrays]
-    unknown = [name for name in arrays if name not in inputs and name not in EXTRAS]
-    if missing or unknown:
-        raise RecipeError(
-            f"{path} has the arrays {', '.join(arrays) or 'none'}, the recipe's inputs are {', '.join(inputs)}",
-            fix="name the arrays as the inputs; `label` and `source` may be added",
-        )
-    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(counts) != 1:
-        raise RecipeError(f"the arrays of {path} differ in their first axis: {sorted(counts)}", fix="one row a sample")
-    enough(spec, counts.pop(), "samples")
+    check({name: array.shape for name, array in arrays.items()}, inputs, spec, path)
     return [_sample(method, inputs, arrays, index) for index in range(spec.skip, spec.skip + spec.count)]
 
 
@@ -97,7 +87,7 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecipeError(f"{path} cannot be read: {error}", fix="save it with numpy.savez, without objects") from error
+        raise unreadable(path, error) from error
 
 
 def _load_safetensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -109,6 +99,4 @@ def _load_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise RecipeError(
-            f"{path} cannot be read: {error}", fix="save it with safetensors, in dtypes that numpy has"
-        ) from error
+        raise unreadable(path, error) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgebake.errors import RecipeError
 from edgebake.recipe_files import recipes_folder
+from edgebake.wording import said
 
 PACKAGE = "pkg://"
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -21,7 +22,9 @@ def resolve(name: str, base: Path) -> Path:
         raise RecipeError(f"{name!r} leaves the package {package!r}", fix="give a path without `..`")
     if package == "edgebake" and inner.startswith("recipes/"):  # not inside the package in an editable install
         return recipes_folder() / inner.removeprefix("recipes/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not package.isidentifier():
+        raise RecipeError(f"{said(name)} names no package", fix="write pkg://package/folder, as Python imports it")
+    spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     if not folders:
         raise RecipeError(

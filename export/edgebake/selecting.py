@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from edgebake.errors import UsageError
 from edgebake.units import Unit
+from edgebake.wording import said
 
 
 def _names(unit: Unit) -> tuple[str, ...]:
@@ -18,8 +19,10 @@ def select(units: Sequence[Unit], only: Sequence[str]) -> tuple[Unit, ...]:
     """Units whose id matches one of the globs; all when there is none. UsageError when a glob matches nothing."""
     for glob in only:
         if not any(fnmatchcase(name, glob) for unit in units for name in _names(unit)):
+            wider = any(fnmatchcase(name.lower(), f"*{glob.lower()}*") for unit in units for name in _names(unit))
+            hint = f"did you mean '*{glob.lower()}*'? " if glob and wider else ""
             raise UsageError(
-                f"--only {glob!r} matches none of the {len(units)} artifacts",
-                fix="they are: " + ", ".join(unit.id for unit in units),
+                f"--only {said(glob)} matches none of the {len(units)} artifacts",
+                fix=f"{hint}they are: " + ", ".join(unit.id for unit in units),
             )
     return tuple(u for u in units if not only or any(fnmatchcase(n, g) for n in _names(u) for g in only))

@@ -35,7 +35,7 @@ from edgebake.store_files import (
 )
 from edgebake.store_index import DigestIndex
 
-__all__ = ["Cleaned", "Damage", "Entry", "Store", "Stored"]
+__all__ = ["Cleaned", "Damage", "Entry", "Store", "Stored", "holds_store"]
 
 _LAYOUT = "v1"  # a later layout gets a folder of its own: neither reads the other
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -81,6 +81,11 @@ class Cleaned:
     def __str__(self) -> str:
         kept = f"; {self.in_use} kept because a running build uses them" if self.in_use else ""
         return f"{self.entries} entries removed, {self.bytes / 2**20:.1f} MiB freed{kept}"
+
+
+def holds_store(root: Path) -> bool:
+    """Has edgebake kept something in ``root`` before?"""
+    return (root.expanduser() / _LAYOUT / "entries").is_dir()
 
 
 class Store:

@@ -27,10 +27,23 @@ def storage_error(error: OSError, doing: str, path: Path) -> StoreError:
     """``error`` in words: what could not be done to ``path`` and what helps."""
     if error.errno in _FULL:
         return disk_full(path, doing)
-    fix = ""
-    if error.errno in _REFUSED:
-        fix = "give yourself permission to write there, or choose another folder (the store: EDGEBAKE_STORE)"
+    if doing.startswith("read"):
+        fix = remedy(error)
+    else:
+        allowed = "give yourself permission to write there, or " if error.errno in _REFUSED else ""
+        fix = f"{allowed}choose another folder (the store: EDGEBAKE_STORE)"
     return StoreError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
+
+
+def remedy(error: OSError) -> str:
+    """What helps against what the system refuses, whatever it was asked for."""
+    if error.errno in _FULL:
+        return "free some space (`edgebake clean` empties the store), or choose another disk"
+    if error.errno == errno.ENAMETOOLONG:
+        return "use a shorter name"
+    if error.errno == errno.EIO:
+        return "the disk does not answer as it should: copy what is on it, and check it"
+    return "give yourself permission to it, or name another place"
 
 
 def disk_full(path: Path, doing: str = "write") -> StoreError:

@@ -30,6 +30,11 @@ def canonical_module_name(path: str) -> str:
     return ".".join(parts)
 
 
+def rule_for(module: str, scheme: str) -> str:
+    """The recipe's words that give ``module`` a scheme of its own: ``compress: {modules: {"head": fp16}}``."""
+    return f'compress: {{modules: {{"{module}": {scheme}}}}}'
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One input or output: ``shape`` of ints and dimension names, ``dtype`` as numpy names it (``float32`` ...)."""

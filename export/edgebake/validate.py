@@ -56,8 +56,8 @@ def choose_runner(target: str) -> tuple[str, str] | str:
     return "; ".join(reasons) or f"no runner executes {target} artifacts on this machine"
 
 
-def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
-    """Everything that measurements.json holds, but for stages and host."""
+def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = False) -> dict[str, Any]:
+    """Everything that measurements.json holds, but for stages and host; ``inside`` when this process is a worker."""
     recorded = Reference(subject.reference)
     inspection: Inspection = INSPECTORS.find(find_target(subject.target).FORMAT).inspect(subject.entry)
     measured: dict[str, Any] = {
@@ -81,7 +81,8 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
         return {**measured, "runner": None, "not_measured": runner, "latency": reason}
     name, kind = runner
     measured["runner"] = {"name": name, "kind": kind}
-    with runclient.opened(name, subject.entry, subject.lowered["signature"], subject.reference) as client:
+    signature = subject.lowered["signature"]
+    with runclient.opened(name, subject.entry, signature, subject.reference, inside=inside) as client:
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],
@@ -92,11 +93,15 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
 
 
 def with_inside(subject: Subject, use: Callable[[Inside | None], T]) -> T:
-    """Call ``use`` with a reader of values inside the artifact, None where its runtime offers none (sample 0)."""
+    """Call ``use`` with a reader of values inside the artifact, None where its runtime offers none (sample 0).
+
+    For workers: the artifact runs in this process where its runner allows that.
+    """
     runner = choose_runner(subject.target)
     if isinstance(runner, str):
         return use(None)
-    with runclient.opened(runner[0], subject.entry, subject.lowered["signature"], subject.reference) as client:
+    signature = subject.lowered["signature"]
+    with runclient.opened(runner[0], subject.entry, signature, subject.reference, inside=True) as client:
         if not client.opened["can_intermediates"]:
             return use(None)
         return use(lambda modules: client.intermediates(0, modules))

@@ -238,7 +238,7 @@ def compress(converted: Converted) -> dict[str, Held]:
     """Compress the constants that are to be, and name all of them after their modules; returns them by that name."""
     from coremltools.converters.mil.mil.passes.helper import block_context_manager
 
-    names = {_constant_name(held): held for held in converted.held}
+    names = constant_names(converted.held)
 
     def within(_block: Any) -> None:
         for name, held in names.items():
@@ -251,8 +251,16 @@ def compress(converted: Converted) -> dict[str, Held]:
     return names
 
 
-def _constant_name(held: Held) -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", f"{held.modules[0]}.weight.{held.scheme}").lstrip("0123456789_")
+def constant_names(held: Iterable[Held]) -> dict[str, Held]:
+    """An identifier for each, after its module; ``0``, ``1.a`` and ``1_a`` stay apart."""
+    names: dict[str, Held] = {}
+    for each in held:
+        name = re.sub(r"[^A-Za-z0-9_]", "_", f"{each.modules[0]}.weight.{each.scheme}")
+        name = name if name[0].isalpha() else f"module_{name}"
+        while name in names:
+            name += "_"
+        names[name] = each
+    return names
 
 
 def write(converted: Converted, request: LowerRequest, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, StageFailed
-from edgebake.types import Assignment, canonical_module_name
+from edgebake.types import Assignment, canonical_module_name, rule_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,8 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
         if placeholder is None:
             problems.append(
                 Problem(
-                    what=f"the weight of {module} is computed, not stored", fix=f"keep it: keep: {{{module}: fp16}}"
+                    what=f"the weight of {module} is computed, not stored",
+                    fix=f"leave it out of the compression: {rule_for(module, 'fp16')}",
                 )
             )
             continue
@@ -174,7 +175,7 @@ def locate(operations: Iterable[Any], weights: Iterable[FloatWeight]) -> tuple[t
             problems.append(
                 Problem(
                     what=f"no constant of the Core ML program holds the weight of {weight.module}",
-                    fix=f"leave the module out of the compression: keep: {{{weight.module}: fp16}}",
+                    fix=f"leave it out of the compression: {rule_for(weight.module, 'fp16')}",
                 )
             )
             continue

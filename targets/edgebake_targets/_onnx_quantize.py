@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake import scheme as schemes
 from edgebake.errors import Problem, RecipeError, StageFailed
-from edgebake.types import Assignment
+from edgebake.types import Assignment, rule_for
 from edgebake_targets._onnx_graph import MICROSOFT, WEIGHT_SLOT, Graph, WeightUse, attribute, producers, stored_type
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def check_blocks(uses: list[WeightUse], model: onnx.ModelProto, assignment: Assi
         group, width = schemes.parse(name).group, shapes[use.weight][1 - use.output_axis]
         if group and use.kind == "linear" and width % group:
             what = f"{name} needs an input width that is a multiple of {group}; module {use.module!r} has {width}"
-            problems.append(Problem(what=what, where="compress", fix=f'keep: {{"{use.module}": fp32}}'))
+            problems.append(Problem(what=what, where="compress", fix=rule_for(use.module, "fp32")))
     if problems:
         raise RecipeError(problems)
 
@@ -259,5 +259,5 @@ def check_compressed(
     if left:
         raise StageFailed(
             f"{len(left)} modules did not come out compressed: {', '.join(left[:8])}",
-            fix="give them fp32 (compress.keep), or a scheme that this target has for their operators",
+            fix="give them fp32 in compress.modules, or a scheme that this target has for their operators",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.target import LowerRequest, Missing, Option, Support
-from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict
+from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
@@ -91,7 +91,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if lost:
         raise StageFailed(
             f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
-            fix=f"keep it: keep: {{{lost[0]}: fp16}}",
+            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
         )
     _coreml_checks.write_checks(request.folder / CHECKS_FILE, checks)
     packages = tuple(checks["packages"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,11 @@ import baking
 import edgebake
 from edgebake.commands import sweep
 from edgebake.commands.init import one_shot
+from edgebake.commands.sweep import table
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE, EXIT_STAGE, UsageError
-from verbs import Baked, Edgebake, config, refused, resign
+from edgebake.result import Result
+from edgebake.types import Verdict
+from verbs import Baked, Edgebake, Said, config, refused, resign
 
 UNITS = ["tiny/model@onnx-cpu#fp32", "tiny/model@onnx-cpu#w8"]
 
@@ -38,6 +42,7 @@ def test_check_shows_every_problem_with_its_line(edgebake: Edgebake, baked: Bake
     ("given", "fragment"),
     [
         ("none.yaml", "there is no recipe 'none.yaml'"),
+        ("", "an empty name names no recipe"),
         ("minilm-l5", "did you mean 'minilm-l6'"),
         ("no*.yaml", "matches no recipe file"),
         (".", "is a folder, not a recipe"),
@@ -66,6 +71,29 @@ def test_plan_says_what_artifacts_share_once(edgebake: Edgebake, baked: Baked) -
 def test_only_chooses_and_says_what_there_is(edgebake: Edgebake, baked: Baked) -> None:
     assert [r["unit"] for r in edgebake("plan", baked.recipe, "--only", "*#w8", "--json").json] == UNITS[1:]
     refused(edgebake("plan", baked.recipe, "--only", "*@coreml"), EXIT_RECIPE, "matches none of the 2", UNITS[0])
+    refused(edgebake("plan", baked.recipe, "--only", "ONNX"), EXIT_RECIPE, "did you mean '*onnx*'?", UNITS[0])
+
+
+def test_a_glob_takes_recipes_and_nothing_else(edgebake: Edgebake, baked: Baked) -> None:
+    folder = baked.recipe.parent
+    assert edgebake("check", f"{folder}/*", "--json").json["artifacts"] == UNITS
+    refused(
+        edgebake("check", f"{folder}/*.npz"), EXIT_RECIPE, "matches no recipe file", "samples.npz", "is no .yaml file"
+    )
+
+
+def test_samples_that_do_not_suffice_or_fit_are_refused_before_anything_is_loaded(
+    edgebake: Edgebake, baked: Baked, tmp_path: Path
+) -> None:
+    def with_(*settings: str) -> Said:
+        return edgebake("check", baked.recipe, *(f"--set={each}" for each in settings))
+
+    refused(with_("samples.evaluation.count=100"), EXIT_RECIPE, "tiny.yaml", "has 24 samples", "asks for 100 after")
+    refused(with_("inputs.input.shape=[1, 8]"), EXIT_RECIPE, "rows of [1, 16], the recipe declares [1, 8]")
+    refused(with_("inputs={x: {shape: [1, 16]}}"), EXIT_RECIPE, "has the arrays input, the recipe's inputs are x")
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes((baked.recipe.parent / "samples.npz").read_bytes()[:300])
+    refused(with_(f"samples.evaluation.file={broken}"), EXIT_RECIPE, "broken.npz cannot be read", "numpy.savez")
 
 
 def test_a_build_of_what_is_built_does_nothing_and_says_so(edgebake: Edgebake, baked: Baked) -> None:
@@ -161,8 +189,24 @@ def test_explain_knows_what_is_stored_and_what_changed(edgebake: Edgebake, baked
     assert same.code == 0
     assert "  lower: stored\n" in same.out
     changed = edgebake("explain", baked.recipe, *where, "--set", "model.seed=3", "--only", UNITS[0], "--json").json
-    assert changed[UNITS[0]]["lower"]["state"] == "would run"
-    assert any("seed" in line or "->" in line for line in changed[UNITS[0]]["lower"]["why"])
+    assert changed[UNITS[0]]["reference"] == {"state": "would run", "why": ["model.model.seed: 0 -> 3"]}
+    assert changed[UNITS[0]]["lower"] == {
+        "state": "would run",
+        "why": ["what it reads from the stages before it changes (compress)"],
+    }
+
+
+def test_explain_names_the_file_that_changed(edgebake: Edgebake, baked: Baked, tmp_path: Path) -> None:
+    """Built from a copy, whose network then changes; what is not of the model is not blamed."""
+    place = shutil.copytree(baked.recipe.parent, tmp_path / "recipe")
+    where = (place / "tiny.yaml", "--out", tmp_path / "dist", "--only", UNITS[0])
+    assert edgebake("build", *where, "-q").code == 0
+    with (place / "tiny_net.py").open("a") as file:
+        file.write("# changed\n")
+    why = edgebake("explain", *where, "--json").json[UNITS[0]]["trace"]["why"]
+    assert len(why) == 1
+    assert "tiny_net" in why[0]
+    assert why[0].endswith(": changed")
 
 
 def test_explain_can_do_without_a_damaged_note(edgebake: Edgebake, baked: Baked, tmp_path: Path) -> None:
@@ -203,6 +247,17 @@ def test_the_bundle_has_the_same_bytes_each_time_and_verifies_with_its_reference
     with zipfile.ZipFile(tmp_path / "here/dist/tiny/tiny.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
     assert edgebake("verify", tmp_path / "unpacked").code == 0
+
+
+def test_bundle_says_how_to_build_what_is_missing_and_looks_at_the_format_first(
+    edgebake: Edgebake, baked: Baked, tmp_path: Path
+) -> None:
+    refused(edgebake("bundle", baked.recipe, "--out", tmp_path), EXIT_RECIPE, f"-> edgebake build {baked.recipe}, with")
+    said = edgebake("bundle", "silero-vad", "--format", "zip", "--out", tmp_path)
+    refused(said, EXIT_RECIPE, "-> edgebake build silero-vad, with")
+    said = edgebake("bundle", baked.recipe, "--out", tmp_path, "--format", "rar")
+    refused(said, EXIT_RECIPE, "there is no bundle format 'rar'")
+    assert "not built" not in said.err
 
 
 @pytest.mark.parametrize("formats", [["--format", "tar"], ["--set", "bundle=tar"]], ids=" ".join)
@@ -261,6 +316,25 @@ def test_a_sweep_rounds_no_number_up_to_perfection() -> None:
     assert sweep._cells({**row, "agreement": 0.99999, "cosine": 0.999999})[5:7] == ("0.9999", "0.99999")
 
 
+def test_a_sweep_says_what_was_missed_and_ranks_only_what_was_measured() -> None:
+    def result(scheme: str, measured: dict[str, Any], *verdicts: Verdict) -> Result:
+        place = {"unit": f"a/model@coreml#{scheme}", "recipe": "a", "component": "model", "target": "coreml"}
+        return Result(**place, scheme=scheme, measurements=measured, verdicts=verdicts)
+
+    size = {"size": {"bytes": 9}}
+    missed = Verdict(limit="parity.sqnr_db", subject="y", state="fail", value=18.24412345678, bound=25.0)
+    unmeasured = Verdict(limit="parity.cosine", state="not measured", bound=0.9)
+    fp16, w8 = table(
+        [
+            result("fp16", {**size, "outputs": {"y": {"cosine": 0.5}}}, missed),
+            result("w8", size, unmeasured, Verdict(limit="structure.loads", state="pass")),
+        ]
+    )
+    assert fp16["why"] == "missed: parity.sqnr_db of y: 18.2441 dB, limit at least 25 dB"
+    assert w8["why"] == "not measured: parity.cosine"
+    assert (fp16["pareto"], w8["pareto"]) == (True, False)
+
+
 def test_sweep_refuses_schemes_that_nothing_can_do(edgebake: Edgebake, baked: Baked) -> None:
     refused(edgebake("sweep", baked.recipe, "--scheme", "nonsense"), EXIT_RECIPE, "'nonsense' is not a scheme")
     refused(edgebake("sweep", baked.recipe, "--scheme", "palette4"), EXIT_RECIPE, "palette4 is supported by none")
@@ -268,6 +342,8 @@ def test_sweep_refuses_schemes_that_nothing_can_do(edgebake: Edgebake, baked: Ba
 
 
 def test_clean_says_what_it_freed_and_what_is_left(edgebake: Edgebake, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert edgebake("explain", "minilm-l6", "--only", "*coreml#w8", "--store", tmp_path / "store").code == 0
     said = edgebake("clean", "--store", tmp_path / "store")
     assert said.code == 0
     assert said.out.startswith("0 entries removed, 0.0 MiB freed;")
@@ -276,3 +352,16 @@ def test_clean_says_what_it_freed_and_what_is_left(edgebake: Edgebake, tmp_path:
     found = edgebake("clean", "--all", "--store", tmp_path / "store", "--json").json
     assert (found["entries"], found["logs"], found["store"]) == (0, 1, str(tmp_path / "store"))
     refused(edgebake("clean", "--all", "--max-gib", "1"), EXIT_RECIPE, "--all empties the store")
+    refused(edgebake("clean", "--max-gib", "inf"), EXIT_RECIPE, "--max-gib inf is no limit", "1e+09")
+    refused(edgebake("clean", "--older-than-days", "1e300"), EXIT_RECIPE, "--older-than-days 1e+300 is no limit")
+
+
+def test_clean_leaves_a_folder_alone_that_is_no_store(edgebake: Edgebake, tmp_path: Path) -> None:
+    for name in ("log/mine.log", "last/mine.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("mine")
+    refused(
+        edgebake("clean", "--all", "--store", tmp_path), EXIT_RECIPE, "is no store of edgebake", "nothing was removed"
+    )
+    refused(edgebake("clean", "--store", tmp_path / "none"), EXIT_RECIPE, "is no store of edgebake")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["last", "log", "mine.json", "mine.log"]

@@ -85,6 +85,14 @@ def test_init_overwrites_only_when_told(edgebake: Edgebake, tmp_path: Path) -> N
 
 def test_init_of_what_is_no_model(edgebake: Edgebake, tmp_path: Path) -> None:
     refused(edgebake("init", tmp_path), EXIT_RECIPE, "has no config.json")
-    (tmp_path / "model.onnx").write_bytes(b"")
-    refused(edgebake("init", tmp_path / "model.onnx"), EXIT_RECIPE, "no model that edgebake reads")
+    for name, hint in (
+        ("model.onnx", "a .onnx is what edgebake makes"),
+        ("model.safetensors", "the folder with the config.json that these weights belong to"),
+        ("net.py", "for a network in Python code, write the recipe by hand"),
+        ("tiny.yaml", "a recipe is built as it is"),
+        ("notes.txt", "a hub id"),
+    ):
+        (tmp_path / name).write_bytes(b"")
+        refused(edgebake("init", tmp_path / name), EXIT_RECIPE, "no model that edgebake reads", hint)
+    refused(edgebake("init", "pkg://"), EXIT_RECIPE, "'pkg://' names no package", "pkg://package/folder")
     refused(edgebake("init", tmp_path / "none"), EXIT_RECIPE, "there is no")

@@ -33,11 +33,13 @@ def test_inspect_reads_a_file_without_its_folder(edgebake: Edgebake, baked: Bake
 @pytest.mark.parametrize(
     ("name", "content", "code", "fragment"),
     [
-        ("empty.onnx", b"", EXIT_STAGE, "holds no ONNX graph"),
+        ("empty.onnx", b"", EXIT_STAGE, "the file is empty"),
+        ("blank.onnx", b"\x08\x0a", EXIT_STAGE, "holds no ONNX graph"),
         ("cut.onnx", b"\x08" * 501, EXIT_STAGE, "not an ONNX file"),
         ("noise.pte", bytes(range(256)) * 64, EXIT_STAGE, "no whole ExecuTorch program"),
         ("model.tflite", b"TFL3", EXIT_RECIPE, "nothing here reads this kind of file"),
-        ("model.mlpackage", b"", EXIT_RECIPE, "is a file, not a"),
+        ("model.mlpackage", b"", EXIT_RECIPE, "a Core ML package is a folder"),
+        ("MODEL.ONNX", b"\x08" * 501, EXIT_STAGE, "not an ONNX file"),
         ("noend", b"", EXIT_RECIPE, "nothing here reads"),
     ],
 )
@@ -65,6 +67,14 @@ def test_inspect_of_an_empty_package(edgebake: Edgebake, tmp_path: Path) -> None
 def test_inspect_does_not_wait_for_a_pipe(edgebake: Edgebake, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     refused(edgebake("inspect", tmp_path / "model.onnx"), EXIT_RECIPE, "neither a file nor a folder")
+
+
+def test_recorded_outputs_are_no_artifact(edgebake: Edgebake, baked: Baked) -> None:
+    above = baked.out / "tiny/model/reference"
+    (inside,) = above.iterdir()
+    for verb in ("inspect", "verify", "bench", "report"):
+        refused(edgebake(verb, inside), EXIT_RECIPE, "holds recorded float outputs, no artifact")
+    refused(edgebake("verify", above), EXIT_RECIPE, "holds recorded float outputs, no artifact")
 
 
 def test_errors_are_json_when_json_is_asked_for(edgebake: Edgebake, tmp_path: Path) -> None:
@@ -106,7 +116,7 @@ def test_report_and_verify_show_what_is_damaged_beside_the_rest(
         assert said.code == EXIT_STAGE
         assert "tiny/model\n" in said.out
         assert "fp32/manifest.json: this is not JSON" in " ".join(said.out.split())
-        assert "1 passed, 1 not built" in said.out
+        assert "1 passed, 1 not judged" in said.out
 
 
 @pytest.mark.parametrize("suffix", ["doc", ""])
@@ -147,6 +157,19 @@ def test_diff_refuses_what_is_no_report(edgebake: Edgebake, baked: Baked, tmp_pa
     refused(edgebake("diff", tmp_path / "report.json", baked.out), EXIT_RECIPE, "no JSON report of edgebake")
 
 
+def test_diff_refuses_a_report_of_a_newer_edgebake_and_one_that_names_an_artifact_twice(
+    edgebake: Edgebake, baked: Baked, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    edgebake("report", baked.out, "--report", path)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "version": 99}))
+    refused(edgebake("diff", path, baked.out), EXIT_RECIPE, "has version 99", "install a newer edgebake")
+    path.write_text(json.dumps({**document, "results": document["results"] * 2}))
+    refused(edgebake("diff", baked.out, path), EXIT_RECIPE, "report.json holds tiny/model@onnx-cpu#fp32 more than once")
+    refused(edgebake("diff", tmp_path / "none", path), EXIT_RECIPE, "none does not exist", "or a JSON report")
+
+
 @pytest.mark.parametrize("verb", ["verify", "report", "bench"])
 def test_a_folder_without_artifacts(edgebake: Edgebake, tmp_path: Path, verb: str) -> None:
     refused(edgebake(verb, tmp_path), EXIT_RECIPE, "holds no artifact", "edgebake build")
@@ -179,6 +202,15 @@ def test_verify_names_each_file_that_changed_and_judges_the_rest(
     bad, good = said.json["results"]
     assert (bad["state"], good["state"]) == ("failed", "pass")
     assert bad["failure"]["problems"][0]["where"].endswith("fp32/model.onnx")
+
+
+def test_bench_names_the_file_that_keeps_it_from_running(edgebake: Edgebake, baked: Baked, tmp_path: Path) -> None:
+    harmed = baked.copied(tmp_path)
+    (harmed.artifact / "model.onnx").write_bytes(b"")
+    said = edgebake("bench", harmed.artifact)
+    assert said.code == EXIT_STAGE
+    assert f"{harmed.artifact}: failed\n    {harmed.artifact / 'model.onnx'}: the file is not what" in said.out
+    assert "-> build the artifact again" in said.out
 
 
 def test_bench_times_and_weighs(edgebake: Edgebake, baked: Baked) -> None:

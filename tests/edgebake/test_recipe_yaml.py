@@ -163,7 +163,7 @@ def test_a_setting_can_be_a_list_a_mapping_or_nothing(tmp_path: Path) -> None:
     file = read(written(tmp_path, "one.yaml", ONE), ("targets=[coreml]", "limits={size: {mib: 3}}", "dims.n={max: 9}"))
     component = file.recipe.components["model"]
     assert len(component.targets) == 1 and component.limits.size.mib == 3 and component.dims["n"].max == 9
-    assert read(file.path, ("limits.parity.cosine=",)).recipe.components["model"].limits.parity.cosine is None
+    assert read(file.path, ("limits.parity.cosine=null",)).recipe.components["model"].limits.parity.cosine is None
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,8 @@ def test_a_setting_can_be_a_list_a_mapping_or_nothing(tmp_path: Path) -> None:
         ("limits.parity.cosin=1", "did you mean 'cosine'?"),
         ("limits.parity.cosine=high", "must be a number, not the text 'high'"),
         ("limits.parity.cosine", "says no value"),
+        ("limits.parity.cosine=", "limits.parity.cosine=null takes the key away"),
+        ("limits.parity.cosine=  ", "says no value"),
         ("=5", "is not a key"),
         ("limits..cosine=5", "is not a key"),
         ('limits."parity=5', "is not a key"),
@@ -223,9 +225,14 @@ def test_no_two_shipped_recipes_share_a_name() -> None:
 
 def test_what_is_no_recipe_file_is_refused_with_the_nearest(tmp_path: Path) -> None:
     written(tmp_path, "mine.yaml", ONE)
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "gone.yaml").symlink_to("nowhere")
     for given, says in (
         ("minilm-l5", "did you mean 'minilm-l6'?"),
-        (tmp_path / "mne.yaml", "did you mean 'mine.yaml'?"),
+        (tmp_path / "mne.yaml", f"did you mean '{tmp_path / 'mine.yaml'}'? known: "),
+        ("", "an empty name"),
+        (tmp_path / "loop.yaml", "is a link that leads nowhere"),
+        (tmp_path / "gone.yaml", "is a link that leads nowhere"),
         (tmp_path, "is a folder"),
         ("/dev/zero", "is not an ordinary file"),
         ("no/such/folder/x.yaml", "there is no recipe"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from edgebake.reports import html
+from edgebake.reports._rows import COLUMNS
 from edgebake.result import Result
 
 VOID = {"meta"}
@@ -67,3 +69,18 @@ def test_hostile_strings_are_text(nasty: Result) -> None:
 
 def test_light_and_dark() -> None:
     assert "prefers-color-scheme: dark" in html.render([], title="t")
+
+
+def test_a_narrow_screen_reads_every_cell_after_the_name_of_its_column() -> None:
+    text = html.render([], title="t")
+    assert "COLUMN_NAMES" not in text
+    for place, name in enumerate(COLUMNS[2:], 3):
+        assert f'td:nth-child({place})::before {{ content: "{name} "' in text
+
+
+def test_stages_stand_in_the_order_of_a_build(passing: Result) -> None:
+    stages = {name: {"state": "ran", "seconds": 1.0} for name in ("lower", "validate", "load", "deliver", "trace")}
+    result = replace(passing, stages={}, measurements={**passing.measurements, "stages": stages})
+    text = " ".join(_read([result]).text)
+    found = [text.rindex(f" {name} ") for name in ("load", "trace", "lower", "validate", "deliver")]
+    assert found == sorted(found)

@@ -52,6 +52,12 @@ def test_a_failed_row_says_what_where_and_what_to_try(failing: Result) -> None:
     assert _texts(failing, "speed") == ["simulated cycles say nothing about a phone"]
 
 
+def test_a_module_that_has_a_number_for_a_name_is_called_a_module(failing: Result) -> None:
+    located = {"modules": [{"module": "0.2", "sqnr_db": 24.96}]}
+    numbered = replace(failing, measurements={**failing.measurements, "located": located})
+    assert _texts(numbered, "where") == ["the error begins at module 0.2: 24.9 dB"]
+
+
 def test_a_task_metric_stands_beside_the_float_model(failing: Result) -> None:
     assert row_of(failing).cells[3] == ("top1 94.7 %", "92.0–96.9 %", "correct 80.0 %", "float 85.0 %")
 
@@ -62,6 +68,8 @@ def test_an_unmeasured_row_says_why_once_per_reason(unmeasured: Result) -> None:
         "delegated: only the Mac's compiler decides",
     ]
     assert len(_texts(unmeasured, "note")) == 2
+    assert row_of(unmeasured).cells[2:4] == (("not measured",), ("not measured",))
+    assert row_of(replace(unmeasured, verdicts=())).cells[2:4] == (("-",), ("-",))
     assert row_of(unmeasured).cells[1] == ("executorch-coreml", "palette6 (pal6)", "m4-max", "small")
 
 
@@ -103,6 +111,11 @@ def test_stage_counts_follow_the_order_of_a_build(results: list[Result]) -> None
         ("lower", "3 ran"),
         ("validate", "3 ran"),
     ]
+    first, second = results[0], results[1]
+    one = replace(first, stages={"reference": "stored", "trace": "stored", "lower": "ran", "validate": "ran"})
+    other = replace(second, stages={"trace": "stored", "compress": "ran", "lower": "ran", "locate": "ran"})
+    ordered = [stage for stage, _ in stage_counts([one, other])]
+    assert ordered == ["reference", "trace", "compress", "lower", "validate", "locate"]
 
 
 def test_summary_counts_states_and_unmeasured_limits(results: list[Result], passing: Result) -> None:
@@ -113,6 +126,12 @@ def test_summary_counts_states_and_unmeasured_limits(results: list[Result], pass
     one = replace(passing, verdicts=(*passing.verdicts, Verdict(limit="delegated", state="not measured", bound=1)))
     assert summary([one]) == "1 passed; 1 limit was not measured"
     assert summary([]) == "0 passed; no limit was judged"
+
+
+def test_what_verify_could_not_read_was_not_judged(failed: Result, passing: Result) -> None:
+    assert failed.failure is not None
+    damaged = replace(failed, failure=replace(failed.failure, stage="verify"))
+    assert summary([passing, damaged]) == "1 passed, 1 not judged; every limit was measured"
 
 
 def test_a_miss_by_a_hair_shows_all_digits() -> None:
@@ -226,7 +245,7 @@ def test_numbers_are_never_rounded_up_to_perfection() -> None:
     assert percent(1.0) == "100.0 %"
     assert decibels(200.0) == "exact"
     assert decibels(None) == number(None) == percent(None) == floored(float("nan"), 1) == "NaN"
-    assert [mib(x) for x in (None, 20 * 2**20, 2**18)] == ["-", "20.0", "0.25"]
+    assert [mib(x) for x in (None, 20 * 2**20, 2**18, 224, 0)] == ["-", "20.0", "0.25", "<0.01", "0.00"]
 
 
 def test_signs_have_stand_ins_where_the_encoding_lacks_them() -> None:

@@ -159,9 +159,24 @@ def test_a_grouped_transposed_convolution_keeps_its_normalisation_apart(tmp_path
     assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
     assert mlpackage.inspect(tmp_path / lowered.entry).operators["batch_norm"] == 1
     package = open_package(tmp_path / lowered.entry)
-    decoded = decode(package, constants(package)["weight_w8"])
+    decoded = decode(package, constants(package)["module_0_weight_w8"])
     exact = net[0].weight.detach().numpy()  # type: ignore[union-attr]
     assert np.abs(decoded - exact).max() <= np.abs(exact).max() / 250
+
+
+def test_modules_that_have_numbers_for_names_or_names_alike_are_all_compressed(tmp_path: Path) -> None:
+    """As in every ``nn.Sequential``: no Core ML name begins with a digit, and none of the two may be lost for it."""
+    net = nn.Sequential(nn.Linear(32, 64), nn.Sequential(nn.Linear(64, 64)))
+    net.add_module("1_0", nn.Linear(64, 16))
+    traced = traced_of(net, [spec("x", 1, 32)], [spec("y", 1, 16)])
+    lowered = coreml.lower(traced, ask(tmp_path, dict.fromkeys(("0", "1.0", "1_0"), "w8"), "w8"))
+    assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
+    stored = formats(tmp_path / lowered.entry)
+    assert {name for name, dtype in stored.items() if dtype == "int8"} == {
+        "module_0_weight_w8",
+        "module_1_0_weight_w8",
+        "module_1_0_weight_w8_",
+    }
 
 
 SCRIPT = """

@@ -186,7 +186,9 @@ def test_a_module_whose_weight_no_operator_shows_is_an_error_not_a_float_layer(t
 
 def test_a_width_that_is_no_multiple_of_the_group_is_refused_by_name(image: Any, tmp_path: Path) -> None:
     module, traced = image
-    with pytest.raises(RecipeError, match="multiple of 32; module 'classifier' has 16"):
+    with pytest.raises(
+        RecipeError, match=r"multiple of 32; module 'classifier' has 16\n.*modules: {\"classifier\": fp32}"
+    ):
         lower(traced, module, tmp_path, {"classifier": "w4g32a8d"})
 
 

@@ -12,6 +12,8 @@ from edgebake.checks.targets import targets_with
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.recipe import Input, Samples
 from edgebake.samples_checks import enough, only_method
+from edgebake.samples_headers import check as fitting
+from edgebake.samples_headers import misfit, shapes
 from edgebake.samples_paths import IMAGE_SUFFIXES, resolve
 from edgebake.scheme import parse, shown
 from edgebake.wording import said
@@ -149,12 +151,19 @@ def _some(folder: Path) -> str:
 
 def _file(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
     where = case.where("samples", purpose, "file")
-    only_method(case.unit.spec, "file")
+    _, inputs = only_method(case.unit.spec, "file")
     path = resolve(str(spec.file), case.unit.base)
     if path.suffix not in FILE_SUFFIXES:
         yield Problem(what=f"{said(spec.file)} is not {' or '.join(FILE_SUFFIXES)}", where=where, fix="save it as one")
     elif not path.is_file():
         yield _absent(f"there is no file {said(spec.file)}", where)
+    else:
+        found = shapes(path)
+        fitting(found, inputs, spec, path)
+        for name, given in inputs.items():
+            if wrong := misfit(found[name], given, case.unit.spec):
+                fix = "rows are one sample each; change the samples or the declared shape or bounds"
+                yield Problem(what=f"the array {said(name)} of {said(spec.file)} {wrong}", where=where, fix=fix)
 
 
 def _absent(what: str, where: str) -> Problem:

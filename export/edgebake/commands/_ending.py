@@ -44,8 +44,11 @@ def run(verb: str, arguments: Mapping[str, Any]) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
             return _internal(verb, error, as_json)
+        from edgebake.store_files import remedy
+
         where = str(error.filename or "")
-        return _show([Problem(what=error.strerror or str(error), where=where)], EXIT_STAGE, as_json)
+        problem = Problem(what=error.strerror or str(error), where=where, fix=remedy(error))
+        return _show([problem], EXIT_STAGE, as_json)
     except Exception as error:  # noqa: BLE001 - a defect of ours: told in one line, kept in full in a log
         return _internal(verb, error, as_json)
     return int(code or 0)

@@ -89,6 +89,7 @@ def _work() -> int:
     import importlib
 
     from edgebake import worker
+    from edgebake.store_files import remedy
 
     channel = worker.channel()
     payload = channel.payload
@@ -101,6 +102,10 @@ def _work() -> int:
             except EdgebakeError as error:
                 problems = [problem_to_json(problem) for problem in error.problems]
                 channel.send({"event": "failed", "job": number, "class": type(error).__name__, "problems": problems})
+            except PermissionError as error:  # says nothing of the file's content, and needs no log
+                refused = {"what": f"cannot be read: {error.strerror}", "where": str(error.filename or "")}
+                problems = [{**refused, "fix": remedy(error)}]
+                channel.send({"event": "failed", "job": number, "class": "StageFailed", "problems": problems})
             except Exception as error:  # noqa: BLE001 - whatever a foreign file makes a parser do is that file's fault
                 traceback.print_exc()
                 said = " ".join(f"{type(error).__name__}: {error}".split())[:300]

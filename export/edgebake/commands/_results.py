@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.errors import EdgebakeError, Problem, UsageError, problem_to_json
+from edgebake.reports.json import VERSION
 from edgebake.result import Failure, Result
+from edgebake.target import TARGETS
 from edgebake.types import Verdict
 
 MAX_REPORT = 256 << 20  # bytes
@@ -65,9 +67,14 @@ def from_report(path: Path) -> list[Result]:
         raise UsageError(f"{path} has {path.stat().st_size >> 20} MiB: no report is as large", fix=fix)
     try:
         document = json.loads(path.read_bytes())
-        return [from_json(row) for row in document["results"]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} is no JSON report of edgebake ({type(error).__name__})", fix=fix) from None
+        newer = document["version"] > VERSION
+        results = [] if newer else [from_json(row) for row in document["results"]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UsageError(f"{path} is no JSON report of edgebake", fix=fix) from None
+    if newer:
+        what = f"{path} has version {document['version']}, this edgebake reads up to {VERSION}"
+        raise UsageError(what, fix="install a newer edgebake, or write the report again")
+    return results
 
 
 def recorded(folder: Path) -> Result:
@@ -97,6 +104,8 @@ def unreadable(folder: Path, stage: str, error: EdgebakeError) -> Result:
     """The result of an artifact that cannot be judged; what it was follows from where it lies."""
     parts = ("", "", "", "", *folder.absolute().parts)[-5:]
     recipe, component, target, device, scheme = parts
+    if target not in TARGETS.names():  # it lies where no build put it
+        recipe, component, target, device, scheme = str(folder.parent), folder.name, "unknown", "any", "unknown"
     failure = Failure(stage=stage, problems=tuple(error.problems), exit_code=error.exit_code)
     return Result(
         unit=str(folder),

@@ -95,17 +95,21 @@ def expand(names: Sequence[str]) -> list[str]:
     """``names`` with globs replaced by the files (or shipped names) that they match."""
     from fnmatch import filter as matching
 
-    from edgebake.recipe_yaml import list_shipped
+    from edgebake.recipe_files import SUFFIXES, list_shipped
+    from edgebake.wording import said
 
     found: list[str] = []
     for name in names:
         if not glob.has_magic(name) or Path(name).exists():
             found.append(name)
             continue
-        hits = sorted(glob.glob(name, recursive=True)) or sorted(matching(list_shipped(), name))  # noqa: PTH207
+        files = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        hits = [file for file in files if Path(file).suffix in SUFFIXES and Path(file).is_file()]
+        hits = hits or sorted(matching(list_shipped(), name))
         if not hits:
+            others = f" (what it matches is no .yaml file, such as {said(files[0])})" if files else ""
             raise UsageError(
-                f"{name!r} matches no recipe file and no shipped recipe",
+                f"{said(name)} matches no recipe file and no shipped recipe{others}",
                 fix="quote globs, so that the shell leaves them alone; check the path",
             )
         found += hits
@@ -116,7 +120,7 @@ def artifact_folders(paths: Sequence[Path]) -> list[Path]:
     """Artifact folders at or below ``paths``, links not followed; UsageError when a path holds none."""
     found: list[Path] = []
     for path in paths:
-        below = sorted(_below(path)) if path.is_dir() else []
+        below = sorted(_below(path)) if path.is_dir() and not _is_reference(path) else []
         if not below:
             raise UsageError(_why_none(path), fix="give a folder that `edgebake build` wrote, such as dist")
         found += below
@@ -128,7 +132,14 @@ def _why_none(path: Path) -> str:
         return f"{path} does not exist"
     if not path.is_dir():
         return f"{path} is a file, not an artifact folder"
-    return f"{path} holds no artifact"
+    return f"{path} holds " + ("recorded float outputs, " if _is_reference(path) else "") + "no artifact"
+
+
+def _is_reference(path: Path) -> bool:
+    """Is it the folder of recorded float outputs, which has a manifest of another kind, or the one above them?"""
+    from edgebake.reference import OUTPUTS
+
+    return path.name == "reference" or (path / OUTPUTS).is_file()
 
 
 def _below(path: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.commands import _shared
-from edgebake.errors import EXIT_NOT_MEASURED, EdgebakeError, problem_to_json
+from edgebake.errors import EXIT_NOT_MEASURED, EdgebakeError, Problem, problem_to_json
 
 TIMEOUT_S = 3600.0
 
@@ -42,7 +42,8 @@ def run(*, folders: Sequence[Path], repetitions: int, as_json: bool) -> int:
 
 def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
-        return f"{row['folder']}: failed: " + "; ".join(p["what"] for p in row["failed"])
+        problems = "\n".join(str(Problem(**p)) for p in row["failed"])
+        return f"{row['folder']}: failed\n    " + problems.replace("\n", "\n    ")
     if "not_measured" in row:
         return f"{row['unit']}: not measured ({row['not_measured']})"
     return (

@@ -39,6 +39,7 @@ def run(
 def pack(files: Sequence[RecipeFile], out: Path, formats: Sequence[str] = (), *, trust: bool = False) -> list[Path]:
     """The bundles of ``files``, artifacts hashed first. Errors for those that are missing, old, changed or failed."""
     from edgebake.check import check
+    from edgebake.target import BUNDLES
 
     written: list[Path] = []
     for file in files:
@@ -49,9 +50,13 @@ def pack(files: Sequence[RecipeFile], out: Path, formats: Sequence[str] = (), *,
                 where=file.where("bundle"),
                 fix="add `bundle: [zip]` to the recipe, or give --format zip",
             )
+        for name in wanted:
+            BUNDLES.find(name)
         units, _ = check([file], trust=trust)
         problems: list[Problem] = []
-        artifacts = list(_artifacts(units, out, problems))
+        artifacts = list(
+            _artifacts(units, out, problems, f"edgebake build {_called(file)}, with the same --out and --set")
+        )
         if problems:
             raise UsageError(problems)
         written += _write(file, artifacts, out, wanted)
@@ -83,7 +88,14 @@ def _write(file: RecipeFile, artifacts: Sequence[Artifact], out: Path, formats: 
         yield path
 
 
-def _artifacts(units: Sequence[Unit], out: Path, problems: list[Problem]) -> Iterator[Artifact]:
+def _called(file: RecipeFile) -> str:
+    """What to call the recipe on the command line."""
+    from edgebake.recipe_files import list_shipped
+
+    return file.recipe.name if list_shipped().get(file.recipe.name) == file.path else str(file.path)
+
+
+def _artifacts(units: Sequence[Unit], out: Path, problems: list[Problem], fix: str) -> Iterator[Artifact]:
     """The artifacts of ``units`` below ``out``; what is wrong with them goes to ``problems``."""
     from edgebake.artifacts import manifest_of
     from edgebake.delivery import MANIFEST
@@ -95,22 +107,18 @@ def _artifacts(units: Sequence[Unit], out: Path, problems: list[Problem]) -> Ite
         folder = out / unit.folder
         if not (folder / MANIFEST).is_file():
             if not unit.optional:
-                problems.append(Problem(what=f"{unit.id} is not built", where=str(folder), fix=_fix(unit)))
+                problems.append(Problem(what=f"{unit.id} is not built", where=str(folder), fix=fix))
             continue
         manifest = manifest_of(folder)
         if manifest.get("recipe_digest") != digest_of(unit.spec.model_dump(mode="json")):
             what = f"{unit.id} was built from an earlier version of the recipe"
-            problems.append(Problem(what=what, where=str(folder), fix=_fix(unit)))
+            problems.append(Problem(what=what, where=str(folder), fix=fix))
             continue
         _check_files(folder, manifest)
         failed += _failed_limits(folder)
         yield Artifact(folder=folder, manifest=manifest)
     if failed and not problems:
         raise LimitNotMet(failed)
-
-
-def _fix(unit: Unit) -> str:
-    return f"edgebake build {unit.recipe}, with the same --out and --set"
 
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:

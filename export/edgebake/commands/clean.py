@@ -9,6 +9,7 @@ from pathlib import Path
 from edgebake.commands import _shared
 from edgebake.errors import UsageError
 
+_MOST = 1e9  # GiB or days; beyond it stand typing errors and infinity
 _LOGS_S = 30 * 86400  # logs of failed stages are kept as long, unless all goes
 
 
@@ -16,12 +17,19 @@ def run(
     *, max_gib: float | None, older_than_days: float | None, everything: bool, store: Path | None, as_json: bool
 ) -> int:
     """Remove leftovers of dead processes and, as asked, entries by size or age."""
-    from edgebake.store import Store
+    from edgebake.store import Store, holds_store
+    from edgebake.store_home import default_root
 
     if everything and (max_gib is not None or older_than_days is not None):
         raise UsageError(
             "--all empties the store; it goes with no other limit", fix="drop --max-gib / --older-than-days"
         )
+    for option, value in (("--max-gib", max_gib), ("--older-than-days", older_than_days)):
+        if value is not None and value > _MOST:
+            raise UsageError(f"{option} {value:g} is no limit", fix=f"give at most {_MOST:g}")
+    root = store or default_root()
+    if not holds_store(root) and (store is not None or (root.exists() and any(root.iterdir()))):
+        raise UsageError(f"{root} is no store of edgebake", fix="give the --store of your builds; nothing was removed")
     opened = Store(store)
     opened.sweep()
     limit = 0 if everything else None if max_gib is None else int(max_gib * 2**30)

@@ -50,9 +50,9 @@ def run(*, old: Path, new: Path, as_json: bool) -> int:
 def _results(path: Path) -> list[Result]:
     from edgebake.commands._results import from_report, recorded
 
-    if path.is_file():
-        return from_report(path)
-    found = [recorded(folder) for folder in _shared.artifact_folders([path])]
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", fix="give an artifact folder, dist, or a JSON report")
+    found = from_report(path) if path.is_file() else [recorded(f) for f in _shared.artifact_folders([path])]
     twice = sorted({r.unit for r in found if sum(other.unit == r.unit for other in found) > 1})
     if twice:
         raise UsageError(f"{path} holds {twice[0]} more than once", fix="name one of the folders that hold it")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgebake.commands import _shared
+
+STAGES = ("reference", "trace", "compress", "lower", "validate")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def run(
@@ -41,13 +45,14 @@ def run(
 
 def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
     from edgebake import devices
-    from edgebake.keys import stage_keys
-    from edgebake.last import last_parts
+    from edgebake.keys import model_part, stage_keys
+    from edgebake.last import MODEL, last_parts
 
     keys = stage_keys(unit, store.file_digest, devices.row(unit.device))
     before = last_parts(store, unit, out)
+    models = before.get(MODEL), model_part(unit, store.file_digest)
     found = {}
-    for stage in ("reference", "trace", "compress", "lower", "validate"):
+    for stage in STAGES:
         key = keys[stage]
         if store.find(stage, key.key, verify=False) is not None:
             found[stage] = {"state": "stored", "why": []}
@@ -56,10 +61,23 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
         elif stage not in before:
             found[stage] = {"state": "would run", "why": ["it never ran for this output folder"]}
         else:
-            changed = list(differences(before[stage], key.parts))
+            changed = list(_reasons(before[stage], key.parts, models))
             why = changed or ["its result was cleaned from the store or was damaged"]
             found[stage] = {"state": "would run", "why": why}
     return found
+
+
+def _reasons(old: Mapping[str, Any], new: Mapping[str, Any], models: tuple[Any, Any]) -> Iterator[str]:
+    """Why a stage has another key, in the words of the recipe: what went into the digests of its inputs, not these."""
+    for key in sorted({*old, *new}):
+        if old.get(key) == new.get(key):
+            continue
+        if key == "model" and models[0] is not None:
+            yield from differences(*models, "model")
+        elif key in STAGES:
+            yield f"what it reads from the stages before it changes ({key})"
+        else:
+            yield from differences(old.get(key), new.get(key), key)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -68,7 +86,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
-        yield f"{path}: {_short(old)} -> {_short(new)}"
+        both = all(_DIGEST.fullmatch(str(value)) for value in (old, new))
+        yield f"{path}: changed" if both else f"{path}: {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.commands import _shared
-from edgebake.errors import EdgebakeError, ToolchainMissing, UsageError
+from edgebake.errors import ArtifactDamaged, EdgebakeError, ToolchainMissing, UsageError
 from edgebake.target import INSPECTORS
 
 TIMEOUT_S = 120.0
@@ -39,16 +39,20 @@ def _refuse(path: Path) -> None:
     if not path.exists():
         raise UsageError(f"{path} does not exist", fix=f"give {kinds}")
     if path.is_dir() and (path / MANIFEST).is_file():
+        _shared.artifact_folders([path])
         return
-    package = path.suffix == ".mlpackage"
+    package = path.suffix.lower() == ".mlpackage"
+    if package and path.is_file():
+        raise UsageError(f"{path} is a file; a Core ML package is a folder", fix="unpack or copy the whole folder")
     if path.is_dir() != package or not (path.is_dir() or path.is_file()):
         what = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
         raise UsageError(f"{path} is {what}, not {kinds}", fix=_below(path) if path.is_dir() else f"give {kinds}")
     _inspector(path)
+    if path.is_file() and not path.stat().st_size:
+        raise ArtifactDamaged("the file is empty", where=str(path), fix="build or copy the file again")
 
 
 def _below(folder: Path) -> str:
-
     try:
         found = _shared.artifact_folders([folder])
     except UsageError:
@@ -62,7 +66,7 @@ def _inspector(path: Path) -> Any:
     for name in INSPECTORS.names():
         module = INSPECTORS.find(name)
         known += module.SUFFIXES
-        if path.suffix in module.SUFFIXES:
+        if path.suffix.lower() in module.SUFFIXES:
             if missing := module.missing():
                 raise ToolchainMissing(f"cannot read {path.suffix} files: {missing.reason}", fix=missing.remedy)
             return module

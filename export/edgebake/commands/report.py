@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebake.commands import _shared
-from edgebake.errors import ArtifactDamaged
+from edgebake.errors import ArtifactDamaged, StoreError
 
 if TYPE_CHECKING:
     from edgebake.result import Result
@@ -29,5 +29,5 @@ def _recorded(folder: Path) -> Result:
 
     try:
         return recorded(folder)
-    except ArtifactDamaged as error:  # shown in its row: the others are worth seeing
+    except (ArtifactDamaged, StoreError) as error:  # shown in its row: the others are worth seeing
         return unreadable(folder, "report", error)

@@ -109,11 +109,10 @@ def table(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Rows by target, smallest first; ``pareto``: no other artifact of the target is smaller and agrees as well."""
     rows = [_row(r) for r in results]
     for row in rows:
-        row["pareto"] = row["state"] in ("pass", "fail") and not any(
+        row["pareto"] = row["quality"] is not None and not any(
             other is not row
             and other["target"] == row["target"]
             and other["quality"] is not None
-            and row["quality"] is not None
             and other["bytes"] <= row["bytes"]
             and other["quality"] >= row["quality"]
             and (other["bytes"], other["quality"]) != (row["bytes"], row["quality"])
@@ -128,6 +127,7 @@ def _row(result: Result) -> dict[str, Any]:
     measured = result.measurements
     agreement = (measured.get("agreement") or {}).get("value")
     outputs = [o.get("cosine") for o in (measured.get("outputs") or {}).values()]
+    unmeasured = dict.fromkeys(v.limit for v in result.verdicts if v.state == "not measured")
     cosine = min((c for c in outputs if c is not None), default=None)
     return {
         "target": result.target,
@@ -139,8 +139,9 @@ def _row(result: Result) -> dict[str, Any]:
         "cosine": cosine,
         "quality": agreement if agreement is not None else cosine,
         "why": "; ".join(
-            [verdict_text(verdict) for verdict in result.verdicts if verdict.state == "fail"]
+            [f"missed: {verdict_text(v)}" for v in result.verdicts if v.state == "fail"]
             + ([str(result.failure.problems[0])] if result.failure else [])
+            + ([f"not measured: {', '.join(unmeasured)}"] if unmeasured else [])
         ),
     }
 

@@ -13,6 +13,7 @@ from edgebake.callables import declared_versions, module_file, split_callable
 from edgebake.errors import RecipeError
 from edgebake.models._hub import commit
 from edgebake.recipe import Model
+from edgebake.wording import said
 
 PACKAGE = "pkg://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -52,7 +53,11 @@ def _in_package(path: str) -> Path:
         raise RecipeError(
             f"{path!r} leaves the package {package!r}", where="model.path", fix="give a path without `..`"
         )
-    found = find_spec(package) if package.isidentifier() else None  # a top-level name: nothing is imported
+    if not package.isidentifier():
+        raise RecipeError(
+            f"{said(path)} names no package", where="model.path", fix="write pkg://package/folder, as Python imports it"
+        )
+    found = find_spec(package)  # a top-level name: nothing is imported
     folders = [Path(f) for f in (found.submodule_search_locations or ())] if found else []
     if not folders:
         raise RecipeError(

@@ -8,7 +8,7 @@ from edgebake.errors import EdgebakeError
 from edgebake.result import Result
 from edgebake.scheme import Scheme, parse
 from edgebake.target import find_target
-from edgebake.types import Verdict
+from edgebake.types import Verdict, rule_for
 
 QUALITY = ("parity.", "agreement.", "task.")
 
@@ -42,7 +42,7 @@ def _quality(result: Result, scheme: Scheme, there: Sequence[Scheme]) -> Iterato
         yield "look for values beyond the range of the artifact's number format, such as masks of -1e9 in fp16"
     modules = (result.measurements.get("located") or {}).get("modules") or ()
     if modules:
-        yield f'keep that part wide: compress: {{modules: {{"{modules[0].get("module")}": fp32}}}}'
+        yield f"keep that part wide: {rule_for(str(modules[0].get('module')), 'fp32')}"
     yield from _wider(scheme, there)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from edgebake.scheme import shown
 from edgebake.types import Verdict
 
 COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "memory MiB", "speedup")
-SHOWN_STAGES = ("load", "reference", "trace", "lower")
+STAGES = ("load", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
+LOOKING = ("verify", "report")  # verbs that judge what is built: what fails there was not judged
 LineKind = Literal["error", "try", "unmeasured", "note", "info"]
 UNITS = {"parity.sqnr_db": " dB", "size.mib": " MiB", "memory.peak_mib": " MiB", "memory.planned_mib": " MiB"}
 SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated")
@@ -47,8 +48,8 @@ def row_of(result: Result) -> Row:
     cells = (
         _state(result),
         _artifact(result),
-        _parity(found),
-        _agreement(found),
+        _parity(found) or _unknown(result, "parity."),
+        _agreement(found) or _unknown(result, "agreement.", "task."),
         _size(found),
         _backend(found),
         _memory(found),
@@ -98,32 +99,43 @@ def verdict_text(verdict: Verdict) -> str:
 
 def stage_counts(results: Sequence[Result]) -> list[tuple[str, str]]:
     """``[("trace", "2 ran, 1 stored")]``: how often each stage ran and how often the store had it."""
-    stages = [stage for result in results for stage in result.stages]
-    order = [*(s for s in SHOWN_STAGES if s in stages), *dict.fromkeys(s for s in stages if s not in SHOWN_STAGES)]
     told = []
-    for stage in order:
+    for stage in in_order({stage for result in results for stage in result.stages}):
         states = Counter(result.stages[stage] for result in results if stage in result.stages)
         told.append((plain(stage), ", ".join(f"{count} {plain(state)}" for state, count in sorted(states.items()))))
     return told
 
 
+def in_order(stages: Iterable[str]) -> list[str]:
+    """``stages`` as a build runs them, others after them by name."""
+    given = set(stages)
+    return [*(stage for stage in STAGES if stage in given), *sorted(given - {*STAGES})]
+
+
 def summary(results: Sequence[Result]) -> str:
     """The last line: how many artifacts are in which state, and how many limits were not measured."""
-    states = Counter(result.state for result in results)
-    words: tuple[tuple[State, str], ...] = (
-        ("pass", "passed"),
-        ("fail", "failed"),
-        ("not measured", "not measured"),
-        ("failed", "not built"),
-        ("toolchain missing", "without toolchain"),
-    )
-    told = ", ".join(f"{states[state]} {word}" for state, word in words if states[state] or state == "pass")
+    states = Counter(_outcome(result) for result in results)
+    words = ("passed", "failed", "not measured", "not built", "not judged", "without toolchain")
+    told = ", ".join(f"{states[word]} {word}" for word in words if states[word] or word == "passed")
     unmeasured = sum(result.unmeasured for result in results)
     was = "was" if unmeasured == 1 else "were"
     tail = f"{counted(unmeasured, 'limit')} {was} not measured" if unmeasured else "every limit was measured"
     if not any(result.verdicts for result in results):
         tail = "no limit was judged"
     return f"{told}; {tail}"
+
+
+def _outcome(result: Result) -> str:
+    if result.failure is not None and result.failure.stage in LOOKING:
+        return "not judged"
+    words: dict[State, str] = {
+        "pass": "passed",
+        "fail": "failed",
+        "not measured": "not measured",
+        "failed": "not built",
+        "toolchain missing": "without toolchain",
+    }
+    return words[result.state]
 
 
 def _state(result: Result) -> tuple[str, ...]:
@@ -142,7 +154,7 @@ def _parity(found: Mapping[str, Any]) -> tuple[str, ...]:
     outputs = found.get("outputs") or {}
     name = worst_output(outputs)
     if name is None:
-        return ("-",)
+        return ()
     cosines = [output.get("cosine") for output in outputs.values()]
     lowest = None if None in cosines else min(cosines)
     return (decibels(outputs[name].get("sqnr_db")), f"cos {floored(lowest, 5)}")
@@ -161,7 +173,13 @@ def _agreement(found: Mapping[str, Any]) -> tuple[str, ...]:
         right = "correct" if task.get("metric") == "top1" else f"in {task.get('metric')}"
         lines.append(f"{right} {percent(task.get('artifact'))}")
         lines.append(f"float {percent(task.get('float'))}")
-    return tuple(lines) or ("-",)
+    return tuple(lines)
+
+
+def _unknown(result: Result, *limits: str) -> tuple[str, ...]:
+    """In the place of numbers: the recipe limits them and nothing here could measure them, or it does not ask."""
+    asked = any(v.state == "not measured" and v.limit.startswith(limits) for v in result.verdicts)
+    return ("not measured",) if asked else ("-",)
 
 
 def _short(share: float) -> str:
@@ -267,7 +285,9 @@ def _located(found: Mapping[str, Any]) -> list[str]:
         before = module.get("before_db")
         drop = f"{decibels(before)} before it, {decibels(module.get('sqnr_db'))} after" if before is not None else ""
         head = "the error begins at" if i == 0 else "then"
-        told.append(f"{head} {module.get('module')}: {drop or decibels(module.get('sqnr_db'))}")
+        name = str(module.get("module"))
+        name = name if any(c.isalpha() for c in name) else f"module {name}"  # those of an nn.Sequential are numbers
+        told.append(f"{head} {name}: {drop or decibels(module.get('sqnr_db'))}")
     return told or ([str(located["reason"])] if located.get("reason") else [])
 
 

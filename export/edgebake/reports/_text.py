@@ -53,11 +53,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def mib(size: float | None) -> str:
-    """Bytes as MiB without the unit: ``21.9``, ``0.03``; ``-`` for none."""
+    """Bytes as MiB without the unit: ``21.9``, ``0.03``, ``<0.01``; ``-`` for none."""
     if size is None:
         return "-"
     value = size / 2**20
-    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}" if value >= 0.005 or not size else "<0.01"
 
 
 def decibels(value: float | None) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from edgebake.reports._rows import COLUMNS, Row, amount, bound_text, row_of, stage_counts, summary
+from edgebake.reports._rows import COLUMNS, Row, amount, bound_text, in_order, row_of, stage_counts, summary
 from edgebake.reports._text import mib, number, plain
 from edgebake.result import Result
 
@@ -37,9 +37,26 @@ dt.try { color: var(--good); }
 details { margin: .5rem 0 0; } summary { cursor: pointer; color: var(--soft); font-size: .93rem; }
 .inner { background: var(--panel); border-radius: 6px; padding: .2rem .9rem .6rem; margin-top: .4rem;
   font-size: .9rem; }
-.inner td, .inner th { padding: .2rem 1rem .2rem 0; overflow-wrap: anywhere; }
+.inner { overflow-x: auto; } .inner td, .inner th { padding: .2rem 1rem .2rem 0; overflow-wrap: break-word; }
+.inner td:last-child { min-width: 9rem; }
+@media (max-width: 46rem) { .rows > thead, .rows td.none { display: none !important; }
+  .rows, .rows > tbody, .rows > tbody > tr, .rows > tbody > tr > td {
+  display: block; padding-right: 0; } .rows > tbody > tr.row > td { border-top: 0; padding: .1rem 0; }
+  .rows > tbody > tr.row { border-top: 1px solid var(--line); padding-top: .5rem; }
+  .rows > tbody > tr:not(.row) > td:not(.lines) { display: none; }
+  .rows > tbody > tr.row span { display: inline; margin-right: .6rem; } dl { display: block; } dt { font-weight: 500; }
+  dd { padding-left: 1rem; } COLUMN_NAMES }
 @media print { details > .inner { display: block; } }
 """
+
+
+# On a narrow screen cells stand below each other, each after the name of its column.
+_NAMED = " ".join(
+    f'.row > td:nth-child({place})::before {{ content: "{name} "; color: var(--soft); font-size: .85rem; }}'
+    for place, name in enumerate(COLUMNS, 1)
+    if place > 2
+)
+STYLE = STYLE.replace("COLUMN_NAMES", _NAMED)
 
 
 def render(results: Sequence[Result], *, title: str) -> str:
@@ -75,7 +92,9 @@ def _row(row: Row) -> Iterator[str]:
     state = row.state.replace(" ", "-")
     cells = ["".join(f"<span>{_e(line)}</span>" for line in cell if line) for cell in row.cells]
     yield f'<tr class="row"><td class="state {state}">{cells[0]}</td>'
-    yield "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
+    told = zip(row.cells[1:], cells[1:], strict=True)
+    yield "".join(f'<td class="none">{cell}</td>' if text == ("-",) else f"<td>{cell}</td>" for text, cell in told)
+    yield "</tr>"
     yield f'<tr><td></td><td class="lines" colspan="{len(COLUMNS) - 1}">'
     if row.lines:
         yield "<dl>" + "".join(
@@ -168,7 +187,7 @@ def _size(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 def _stages(result: Result) -> list[tuple[object, ...]]:
     measured = result.measurements.get("stages") or {}
-    names = [*result.stages, *(stage for stage in measured if stage not in result.stages)]
+    names = in_order({*result.stages, *measured})
     told: list[tuple[object, ...]] = []
     for stage in names:
         each = measured.get(stage) or {}
