@@ -356,7 +356,7 @@ def _run_write(write: Write, folder: Path) -> Mapping[str, Any]:
         if blames_storage(error, folder):
             raise storage_error(error, "write to the store", folder) from error
         raise
-    except Exception as error:
+    except Exception as error:  # native code tells of a full disk in types and words of its own
         if nearly_full(folder):
             raise disk_full(folder, "write to the store") from error
         raise

@@ -109,7 +109,7 @@ def _trace_method(loaded: Loaded, name: str, seed: int) -> torch.export.Exported
     with torch.no_grad():
         try:
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:
+        except Exception as error:  # the network's code runs in there, and torch has a type for each of its layers
             raise _export_failed(signature, name, str(error)) from error
         runnable = program.module()
         for size in _check_sizes(signature.methods[name], signature.dims):

@@ -62,7 +62,7 @@ def to_edge(programs: Mapping[str, torch.export.ExportedProgram], partitioner: S
                 partitioner={name: list(partitioner) for name in programs},
                 compile_config=config,
             )
-    except Exception as error:
+    except Exception as error:  # its passes, and those of the backend, raise whatever Python raises
         raise _upstream(error) from error
 
 
@@ -72,7 +72,7 @@ def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> Executor
 
     try:
         return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=fuse_quantised))
-    except Exception as error:
+    except Exception as error:  # as above
         raise _upstream(error) from error
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -92,16 +91,17 @@ def test_an_interrupt_ends_with_130_and_one_line(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_control_c_ends_an_inspection_and_its_process(tmp_path: Path) -> None:
+    started = tmp_path / "started"
     (tmp_path / "sitecustomize.py").write_text(
-        "import pathlib, sys, time\nif '_isolated' in str(sys.orig_argv): time.sleep(60)"
+        "import pathlib, sys, time\n"
+        f"if '_isolated' in str(sys.orig_argv): pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     )
     (tmp_path / "model.onnx").write_bytes(b"x")
     paths = os.pathsep.join([str(tmp_path), *baking.SOURCES])
     process = baking.start("inspect", tmp_path / "model.onnx", PYTHONPATH=paths)
-    until = time.monotonic() + 60
-    while not (children := baking.family(process.pid)):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    baking.await_file(started)
+    children = baking.family(process.pid)
+    assert children
     process.send_signal(signal.SIGINT)
     done = baking.finish(process, 30)
     assert done.code == EXIT_INTERRUPTED

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgebake.commands import _shared
 from edgebake.errors import (
@@ -20,6 +20,9 @@ from edgebake.errors import (
     Problem,
     problem_to_json,
 )
+
+if TYPE_CHECKING:
+    from typer import BadParameter
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what shells report of a program whose reader has gone
 _OF_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG}
@@ -58,16 +61,21 @@ def parsed(call: Callable[..., Any]) -> int:
         code = call(standalone_mode=not as_json)
     except SystemExit as end:
         code = end.code
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not one of the parser's own
-            raise
-        text = " ".join(str(error.format_message()).split())
+    except _wrong_arguments() as error:
+        text = " ".join(error.format_message().split())
         code = _show([Problem(what=text, fix="edgebake --help")], EXIT_RECIPE, as_json)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         return _reader_gone()
     return code if isinstance(code, int) else 0
+
+
+def _wrong_arguments() -> type[BadParameter]:
+    """What the parser raises: UsageError of the click that typer brings, which typer shows under no name of its own."""
+    import typer
+
+    return cast("type[BadParameter]", typer.BadParameter.__base__)
 
 
 def _show(problems: Sequence[Problem], code: int, as_json: bool) -> int:
