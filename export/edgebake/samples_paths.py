@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from edgebake.errors import RecipeError
+from edgebake.errors import RecipeError, StageFailed
 from edgebake.recipe_files import recipes_folder
 from edgebake.wording import said
 
@@ -72,3 +73,14 @@ def list_images(folder: Path, pattern: str) -> list[Path]:
     if not found:
         raise RecipeError(f"{folder} holds no image that matches {pattern!r}", fix="correct `samples: pattern`")
     return found
+
+
+def own_code_failed(name: str, error: Exception) -> StageFailed:
+    """The failure of the callable ``name`` of a recipe: what it raised, and the last line of its module that ran."""
+    module = name.partition(":")[0].rpartition(".")[2]
+    ran = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == module]
+    return StageFailed(
+        f"{name} raised {type(error).__name__}: {error}",
+        where=f"{Path(ran[-1].filename).name}:{ran[-1].lineno}" if ran else name,
+        fix="this is code that the recipe names: mend it there; the stage's log has the whole traceback",
+    )

@@ -77,6 +77,12 @@ def test_recorded_outputs_are_no_artifact(edgebake: Edgebake, baked: Baked) -> N
     refused(edgebake("verify", above), EXIT_RECIPE, "holds recorded float outputs, no artifact")
 
 
+def test_artifacts_in_folders_called_reference_are_found(edgebake: Edgebake, baked: Baked, tmp_path: Path) -> None:
+    copied = baked.copied(tmp_path)
+    (copied.out / "tiny").rename(copied.out / "reference")
+    assert len(edgebake("report", copied.out, "--json").json["results"]) == 2
+
+
 def test_errors_are_json_when_json_is_asked_for(edgebake: Edgebake, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     said = edgebake("inspect", tmp_path / "empty.onnx", "--json")

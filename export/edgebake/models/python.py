@@ -14,7 +14,7 @@ from edgebake.errors import RecipeError, StageFailed
 from edgebake.models import _paths, _shared
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Model
-from edgebake.samples_paths import module_file, split_callable
+from edgebake.samples_paths import module_file, own_code_failed, split_callable
 from edgebake.types import Loaded
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def _make(model: Model, base: Path) -> Any:
         raise RecipeError(f"{model.path} does not take these options: {error}", where="model.options") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.seed)  # a network that draws its weights draws the same ones every time
-        return function(**model.options)
+        try:
+            return function(**model.options)
+        except Exception as error:
+            raise own_code_failed(model.path, error) from error
 
 
 def import_module(name: str, base: Path) -> Any:
