@@ -59,8 +59,11 @@ def test_inspect_of_nothing(edgebake: Edgebake, tmp_path: Path) -> None:
 
 
 def test_inspect_of_an_empty_package(edgebake: Edgebake, tmp_path: Path) -> None:
-    (tmp_path / "model.mlpackage").mkdir()
-    refused(edgebake("inspect", tmp_path / "model.mlpackage"), EXIT_STAGE, "Manifest.json is missing")
+    package = tmp_path / "model.mlpackage"
+    package.mkdir()
+    refused(edgebake("inspect", package), EXIT_STAGE, "Manifest.json is missing", "copy the package again")
+    (package / "Manifest.json").write_text("{")
+    refused(edgebake("inspect", package), EXIT_STAGE, "names no root model", "-> build or copy it again, whole")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes")
