@@ -15,6 +15,7 @@ import yaml
 
 import edgebake.compress
 import edgebake_targets
+from asking import lower_request
 from edgebake import devices, target
 from edgebake.check import check
 from edgebake.recipe_yaml import read
@@ -71,7 +72,7 @@ def test_the_example_target_lowers_a_network_that_then_runs(portable: str, tmp_p
     import numpy as np
     import torch
 
-    from edgebake.target import RUNNERS, LowerRequest, Runner
+    from edgebake.target import RUNNERS, Runner
     from edgebake.types import MethodSignature, Signature, TensorSpec
 
     network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU()).eval()
@@ -82,16 +83,7 @@ def test_the_example_target_lowers_a_network_that_then_runs(portable: str, tmp_p
     )
     signature = Signature(methods={"forward": spec})
     traced = Traced(programs={"forward": torch.export.export(network, (given,), strict=False)}, signature=signature)
-    request = LowerRequest(
-        unit="one",
-        scheme="fp32",
-        assignment=Assignment(schemes={}, kinds={}),
-        options={},
-        device=None,
-        calibration=None,
-        folder=tmp_path,
-    )
-    lowered: Lowered = find_target(portable).lower(traced, request)
+    lowered: Lowered = find_target(portable).lower(traced, lower_request(tmp_path, {}))
     runner = cast(Runner, RUNNERS.find("executorch-runtime"))
     got = runner.open(tmp_path / lowered.entry, signature).call("forward", {"x": given.numpy()})
     np.testing.assert_allclose(got["y"], network(given).detach().numpy(), rtol=1e-5, atol=1e-6)

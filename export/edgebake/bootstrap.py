@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
-CELLS = 1 << 22  # resamples times columns held at once: 32 MiB of float64
+CELLS = 1 << 19  # resamples times columns held at once: 4 MiB of float64
 
 Floats = NDArray[np.float64]
 

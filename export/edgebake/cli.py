@@ -164,9 +164,9 @@ def build(
 ) -> None:
     """Build, run and judge artifacts. What did not change since an earlier build is not done again."""
     _run(
-        "build", recipes=recipes, targets=target, scheme=scheme, settings=settings, only=only, out=out, store=store,
-        jobs=jobs, fail_fast=fail_fast, timeout=timeout, memory=memory, check_files=check_files, trust=trust,
-        strict=strict, quiet=quiet, reports=report, as_json=as_json,
+        "build", recipes=recipes, targets=target, scheme=scheme, settings=settings, strict=strict, quiet=quiet,
+        reports=report, as_json=as_json, only=tuple(only), out=out, store=store, jobs=jobs, fail_fast=fail_fast,
+        timeout_s=timeout, memory_mib=memory, check=check_files, trust=trust,
     )  # fmt: skip
 
 

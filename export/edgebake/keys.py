@@ -28,7 +28,7 @@ FileDigest = Callable[[Path], str]
 
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
-    "model": ("types.py", "trace.py", "models/_*.py", "models/transformers.py"),
+    "model": ("types.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
     "reference": ("samples*.py", "reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
     "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),

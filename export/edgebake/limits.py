@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgebake.recipe import Limits
 
 MIB = 2**20
+ENOUGH_DECISIONS = 500  # below, the 95 % interval around 98 % agreement is wider than +-1.3 points
 LABELLED_MIN = 100  # below, one sample moves a task metric by over a percent: printed, never gated
 PARITY = ("cosine", "sqnr_db", "max_abs", "relative_l2")
 AT_MOST = frozenset(
@@ -35,7 +36,7 @@ Measurements = Mapping[str, Any]
 
 
 def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
-    """A verdict per limit that the recipe gives (parity: per output), in the recipe's order."""
+    """A verdict per limit that the recipe gives (parity: per output), in the recipe's order; then the structure's."""
     verdicts = [
         *_parity(limits, measurements),
         *_agreement(limits, measurements),
@@ -43,6 +44,7 @@ def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
         *_size(limits, measurements),
         *_memory(limits, measurements),
         *_delegated(limits, measurements),
+        *(Verdict(**found) for found in measurements.get("structure") or ()),
     ]
     return tuple(verdicts)
 

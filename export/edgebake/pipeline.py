@@ -6,7 +6,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -24,8 +25,7 @@ from edgebake.result import Failure, Result
 from edgebake.selecting import select
 from edgebake.store import Store
 from edgebake.store_files import storage_errors
-from edgebake.target import find_target
-from edgebake.types import Verdict
+from edgebake.target import MODELS, find_target
 from edgebake.unit import ENVIRONMENT, unit_to_json
 from edgebake.units import Unit
 
@@ -77,7 +77,10 @@ class Build:
 
 
 def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer) -> list[Result]:
-    """Build every selected unit of ``files``; one result each, in the recipes' order."""
+    """Build every selected unit of ``files``; one result each, in the recipes' order.
+
+    KeyboardInterrupt says which stages are kept.
+    """
     units, warnings = check(files, trust=options.trust)
     for problem in warnings:
         observe({"event": "warning", "text": str(problem)})
@@ -90,12 +93,27 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
         if missing := find_target(unit.target).missing():
             problem = Problem(what=missing.reason, where=unit.id, fix=missing.remedy)
             run.failures[unit.id] = Failure(stage="toolchain", problems=(problem,), exit_code=EXIT_TOOLCHAIN)
+    if options.check:
+        _check_conversions(run, chosen)
     todo = [u for u in chosen if u.id not in run.failures and _stored(run, u, keys[u.id]) is None]
-    _work(run, todo)
-    results = [_result(run, unit, keys[unit.id]) for unit in chosen]
-    built = {result.unit for result in results if result.folder is not None}
-    delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
+    try:
+        _work(run, todo)
+        results = [_result(run, unit, keys[unit.id]) for unit in chosen]
+        built = {result.unit for result in results if result.folder is not None}
+        delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(run.store, keys.values())) from None
     return results
+
+
+def _kept(store: Store, keys: Iterable[Mapping[str, StageKey]]) -> str:
+    """What an interrupted build leaves to the next one."""
+    wanted = dict.fromkeys((stage, key.key) for of_unit in keys for stage, key in of_unit.items())
+    held = Counter(stage for stage, key in wanted if store.find(stage, key, verify=False) is not None)
+    if not held:
+        return "no stage has finished: the same command begins anew"
+    stages = ", ".join(stage if count == 1 else f"{count} {stage}" for stage, count in held.items())
+    return f"kept in {store.root}: {stages}; the same command goes on from there"
 
 
 def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.Delivered | None:
@@ -120,6 +138,15 @@ def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.De
         reference=found["reference"],
         measurements=measured,
     )
+
+
+def _check_conversions(run: Build, units: Sequence[Unit]) -> None:
+    """Hash what model sources have converted; a stored trace would never ask for it."""
+    models = {(u.spec.model.source, u.spec.model.path, u.base): u.spec.model for u in units}
+    for (source, _, base), model in models.items():
+        for key in getattr(MODELS.find(source), "conversions", lambda *_: ())(model, base):
+            run.store.find("convert", key)
+    _tell_damages(run)
 
 
 def _tell_damages(run: Build) -> None:
@@ -347,10 +374,4 @@ def _delivered(run: Build, done: delivery.Delivered, result: Result) -> Result:
 
 
 def _judged(result: Result, folder: Path, done: delivery.Delivered, measured: Mapping[str, Any]) -> Result:
-    return replace(result, folder=folder, verdicts=verdicts_of(done.unit.spec.limits, measured), measurements=measured)
-
-
-def verdicts_of(limits: Any, measured: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Verdicts of the recipe's limits and of the artifact's structure."""
-    structure = tuple(Verdict(**v) for v in measured.get("structure", ()))
-    return (*judge(limits, measured), *structure)
+    return replace(result, folder=folder, verdicts=judge(done.unit.spec.limits, measured), measurements=measured)

@@ -1,4 +1,8 @@
-"""The other end of the run host: starts it, asks it, and turns its death into one clear failure."""
+"""Opens artifacts for whoever measures them: in a process of their own, or in this one when it is a worker.
+
+A worker may crash, is weighed by its parent and holds the runtime's libraries already: a second process there would
+cost seconds and hundreds of MiB. Elsewhere the process is the run host's, and its death becomes one clear failure.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from edgebake import weighing
 from edgebake.errors import StageFailed
+from edgebake.target import RUNNERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,31 +29,26 @@ _TAIL = 12  # lines of the host's own words shown when it dies
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """A running host with one opened artifact."""
+    """One opened artifact: ``ask`` takes a request to wherever it runs."""
 
-    process: subprocess.Popen[str]
-    log: IO[str]
+    ask: Callable[[Mapping[str, Any]], dict[str, Any]]
     opened: Mapping[str, Any]
     scratch: Path
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """One request, one answer."""
-        return _exchange(self.process, self.log, request)
 
     def outputs(self, *, free: bool = False) -> Mapping[str, NDArray[Any]]:
         """All outputs by ``<sample>.<call>.<name>``, read lazily."""
         out = self.scratch / ("free.npz" if free else "forced.npz")
-        self.ask(do="run", out=str(out), free=free)
+        self.ask({"do": "run", "out": str(out), "free": free})
         return _load(out)
 
     def time(self, sample: int, repetitions: int) -> list[float]:
         """Milliseconds of each call."""
-        return list(self.ask(do="time", sample=sample, repetitions=repetitions)["ms"])
+        return list(self.ask({"do": "time", "sample": sample, "repetitions": repetitions})["ms"])
 
     def intermediates(self, sample: int, modules: list[str]) -> Mapping[str, NDArray[np.float32]]:
         """Values inside the artifact by module name, where its runtime can give them."""
         out = self.scratch / "inside.npz"
-        self.ask(do="intermediates", sample=sample, modules=modules, out=str(out))
+        self.ask({"do": "intermediates", "sample": sample, "modules": modules, "out": str(out)})
         return _load(out)
 
 
@@ -83,21 +84,42 @@ def _exchange(process: subprocess.Popen[str], log: IO[str], request: Mapping[str
 
 
 @contextmanager
-def opened(runner: str, entry: Path, signature: Mapping[str, Any], reference: Path) -> Iterator[Client]:
-    """Open the artifact at ``entry`` with ``runner`` in a process of its own; StageFailed when that process dies."""
+def opened(
+    runner: str, entry: Path, signature: Mapping[str, Any], reference: Path, *, inside: bool = False
+) -> Iterator[Client]:
+    """Open the artifact at ``entry`` with ``runner``; ``inside`` allows this process where runner and system do too.
+
+    StageFailed when a process of its own dies.
+    """
+    request = {
+        "do": "open",
+        "runner": runner,
+        "entry": str(entry),
+        "signature": signature,
+        "reference": str(reference),
+    }
+    apart = not inside or getattr(RUNNERS.find(runner), "APART", False) or not weighing.forgets()
+    with tempfile.TemporaryDirectory(prefix="edgebake-run-") as scratch, (_apart if apart else _inside)(request) as at:
+        ask, answer = at
+        yield Client(ask=ask, opened=answer, scratch=Path(scratch))
+
+
+@contextmanager
+def _inside(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]]:
+    from edgebake import runhost
+
+    host = runhost.open_host(request)
+    yield lambda asked: runhost.answer(host, asked), runhost.opened(host)
+
+
+@contextmanager
+def _apart(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]]:
     command = [sys.executable, "-m", "edgebake.runhost"]
-    with tempfile.TemporaryDirectory(prefix="edgebake-run-") as scratch, tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
-            request = {
-                "do": "open",
-                "runner": runner,
-                "entry": str(entry),
-                "signature": signature,
-                "reference": str(reference),
-            }
             answer = _exchange(process, log, request)
-            yield Client(process=process, log=log, opened=answer, scratch=Path(scratch))
+            yield lambda asked: _exchange(process, log, asked), answer
         finally:
             assert process.stdin is not None
             process.stdin.close()

@@ -1,7 +1,7 @@
-"""The process that runs one artifact: opened, fed from the recorded reference, timed and weighed; knows no torch model.
+"""Runs one artifact: opened, fed from the recorded reference, timed and weighed; knows no torch model.
 
-A process of its own, because a runtime may crash, because its peak memory must not hide behind the exporter's, and
-because ``verify`` needs nothing else. Requests come as JSON lines on standard input, answers go as JSON lines to the
+A program of its own for whoever is no worker (``verify``, ``bench``), for runners that ask for it and for systems that
+never forget a process's peak memory. Requests come as JSON lines on standard input, answers go as JSON lines to the
 original standard output; whatever libraries print is sent to standard error.
 """
 
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from edgebake import signatures
+from edgebake import signatures, weighing
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, Session
 from edgebake.types import MethodSignature, Signature
@@ -28,28 +27,6 @@ from edgebake.worker_channel import leave
 
 Arrays = dict[str, NDArray[Any]]
 _WEIGHED_SAMPLES = 3  # the largest samples; more do not raise a static network's peak
-
-
-def _rss() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def _reset_peak() -> None:
-    """Forget the process's peak where the kernel lets us (Linux), so that it tells of the artifact alone."""
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def free_running_inputs(
@@ -117,8 +94,7 @@ def open_host(request: Mapping[str, Any]) -> Host:
     signature = signatures.from_json(request["signature"])
     calls = [call for index in _largest(reference) for call in recorded_calls(reference, index)]
     runner.warm_up()
-    base = _rss()
-    _reset_peak()
+    base = weighing.start()
     session = runner.open(Path(request["entry"]), signature)
     for _, method, inputs in calls:
         session.call(method, inputs)
@@ -127,8 +103,17 @@ def open_host(request: Mapping[str, Any]) -> Host:
         signature=signature,
         reference=reference,
         base_bytes=base,
-        peak_bytes=max(_peak(), base),
+        peak_bytes=max(weighing.peak(), base),
     )
+
+
+def opened(host: Host) -> dict[str, Any]:
+    """What whoever opened the artifact is told."""
+    return {
+        "base_bytes": host.base_bytes,
+        "peak_bytes": host.peak_bytes,
+        "can_intermediates": hasattr(host.session, "intermediates"),
+    }
 
 
 def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,8 +149,7 @@ def main() -> None:
         request = json.loads(line)
         if request["do"] == "open":
             host = open_host(request)
-            reply: dict[str, Any] = {"base_bytes": host.base_bytes, "peak_bytes": host.peak_bytes}
-            reply["can_intermediates"] = hasattr(host.session, "intermediates")
+            reply = opened(host)
         else:
             assert host is not None
             reply = answer(host, request)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
+from edgebake.callables import declared_versions, import_module, module_file, own_code_failed, split_callable
 from edgebake.errors import EdgebakeError, RecipeError
 from edgebake.recipe import Samples
-from edgebake.samples_paths import module_file, own_code_failed, split_callable
 from edgebake.target import SampleRequest
 from edgebake.types import Sample
 
@@ -24,12 +20,9 @@ def read_python(spec: Samples, base: Path) -> list[Sample]:
     """
     name = str(spec.python)
     module, function = split_callable(name)
-    file = module_file(module, base)
-    if str(base) not in sys.path and file.is_relative_to(base):
-        sys.path.insert(0, str(base))
-    found = getattr(importlib.import_module(module), function, None)
+    found = getattr(import_module(module, base), function, None)
     if not callable(found):
-        raise RecipeError(f"{file} has no callable {function!r}", fix="correct `samples: python`")
+        raise RecipeError(f"{module_file(module, base)} has no callable {function!r}", fix="correct `samples: python`")
     request = SampleRequest(count=spec.count, skip=spec.skip, seed=spec.seed, options=spec.options)
     samples = _called(found, name, request)
     strangers = [sample for sample in samples if not isinstance(sample, Sample)]
@@ -70,25 +63,4 @@ def fingerprint_python(spec: Samples, base: Path, file_digest: Callable[[Path], 
     module, _ = split_callable(str(spec.python))
     source = module_file(module, base)
     found = {f"code/{file.name}": file_digest(file) for file in sorted(source.parent.glob("*.py"))}
-    for distribution in _declared(source):
-        try:
-            found[f"distribution/{distribution}"] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            raise RecipeError(
-                f"{module} makes its samples with {distribution!r}, which is not installed",
-                fix=f"pip install {distribution}",
-            ) from None
-    return found
-
-
-def _declared(source: Path) -> list[str]:
-    try:
-        tree = ast.parse(source.read_text("utf-8"))
-    except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"{source} is not valid Python: {error}", fix="correct it") from error
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "DISTRIBUTIONS" for t in node.targets
-        ):
-            return [str(name) for name in ast.literal_eval(node.value)]
-    return []
+    return {**found, **declared_versions(source, "samples: python")}

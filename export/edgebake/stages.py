@@ -310,7 +310,7 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
         gc.collect()
         with bench.stage("validate", unit):
             subject = _subject(unit, recorded, traced_entry, lowered_entry)
-            measured = validate.measure(subject, float_timer(bench, unit, recorded))
+            measured = validate.measure(subject, float_timer(bench, unit, recorded), inside=True)
         return {"measurements": measured}
 
     entry = stored(bench, unit, "validate", keys, write)

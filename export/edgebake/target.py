@@ -117,7 +117,10 @@ class Session(Protocol):
 
 
 class Runner(Protocol):
-    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts."""
+    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts.
+
+    An optional ``APART = True`` asks for a process of its own in builds too (vendors' simulators).
+    """
 
     RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
     KIND: RunnerKind
@@ -129,7 +132,7 @@ class Runner(Protocol):
         """Import the runtime: the memory of its Python bindings is not the artifact's."""
 
     def open(self, entry: Path, signature: Signature) -> Session:
-        """Load the artifact at ``entry``; runs in a process of its own."""
+        """Load the artifact at ``entry``."""
 
 
 class Inspector(Protocol):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgebake import runclient, signatures, size
-from edgebake.recipe import Agreement, Limits
+from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
 from edgebake.types import Assignment, Inspection, Module, Signature, Verdict
 
 if TYPE_CHECKING:
-    from edgebake.agreement import BinaryMeter, SpearmanMeter, TaskMeter, Top1Meter
+    from edgebake.agreement import TaskMeter
 
 FloatTimer = Callable[[int, int], list[float]]  # (sample, repetitions) -> milliseconds of the float eager model
 Inside = Callable[[list[str]], Mapping[str, Any]]  # module names -> values inside the artifact
@@ -56,8 +56,8 @@ def choose_runner(target: str) -> tuple[str, str] | str:
     return "; ".join(reasons) or f"no runner executes {target} artifacts on this machine"
 
 
-def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
-    """Everything that measurements.json holds, but for stages and host."""
+def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = False) -> dict[str, Any]:
+    """Everything that measurements.json holds, but for stages and host; ``inside`` when this process is a worker."""
     recorded = Reference(subject.reference)
     inspection: Inspection = INSPECTORS.find(find_target(subject.target).FORMAT).inspect(subject.entry)
     measured: dict[str, Any] = {
@@ -81,7 +81,8 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
         return {**measured, "runner": None, "not_measured": runner, "latency": reason}
     name, kind = runner
     measured["runner"] = {"name": name, "kind": kind}
-    with runclient.opened(name, subject.entry, subject.lowered["signature"], subject.reference) as client:
+    signature = subject.lowered["signature"]
+    with runclient.opened(name, subject.entry, signature, subject.reference, inside=inside) as client:
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],
@@ -92,11 +93,15 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
 
 
 def with_inside(subject: Subject, use: Callable[[Inside | None], T]) -> T:
-    """Call ``use`` with a reader of values inside the artifact, None where its runtime offers none (sample 0)."""
+    """Call ``use`` with a reader of values inside the artifact, None where its runtime offers none (sample 0).
+
+    For workers: the artifact runs in this process where its runner allows that.
+    """
     runner = choose_runner(subject.target)
     if isinstance(runner, str):
         return use(None)
-    with runclient.opened(runner[0], subject.entry, subject.lowered["signature"], subject.reference) as client:
+    signature = subject.lowered["signature"]
+    with runclient.opened(runner[0], subject.entry, signature, subject.reference, inside=True) as client:
         if not client.opened["can_intermediates"]:
             return use(None)
         return use(lambda modules: client.intermediates(0, modules))
@@ -156,27 +161,15 @@ def _other_types(signature: Signature, inspection: Inspection) -> Iterator[Verdi
 
 
 def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None]:
-    from edgebake.agreement import TaskMeter
+    from edgebake.agreement import TaskMeter, meter_of
 
     first = next(iter(signature.methods.values())).outputs[0].name
     agreement = limits.agreement
     task = limits.task
     return (
-        _agreement_meter(agreement, agreement.output or first) if agreement else None,
+        meter_of(agreement, agreement.output or first) if agreement else None,
         TaskMeter(metric=task.metric, output=task.output or first) if task else None,
     )
-
-
-def _agreement_meter(agreement: Agreement, output: str) -> Top1Meter | BinaryMeter | SpearmanMeter:
-    from edgebake.agreement import BinaryMeter, SpearmanMeter, Top1Meter
-
-    match agreement.metric:
-        case "top1":
-            return Top1Meter(output=output, tie_margin=agreement.tie_margin)
-        case "binary":
-            return BinaryMeter(output=output, threshold=agreement.threshold)
-        case "spearman":
-            return SpearmanMeter(output=output)
 
 
 def _outputs(subject: Subject, recorded: Reference, client: runclient.Client) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgebake import delivery, validate
+from edgebake.artifacts import limits_of, manifest_of, measurements_of
 from edgebake.errors import ArtifactDamaged, EdgebakeError
 from edgebake.limits import judge
-from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.result import Failure, Result
 from edgebake.store_files import sha256_file
@@ -19,7 +19,7 @@ from edgebake.types import Verdict
 
 def subject_of(folder: Path) -> validate.Subject:
     """What the manifest in ``folder`` says is to be judged; ArtifactDamaged when a file or the reference changed."""
-    manifest = delivery.read_manifest(folder)
+    manifest = manifest_of(folder)
     _check_files(folder, manifest)
     return validate.Subject(
         unit=manifest["unit"],
@@ -35,17 +35,14 @@ def subject_of(folder: Path) -> validate.Subject:
         },
         assignment=manifest["assignment"],
         reference=_reference(folder, manifest),
-        limits=Limits.model_validate(manifest["limits"]),
+        limits=limits_of(manifest, folder),
         model=manifest["model"],
     )
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    listed = {f["path"]: f["sha256"] for f in manifest["files"]}
-    for name, digest in listed.items():
+    for name, digest in {f["path"]: f["sha256"] for f in manifest["files"]}.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtifactDamaged(f"{name!r} leaves the artifact folder", where=str(folder / delivery.MANIFEST))
         if not path.is_file():
             raise ArtifactDamaged("the file is missing", where=str(path), fix="build the artifact again")
         if sha256_file(path) != digest:
@@ -55,7 +52,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 fix="build the artifact again, or copy it again from where it was built",
             )
     if (folder / delivery.MEASUREMENTS).exists():
-        delivery.read_measurements(folder)
+        measurements_of(folder)
 
 
 def _reference(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -84,11 +81,10 @@ def verify(folder: Path) -> Result:
     measured: Mapping[str, Any] = {}
     verdicts: tuple[Verdict, ...] = ()
     try:
-        manifest = delivery.read_manifest(folder)
+        manifest = manifest_of(folder)
         subject = subject_of(folder)
         measured = validate.measure(subject, None)
-        structure = tuple(Verdict(**v) for v in measured["structure"])
-        verdicts = (*judge(subject.limits, measured), *structure)
+        verdicts = judge(subject.limits, measured)
     except EdgebakeError as error:
         failure = Failure(stage="verify", problems=tuple(error.problems), exit_code=error.exit_code)
     return Result(

@@ -39,6 +39,11 @@ _TRANSPARENT = (
 )
 
 
+# Upstream takes 2**-12, at which activations below 0.06 lose most of their 256 levels and those below 1e-4 become zero
+# (MobileViT's random variant: every logit). XNNPACK asks only that requantisation scales lie in [2**-32, 256).
+_SMALLEST_SCALE = 2**-20
+
+
 def build(assignment: Assignment, activation_range: str) -> Quantizer:
     """A quantizer for the modules of w8a8 (static) and w8a8d (dynamic); everything else stays as it is."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -105,12 +110,10 @@ def _annotate_clamped(model: torch.fx.GraphModule, assignment: Assignment, confi
 
 
 def _with_range(config: QuantizationConfig, activation_range: str) -> QuantizationConfig:
-    if activation_range == "histogram":
-        return config
-    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
-    # eps as upstream's configuration has it: smaller scales underflow XNNPACK's fixed-point requantisation.
-    observer = MinMaxObserver.with_args(eps=2**-12)
+    kind = HistogramObserver if activation_range == "histogram" else MinMaxObserver
+    observer = kind.with_args(eps=_SMALLEST_SCALE)
     spec = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
     return replace(config, input_activation=spec, output_activation=spec)
 

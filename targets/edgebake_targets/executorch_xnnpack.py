@@ -109,13 +109,15 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
     program = _executorch.to_executorch(edge, fuse_quantised=bool(request.assignment.of("w8")))
     entry = _executorch.write(program, request.folder)
+    planned = _executorch.planned_memory(program)
+    del edge, program  # they hold the weights several times over, and the file is about to be read
     _refuse_lost_integers(request, traced)
     return Lowered(
         files=(entry,),
         entry=entry,
         signature=traced.signature,
         delegation=delegation,
-        planned_memory_bytes=_executorch.planned_memory(program),
+        planned_memory_bytes=planned,
         encodings=_encodings(traced, request.assignment),
     )
 

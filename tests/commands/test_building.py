@@ -6,12 +6,15 @@ import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import baking
+import edgebake
+from edgebake.commands import sweep
 from edgebake.commands.init import one_shot
 from edgebake.commands.sweep import table
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE, EXIT_STAGE, UsageError
@@ -98,6 +101,21 @@ def test_a_build_of_what_is_built_does_nothing_and_says_so(edgebake: Edgebake, b
     assert said.code == 0, said.err
     assert [r["stages"] for r in said.json["results"]] == [{"deliver": "unchanged"}] * 2
     assert said.json["bundles"] == [str(baked.out / "tiny/tiny.zip")]
+
+
+def test_an_interrupted_build_says_what_is_kept(baked: Baked, tmp_path: Path) -> None:
+    def end_at_reference(event: Mapping[str, Any]) -> None:
+        if event.get("stage") == "reference":
+            raise KeyboardInterrupt
+
+    def build(store: Path, *settings: str) -> None:
+        edgebake.build(str(baked.recipe), settings=settings, out=tmp_path, store=store, observe=end_at_reference)
+
+    with pytest.raises(KeyboardInterrupt) as end:  # other samples leave the programs and artifacts of the build before
+        build(baked.store, "samples.evaluation.count=15")
+    assert str(end.value) == f"kept in {baked.store}: trace, 2 lower; the same command goes on from there"
+    with pytest.raises(KeyboardInterrupt, match=r"^no stage has finished: the same command begins anew$"):
+        build(tmp_path / "store")
 
 
 def test_a_build_is_refused_before_work_that_could_not_be_delivered(
@@ -302,6 +320,13 @@ def test_sweep_shows_which_schemes_meet_the_limits(edgebake: Edgebake, baked: Ba
     table = edgebake("sweep", baked.recipe, *where, "--scheme", "fp32", "-q").out
     assert "onnx-cpu" in table
     assert "Pareto" in table
+    missed = edgebake("sweep", baked.recipe, *where, "--scheme", "fp32", "--set", "limits.size.mib=0.001", "-q").out
+    assert " MiB, limit at most 0.001 MiB (" in missed
+
+
+def test_a_sweep_rounds_no_number_up_to_perfection() -> None:
+    row = {"target": "t", "scheme": "s", "state": "pass", "bytes": None, "of_float": None, "pareto": False}
+    assert sweep._cells({**row, "agreement": 0.99999, "cosine": 0.999999})[5:7] == ("0.9999", "0.99999")
 
 
 def test_a_sweep_says_what_was_missed_and_ranks_only_what_was_measured() -> None:

@@ -14,7 +14,7 @@ import pytest
 import baking
 from edgebake import checks
 from edgebake.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_STAGE
-from verbs import Edgebake, refused
+from verbs import Edgebake, Said, refused
 
 VERBS = sorted(p.stem for p in Path(checks.__file__).parents[1].glob("commands/[a-z]*.py"))
 
@@ -74,26 +74,35 @@ def test_a_refusal_of_the_system_is_no_defect(edgebake: Edgebake, monkeypatch: p
     refused(edgebake("targets"), EXIT_STAGE, "/somewhere/secret: Permission denied")
 
 
-def test_an_interrupt_ends_with_130(edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kept", "line"), [((), "interrupted"), (("kept in here: trace",), "interrupted; kept in here: trace")]
+)
+def test_an_interrupt_ends_with_130_and_one_line(
+    edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...], line: str
+) -> None:
     def interrupt() -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*kept)
 
     monkeypatch.setattr("edgebake.commands.targets.rows", interrupt)
-    refused(edgebake("targets"), EXIT_INTERRUPTED, "interrupted; finished stages are kept")
+    assert edgebake("targets") == Said(EXIT_INTERRUPTED, "", f"{line}\n")
+    said = edgebake("targets", "--json")
+    assert said.err == f"{line}\n"
+    assert said.json == {"error": [{"what": line, "where": "", "fix": ""}], "exit_code": EXIT_INTERRUPTED}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_control_c_ends_an_inspection_and_its_process(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import pathlib, sys, time\nif '_isolated' in str(sys.orig_argv): time.sleep(60)"
+        "import pathlib, sys, time\n"
+        "if '_isolated' in str(sys.orig_argv): pathlib.Path(__file__).with_name('began').touch(), time.sleep(60)"
     )
     (tmp_path / "model.onnx").write_bytes(b"x")
     paths = os.pathsep.join([str(tmp_path), *baking.SOURCES])
     process = baking.start("inspect", tmp_path / "model.onnx", PYTHONPATH=paths)
-    until = time.monotonic() + 60
-    while not (children := baking.family(process.pid)):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    baking.await_file(tmp_path / "began", 60)
+    time.sleep(0.2)  # the process that started it has to get hold of it
+    children = baking.family(process.pid)
+    assert children
     process.send_signal(signal.SIGINT)
     done = baking.finish(process, 30)
     assert done.code == EXIT_INTERRUPTED

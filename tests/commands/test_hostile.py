@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import baking
-from edgebake.commands import _artifacts, _isolated
+from edgebake.artifacts import manifest_of
+from edgebake.commands import _isolated
 from edgebake.errors import EXIT_STAGE, ArtifactDamaged, StageFailed
 from edgebake.jsonfile import read_json
+from edgebake.verify import verify
 from verbs import Baked, Edgebake, resign
 
 MANIFEST = "manifest.json"
@@ -38,7 +40,7 @@ def said_by(edgebake: Edgebake, verb: str, folder: Path, *fragments: str) -> Non
 def not_taken(folder: Path, *fragments: str) -> None:
     """The manifest in ``folder`` is refused before anything that it names is touched."""
     with pytest.raises(ArtifactDamaged) as refusal:
-        _artifacts.manifest_of(folder)
+        manifest_of(folder)
     for fragment in fragments:
         assert fragment in str(refusal.value)
 
@@ -47,6 +49,25 @@ def not_taken(folder: Path, *fragments: str) -> None:
 def test_every_reader_refuses_a_manifest_that_leaves_its_folder(edgebake: Edgebake, harmed: Baked, verb: str) -> None:
     resign(harmed.artifact / MANIFEST, entry="../../../../../../etc/passwd")
     said_by(edgebake, verb, harmed.artifact, "leaves the artifact folder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"entry": "../../../../../../etc/passwd"}, "leaves the artifact folder"),
+        ({"files": [{"path": "../w8/model.onnx", "sha256": "0" * 64}]}, "leaves the artifact folder"),
+        ({"reference": {"path": "/etc", "digest": "0"}}, "is not beside the artifact"),
+        ({"files": 3}, "files is not a list of paths and digests"),
+        ({"limits": {"nonsense": 1}}, "its limits are not what edgebake writes (ValidationError)"),
+    ],
+    ids=lambda found: next(iter(found)) if isinstance(found, dict) else "",
+)
+def test_verify_needs_no_verb_to_refuse_them(harmed: Baked, changes: dict[str, Any], said: str) -> None:
+    resign(harmed.artifact / MANIFEST, **changes)
+    result = verify(harmed.artifact)
+    assert result.failure is not None
+    assert (result.state, result.failure.stage, result.failure.exit_code) == ("failed", "verify", EXIT_STAGE)
+    assert said in str(result.failure.problems[0])
 
 
 @pytest.mark.parametrize("entry", ["/etc/passwd", "..\\up.onnx", "C:up.onnx", "", "a\0b", "sub/../../up.onnx"])

@@ -12,6 +12,7 @@ import edgebake
 import edgebake_targets
 from edgebake.check import check
 from edgebake.checks import samples as checked_samples
+from edgebake.checks.targets import targets_with
 from edgebake.errors import RecipeError
 from edgebake.plan import plan
 from edgebake.recipe_yaml import list_shipped, read
@@ -105,6 +106,28 @@ def test_noise_random_weights_and_few_samples_are_warned_of(tmp_path: Path) -> N
     path = recipe(tmp_path)
     path.write_text(path.read_text().replace('"net:make"', '"net:make", weights: random'))
     assert "random weights" in check([read(path)], trust=False)[1][0].what
+
+
+def test_a_sample_that_is_a_sequence_is_not_taken_for_one_decision(tmp_path: Path) -> None:
+    more = "samples: {evaluation: {python: 'net:some', count: 24}}\nlimits: {agreement: {metric: binary, min: 0.9}}"
+    path = recipe(tmp_path, more=more)
+    assert "rests on 24 samples" in check([read(path)], trust=False)[1][0].what
+    state = "{x: {shape: [1, 4]}, h: {shape: [2, 1, 128], role: state, state_from: h_out}}"
+    path.write_text(path.read_text().replace("{x: {shape: [1, 4]}}", state))
+    assert check([read(path)], trust=False)[1] == ()
+
+
+def test_missing_calibration_names_the_dynamic_scheme_only_where_the_target_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, targets="{target: onnx-cpu, scheme: w8a8}")
+    assert "-> add samples: {calibration: ...}, or use w8a8d (ranges at run time)" in refused(path)
+    rows = tuple(row for row in find_target("onnx-cpu").SUPPORTS if row.scheme != "w8a8d")
+    monkeypatch.setattr(find_target("onnx-cpu"), "SUPPORTS", rows)
+    targets_with.cache_clear()
+    text = refused(path)
+    targets_with.cache_clear()
+    assert "-> add samples: {calibration: ...}" in text and "w8a8d" not in text
 
 
 def test_noise_without_quality_limits_needs_no_warning(tmp_path: Path) -> None:

@@ -178,6 +178,44 @@ def test_a_callable_beside_the_recipe_gets_count_skip_and_options(user_module: P
         read(spec, VECTOR, user_module)
 
 
+@pytest.mark.parametrize("given", [".", "sub/..", "link"])
+def test_a_callable_is_found_from_a_folder_given_in_any_way(
+    user_module: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    (user_module / "sub").mkdir()
+    (user_module / "link").symlink_to(user_module)
+    monkeypatch.chdir(user_module)
+    found = read({"python": "e2_user_samples:make", "count": 1}, VECTOR, Path(given))
+    assert [s.source for s in found] == ["0"]
+
+
+def test_a_linked_module_counts_as_one_beside_the_recipe(user_module: Path) -> None:
+    recipes = user_module / "recipes"
+    recipes.mkdir()
+    (recipes / "e2_linked_samples.py").symlink_to(user_module / "e2_user_samples.py")
+    assert len(read({"python": "e2_linked_samples:make", "count": 1}, VECTOR, recipes)) == 1
+
+
+def test_two_recipes_with_sample_modules_of_one_name_get_their_own(user_module: Path) -> None:
+    other = user_module / "other"
+    other.mkdir()
+    code = (user_module / "e2_user_samples.py").read_text("utf-8").replace("source=str(r)", "source='other'")
+    (other / "e2_user_samples.py").write_text(code, encoding="utf-8")
+    spec = {"python": "e2_user_samples:make", "count": 1}
+    assert [read(spec, VECTOR, base).samples[0].source for base in (user_module, other, user_module)] == [
+        "0",
+        "other",
+        "0",
+    ]
+
+
+def test_a_sample_module_that_fails_to_import_says_why(user_module: Path) -> None:
+    (user_module / "e2_broken_samples.py").write_text("import no_such_library", encoding="utf-8")
+    said = "importing e2_broken_samples failed: ModuleNotFoundError: No module named 'no_such_library'"
+    with pytest.raises(StageFailed, match=said):
+        read({"python": "e2_broken_samples:make", "count": 1}, VECTOR, user_module)
+
+
 def test_callables_that_do_not_exist_or_return_other_things_are_refused(user_module: Path) -> None:
     for name, said in (
         ("e2_user_samples:wrong", "returned a int"),
@@ -232,6 +270,15 @@ def test_the_fingerprint_of_a_callable_holds_the_packages_it_declares(tmp_path: 
     found = fingerprint({"python": "edgebake.models.zoo.speech:speech"}, tmp_path)
     assert found["distribution/espeakng-loader"] == "0.2.4"
     assert "code/espeak.py" in found
+
+
+def test_a_package_that_a_callable_declares_and_that_is_missing_is_named(user_module: Path) -> None:
+    with (user_module / "e2_user_samples.py").open("a", encoding="utf-8") as module:
+        module.write("DISTRIBUTIONS = ('no-such-thing',)")
+    with pytest.raises(
+        RecipeError, match=r"needs the package 'no-such-thing', .*\n.*pip install --no-deps no-such-thing"
+    ):
+        fingerprint({"python": "e2_user_samples:make"}, user_module)
 
 
 def test_reading_samples_needs_no_torch(tmp_path: Path) -> None:

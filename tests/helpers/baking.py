@@ -220,6 +220,32 @@ print(json.dumps({"end": [r.failure and [r.failure.stage, *map(str, r.failure.pr
 """
 
 
+# Found by Python as it starts: a worker stops itself once it has told that it begins the stage, however busy the
+# machine is; the parent would come too late for a stage of milliseconds.
+_FREEZE = """
+import os, signal, sys
+
+if "edgebake.unit" in sys.orig_argv:
+    from edgebake.worker_channel import Channel
+
+    send = Channel.send
+
+    def send_and_stop(self, event):
+        send(self, event)
+        if (event.get("stage"), event.get("state")) == (os.environ["EDGEBAKE_TEST_FREEZE"], "start"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Channel.send = send_and_stop
+"""
+
+
+def freezing(folder: Path, stage: str) -> dict[str, str]:
+    """What to add to an environment whose workers are to stop (SIGSTOP) in ``stage``."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_FREEZE)
+    return {"EDGEBAKE_TEST_FREEZE": stage, "PYTHONPATH": os.pathsep.join([str(folder), *SOURCES])}
+
+
 @contextmanager
 def stepped(kitchen: Kitchen, **more: str) -> Iterator[subprocess.Popen[str]]:
     """A build that prints the event of each stage that starts, then goes on when it is given a line."""
@@ -259,6 +285,14 @@ def family(pid: int) -> list[psutil.Process]:
 def workers(pid: int) -> list[psutil.Process]:
     """The descendants of a build that do its stages."""
     return [p for p in family(pid) if "edgebake.unit" in p.cmdline()]
+
+
+def await_stopped(process: psutil.Process, within_s: float = 30.0) -> None:
+    """Wait until the process has been stopped."""
+    until = time.monotonic() + within_s
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < until, f"process {process.pid} was not stopped"
+        time.sleep(0.02)
 
 
 def all_gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from asking import lower_request
 from edgebake.target import LowerRequest
 from edgebake.trace import trace
 from edgebake.types import (
@@ -23,7 +27,12 @@ from edgebake.types import (
     Verdict,
 )
 from edgebake_targets import coreml
+from edgebake_targets._coreml_constants import constants
+from edgebake_targets._coreml_package import array_of, open_package, payload_of
 from edgebake_targets.inspectors import mlpackage
+
+WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
+_ENTRY = struct.Struct("<IIQQQ")  # of a weight file: sentinel, dtype, bytes, offset, padding
 
 KINDS: dict[str, ModuleKind] = {"embed": "embedding", "conv": "conv", "up": "conv", "first": "linear", "last": "linear"}
 
@@ -90,14 +99,11 @@ def ask(
     folder: Path, schemes: Mapping[str, str], scheme: str = "fp16", system: str = "iOS17", precision: str = "auto"
 ) -> LowerRequest:
     folder.mkdir(parents=True, exist_ok=True)
-    return LowerRequest(
-        unit="test",
+    return lower_request(
+        folder,
+        {"minimum_os": system, "compute_precision": precision},
         scheme=scheme,
         assignment=Assignment(schemes=schemes, kinds=dict.fromkeys(schemes, "linear")),
-        options={"minimum_os": system, "compute_precision": precision},
-        device=None,
-        calibration=None,
-        folder=folder,
     )
 
 
@@ -108,6 +114,23 @@ def everywhere(scheme: str) -> dict[str, str]:
 def verdicts(folder: Path, lowered: Lowered) -> dict[str, Verdict]:
     found = coreml.structure(folder / lowered.entry, lowered.signature, coreml.read_checks(folder))
     return {verdict.limit: verdict for verdict in found}
+
+
+def stored_part(package: Path, constant: str, part: str) -> tuple[int, np.ndarray[Any, Any]]:
+    """Offset in the weight file and stored values, to be changed, of one part of a constant."""
+    opened = open_package(package)
+    payload = payload_of(opened, constants(opened)[constant].parts[part])
+    assert payload.key is not None
+    blob = (package / WEIGHTS).read_bytes()
+    return _ENTRY.unpack_from(blob, payload.key[1])[3], np.array(array_of(payload))
+
+
+def overwrite(package: Path, at: int, values: np.ndarray[Any, Any]) -> None:
+    """Put other values there; they must differ."""
+    blob, raw = bytearray((package / WEIGHTS).read_bytes()), values.tobytes()
+    assert bytes(blob[at : at + len(raw)]) != raw, "nothing would change"
+    blob[at : at + len(raw)] = raw
+    (package / WEIGHTS).write_bytes(blob)
 
 
 def formats(package: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgebake.target import LowerRequest
+from asking import defaults, lower_request
 from edgebake.types import (
     Assignment,
     Call,
@@ -27,9 +27,6 @@ from edgebake_targets import onnx_cpu
 from edgebake_targets.runners import onnxruntime_cpu
 
 KINDS = {torch.nn.Linear: "linear", torch.nn.Conv2d: "conv", torch.nn.Embedding: "embedding"}
-
-
-DEFAULTS = {option.name: option.default for option in onnx_cpu.OPTIONS}
 
 
 class Wrapper(torch.nn.Module):
@@ -168,15 +165,9 @@ def lower(
     calibration: SampleSet | None = None,
     **options: Any,
 ) -> Lowered:
-    request = LowerRequest(
-        unit="test",
-        scheme=default,
-        assignment=Assignment(schemes=schemes, kinds=kinds_of(module)),
-        options=DEFAULTS | options,
-        device=None,
-        calibration=calibration,
-        folder=folder,
-    )
+    assignment = Assignment(schemes=schemes, kinds=kinds_of(module))
+    given = defaults(onnx_cpu) | options
+    request = lower_request(folder, given, scheme=default, assignment=assignment, calibration=calibration)
     return onnx_cpu.lower(traced, request)
 
 

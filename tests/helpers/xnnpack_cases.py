@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asking import defaults, lower_request
 from edgebake.compress import cast, pt2e, quantize_weights
 from edgebake.target import GraphRequest, LowerRequest, ModuleRequest
 from edgebake.trace import dynamic_shapes
@@ -119,16 +120,7 @@ def images(count: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def request_for(assignment: Assignment, folder: Path, **options: Any) -> LowerRequest:
-    defaults = {option.name: option.default for option in target.OPTIONS}
-    return LowerRequest(
-        unit="test",
-        scheme="fp32",
-        assignment=assignment,
-        options={**defaults, **options},
-        device=None,
-        calibration=None,
-        folder=folder,
-    )
+    return lower_request(folder, defaults(target) | options, assignment=assignment)
 
 
 def build(

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from baking import finish, start
 from edgebake.verify import verify
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the modules beside this one; pytest's import mode adds nothing
 
-from tampering import Artifact, Mutation, Outcome, Outputs, edgebake, nets_in  # noqa: E402
+from tampering import Artifact, Mutation, Outcome, Outputs, nets_in  # noqa: E402
 
 
 class Workshop:
@@ -55,12 +56,9 @@ class Workshop:
 
     def _build(self, network: str, target: str) -> Path:
         only = f"{network}/*@{target}#*"
-        done = edgebake(
-            *("build", self.recipes / f"{network}.yaml", "--only", only, "-j", "2", "--out", self.out),
-            store=self.store,
-            cwd=self.recipes,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        where = ("--out", self.out, "--store", self.store)
+        done = finish(start("build", self.recipes / f"{network}.yaml", "--only", only, "-j", "2", *where), 1200)
+        assert done.code == 0, done.out + done.err
         return self.out / network / "model" / target / "any"
 
     def _artifact(self, network: str, target: str, scheme: str) -> Artifact:

@@ -186,26 +186,19 @@ def _lower(network: Any, folder: Path) -> None:
     """Write the .pte of ``network`` into ``folder`` as the target does, in float32."""
     import torch
 
+    from asking import defaults, lower_request
     from edgebake import signatures
     from edgebake.delivery import read_manifest
-    from edgebake.target import LowerRequest, find_target
-    from edgebake.types import Assignment, Traced
+    from edgebake.target import find_target
+    from edgebake.types import Traced
 
     manifest = read_manifest(folder)
     signature = signatures.from_json(manifest["signature"])
     target: Any = find_target(manifest["target"])
     inputs = tuple(torch.ones(tuple(map(int, spec.shape))) for spec in signature.methods["forward"].inputs)
     program = torch.export.export(network, inputs, strict=False)
-    request = LowerRequest(
-        unit=manifest["unit"],
-        scheme="fp32",
-        assignment=Assignment(schemes={}, kinds={}),
-        options={option.name: option.default for option in target.OPTIONS},
-        device=None,
-        calibration=None,
-        folder=folder,
-    )
-    target.lower(Traced(programs={"forward": program}, signature=signature), request)
+    traced = Traced(programs={"forward": program}, signature=signature)
+    target.lower(traced, lower_request(folder, defaults(target)))
 
 
 _SECOND, _THIRD = rows_as_int8("second.weight"), rows_as_int8("third.weight")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,19 +37,6 @@ class Mutation:
 
     def __str__(self) -> str:
         return f"{self.network}-{self.scheme}-{self.name}"
-
-
-def edgebake(*arguments: str | Path, store: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    code = "from edgebake.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "EDGEBAKE_STORE": str(store)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:
@@ -136,6 +120,12 @@ def tampered(source: Path, name: str, edit: Edit, limits: Mapping[str, Any]) -> 
     edit(made)
     sign_again(made, limits)
     return made
+
+
+def assert_unharmed_passes(source: Path) -> None:
+    """A copy of ``source`` with nothing but a manifest that is signed again passes."""
+    result, code, failed = judged(tampered(source, "control", lambda folder: None, {}))
+    assert (result.state, code, failed) == ("pass", 0, set()), result.verdicts
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from mutations_onnx import CONTROLS, HARMLESS, MORE_CONTROLS, MORE_MUTATIONS, MUTATIONS, output_cast
-from tampering import EXIT_LIMIT, Mutation, Outcome, edgebake, judged
+from tampering import EXIT_LIMIT, Artifact, Mutation, Outcome, judged
+
+from baking import finish, start
 
 TARGET = "onnx-cpu"
 Judge = Callable[[Mutation], Outcome]
@@ -43,19 +43,22 @@ def test_a_change_below_the_limit_passes(mutation: Mutation, outcome: Judge) -> 
     outcome(mutation).assert_passes()
 
 
-def test_an_output_of_another_type_fails_though_its_values_are_right(workshop: Any) -> None:
-    artifact = workshop.artifact("layered", TARGET, "fp32")
-    folder = artifact.copy("double", output_cast(onnx.TensorProto.DOUBLE))
-    assert artifact.effect_db(folder) >= artifact.limits["parity"]["sqnr_db"]
+@pytest.fixture(scope="module")
+def layered(workshop: Any) -> Artifact:
+    """The unharmed float artifact."""
+    found: Artifact = workshop.artifact("layered", TARGET, "fp32")
+    return found
+
+
+def test_an_output_of_another_type_fails_though_its_values_are_right(layered: Artifact) -> None:
+    folder = layered.copy("double", output_cast(onnx.TensorProto.DOUBLE))
+    assert layered.effect_db(folder) >= layered.limits["parity"]["sqnr_db"]
     _, code, failed = judged(folder)
     assert (code, failed) == (EXIT_LIMIT, {"structure.outputs"})
 
 
-def test_the_command_line_exits_5_for_the_defect_and_0_for_the_control(workshop: Any, tmp_path: Path) -> None:
-    artifact = workshop.artifact("layered", TARGET, "fp32")
-    bad = artifact.copy("by-hand", MUTATIONS[0].edit)
-    good = artifact.copy("unharmed", CONTROLS[0].edit)
-    passed = edgebake("verify", good, "--json", store=workshop.store, cwd=tmp_path)
-    failed = edgebake("verify", bad, "--json", store=workshop.store, cwd=tmp_path)
-    assert (passed.returncode, failed.returncode) == (0, EXIT_LIMIT), passed.stderr + failed.stderr
-    assert "parity.sqnr_db" in json.dumps(json.loads(failed.stdout))
+def test_the_command_line_exits_5_for_the_defect_and_0_for_the_control(layered: Artifact) -> None:
+    bad, good = layered.copy("by-hand", MUTATIONS[0].edit), layered.copy("unharmed", CONTROLS[0].edit)
+    passed, failed = (finish(start("verify", folder, "--json")) for folder in (good, bad))
+    assert (passed.code, failed.code) == (0, EXIT_LIMIT), passed.err + failed.err
+    assert "parity.sqnr_db" in {verdict["limit"] for verdict in failed.results[0]["verdicts"]}

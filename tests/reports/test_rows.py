@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from edgebake.reports._advice import advice
 from edgebake.reports._rows import row_of, stage_counts, summary, verdict_text, worst_output
 from edgebake.reports._text import decibels, floored, for_encoding, mib, number, percent, plain
 from edgebake.result import Result
+from edgebake.target import TARGETS, find_target
 from edgebake.types import Verdict
 
 
@@ -45,7 +47,7 @@ def test_a_failed_row_says_what_where_and_what_to_try(failing: Result) -> None:
     ]
     first, second, third = _texts(failing, "try")
     assert '{"encoder.layer.3.attention.output": fp32}' in first
-    assert "w8a16" in second
+    assert second == "more, and more varied, calibration samples"
     assert "operators" in third
     assert _texts(failing, "speed") == ["simulated cycles say nothing about a phone"]
 
@@ -134,7 +136,29 @@ def test_what_verify_could_not_read_was_not_judged(failed: Result, passing: Resu
 
 def test_a_miss_by_a_hair_shows_all_digits() -> None:
     verdict = Verdict(limit="parity.sqnr_db", state="fail", value=24.9999999, bound=25.0)
-    assert verdict_text(verdict) == "parity.sqnr_db: 25 dB (24.9999999), limit at least 25 dB"
+    assert verdict_text(verdict) == "parity.sqnr_db: 24.9999999 dB, limit at least 25 dB"
+    verdict = Verdict(limit="agreement.spearman", state="fail", value=0.97999999, bound=0.98)
+    assert verdict_text(verdict) == "agreement.spearman: 0.98 (0.97999999), limit at least 0.98"
+
+
+def test_a_bound_is_shown_as_the_recipe_gives_it() -> None:
+    near = Verdict(limit="agreement.spearman", state="fail", value=0.5, bound=0.9999999)
+    assert verdict_text(near) == "agreement.spearman: 0.5, limit at least 0.9999999"
+    assert verdict_text(replace(near, limit="agreement.top1")) == "agreement.top1: 50 %, limit at least 99.99999 %"
+    assert verdict_text(replace(near, bound=1.0)) == "agreement.spearman: 0.5, limit at least 1"
+    assert verdict_text(replace(near, limit="agreement.top1", bound=0.57)).endswith("limit at least 57 %")
+    almost = replace(near, value=0.9999999, bound=1.0)
+    assert verdict_text(almost) == "agreement.spearman: 0.9999999, limit at least 1"
+
+
+def test_an_agreement_on_few_decisions_says_how_many(failing: Result) -> None:
+    few = {"metric": "binary", "value": 0.99, "count": 499}
+    found = {**failing.measurements, "agreement": few}
+    assert _texts(replace(failing, measurements=found), "note")[-1] == (
+        "agreement rests on 499 decisions, too few for a narrow interval: give samples for 500 or more"
+    )
+    for enough in ({**few, "count": 500}, {**few, "metric": "spearman"}):
+        assert not _texts(replace(failing, measurements={**found, "agreement": enough}), "note")
 
 
 def test_limits_from_above_say_at_most() -> None:
@@ -145,17 +169,52 @@ def test_limits_from_above_say_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "word"),
+    ("target", "scheme", "step"),
     [
-        ("w8a8", "w8a16"),
-        ("palette4", "palette6"),
-        ("palette8", "fp16"),
-        ("w4g32a8d", "groups"),
-        ("fp16", "float scheme"),
+        ("onnx-cpu", "w8a8", "a finer scheme, if only for the most sensitive modules (compress: modules:): w8, w8a8d"),
+        ("executorch-xnnpack", "w8a8", "more, and more varied, calibration samples"),
+        (
+            "executorch-xnnpack",
+            "w4g32a8d",
+            "a finer scheme, if only for the most sensitive modules (compress: modules:): w8a8d",
+        ),
+        ("coreml", "palette4", "a wider scheme: palette6"),
+        ("coreml", "palette8", "a wider scheme: fp16"),
+        (
+            "coreml",
+            "fp16",
+            "hold the lowered graph against the float model: a float scheme should lose next to nothing",
+        ),
     ],
 )
-def test_advice_fits_the_scheme(scheme: str, word: str, failing: Result) -> None:
-    assert any(word in step for step in advice(replace(failing, scheme=scheme)))
+def test_advice_fits_the_scheme_and_the_target(target: str, scheme: str, step: str, failing: Result) -> None:
+    measured = {**failing.measurements, "located": None}
+    assert step in advice(replace(failing, target=target, scheme=scheme, measurements=measured))
+
+
+def test_what_costs_too_much_is_told_what_costs_less(failing: Result) -> None:
+    missed = tuple(Verdict(limit=x, state="fail", value=9, bound=8) for x in ("size.mib", "memory.peak_mib"))
+    assert advice(replace(failing, target="onnx-cpu", scheme="w8a8d", verdicts=missed)) == (
+        "a scheme with fewer bits (w4g32a8d, w4g32), or compress what the lines below `size` name",
+        "smaller fixed shapes (inputs:, dims:)",
+    )
+    assert (
+        "half the bytes an activation: scheme fp16"
+        in advice(replace(failing, target="coreml", scheme="fp32", verdicts=missed))[1]
+    )
+
+
+@pytest.mark.parametrize("target", [*TARGETS.names(), "a-plug-ins"])
+def test_advice_names_no_scheme_that_the_target_lacks(target: str, failing: Result) -> None:
+    there = {row.scheme for row in find_target(target).SUPPORTS} if target in TARGETS.names() else set()
+    measured = {**failing.measurements, "located": None}
+    limits = ("parity.cosine", "size.mib", "memory.peak_mib")
+    for scheme in there or {"w8a8", "palette4", "w4g32"}:
+        for limit in limits:
+            missed = (Verdict(limit=limit, state="fail", value=1, bound=2),)
+            steps = advice(replace(failing, target=target, scheme=scheme, verdicts=missed, measurements=measured))
+            named = {word for step in steps for word in re.findall(r"\b(?:fp\d+|palette\d|w\d+\w*)\b", step)}
+            assert named <= there - {scheme}, steps
 
 
 def test_advice_names_a_broken_float_model_first(failing: Result) -> None:

@@ -24,7 +24,6 @@ from coreml_cases import (
     formats,
     network,
     spec,
-    traced_network,
     traced_of,
     verdicts,
 )
@@ -43,11 +42,6 @@ from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package
 from edgebake_targets._coreml_weights import float_weights
 from edgebake_targets.inspectors import mlpackage
-
-
-@pytest.fixture(scope="module")
-def traced() -> Traced:
-    return traced_network()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from coreml_cases import (
+    WEIGHTS,
     ask,
     everywhere,
+    overwrite,
     spec,
-    traced_network,
+    stored_part,
     traced_of,
     verdicts,
 )
@@ -26,28 +28,14 @@ from edgebake.types import (
     Traced,
 )
 from edgebake_targets import coreml
-from edgebake_targets._coreml_constants import constants
-from edgebake_targets._coreml_package import open_package, payload_of
-
-
-@pytest.fixture(scope="module")
-def traced() -> Traced:
-    return traced_network()
 
 
 def damaged(folder: Path, lowered: Lowered, constant: str, part: str, change: Any) -> None:
     """Overwrite one stored part of a constant in the weight file."""
-    package = open_package(folder / lowered.entry)
-    payload = payload_of(package, constants(package)[constant].parts[part])
-    assert payload.key is not None
-    values = np.frombuffer(bytearray(payload.data), np.dtype(payload.dtype)).copy()
-    change(values)
-    blob = package.blobs[payload.key[0]]
-    start = bytes(blob).index(bytes(payload.data), payload.key[1])
-    file = folder / lowered.entry / "Data/com.apple.CoreML/weights/weight.bin"
-    content = bytearray(file.read_bytes())
-    content[start : start + len(payload.data)] = values.tobytes()
-    file.write_bytes(content)
+    at, values = stored_part(folder / lowered.entry, constant, part)
+    flat = values.reshape(-1)
+    change(flat)
+    overwrite(folder / lowered.entry, at, flat)
 
 
 def double_one(values: np.ndarray[Any, Any]) -> None:
@@ -77,7 +65,7 @@ def test_one_damaged_scale_or_table_entry_fails_the_check(
 
 def test_a_truncated_weight_file_does_not_load(traced: Traced, tmp_path: Path) -> None:
     lowered = coreml.lower(traced, ask(tmp_path, everywhere("w8"), "w8"))
-    file = tmp_path / lowered.entry / "Data/com.apple.CoreML/weights/weight.bin"
+    file = tmp_path / lowered.entry / WEIGHTS
     file.write_bytes(file.read_bytes()[:200])
     found = verdicts(tmp_path, lowered)
     assert found["structure.loads"].state == "fail"

@@ -12,19 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgebake.target import LowerRequest
-from edgebake.types import Assignment, MethodSignature, TensorSpec
+from asking import lower_request
+from edgebake.types import MethodSignature, TensorSpec
 from edgebake_targets import _coreml, _coreml_rewrites
 
-REQUEST = LowerRequest(
-    unit="test",
-    scheme="fp32",
-    assignment=Assignment(schemes={}, kinds={}),
-    options={"minimum_os": "iOS18", "compute_precision": "auto"},
-    device=None,
-    calibration=None,
-    folder=Path(),
-)
+REQUEST = lower_request(Path(), {"minimum_os": "iOS18", "compute_precision": "auto"})
 
 
 class Call(nn.Module):

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from edgebake.checks.case import Case
 from edgebake.errors import Problem
-from edgebake.recipe import Limits
+from edgebake.limits import ENOUGH_DECISIONS
+from edgebake.recipe import Component, Limits
 from edgebake.scheme import parse, shown
-
-ENOUGH_SAMPLES = 500  # of yes/no decisions: below, the 95 % interval around 98 % is wider than +-1.3 points
 
 
 def problems(case: Case) -> Iterator[Problem]:
@@ -77,9 +76,17 @@ def warnings(case: Case) -> Iterator[Problem]:
     if evaluation.noise and limited:
         what = f"{', '.join(limited)} of {name} rest on noise samples, which say nothing about quality"
         yield Problem(what=what, where=case.where("samples", "evaluation"), fix="give real samples")
-    elif agreement is not None and agreement.metric != "spearman" and evaluation.count < ENOUGH_SAMPLES:
+    elif agreement is None or agreement.metric == "spearman" or _makes_sequences(spec):
+        return
+    elif evaluation.count < ENOUGH_DECISIONS:
         yield Problem(
             what=f"agreement of {name} rests on {evaluation.count} samples: its confidence interval will be wide",
             where=case.where("samples", "evaluation"),
-            fix=f"give {ENOUGH_SAMPLES} or more",
+            fix=f"give {ENOUGH_DECISIONS} or more",
         )
+
+
+def _makes_sequences(spec: Component) -> bool:
+    """May a sample be many calls, each of which decides? Only the samples themselves say how many; reports do, too."""
+    inputs = [given for method in spec.all_methods.values() for given in method.values()]
+    return len(spec.all_methods) > 1 or any(given.role == "state" for given in inputs)

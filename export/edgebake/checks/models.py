@@ -6,11 +6,11 @@ import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgebake.callables import module_file, split_callable
 from edgebake.checks.case import Case, moved
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.models import _paths
 from edgebake.recipe import Model
-from edgebake.samples_paths import module_file, split_callable
 from edgebake.target import MODELS
 from edgebake.wording import did_you_mean, said
 

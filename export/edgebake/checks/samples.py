@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from edgebake.checks.case import Case, moved
 from edgebake.checks.models import callable_problems
+from edgebake.checks.targets import targets_with
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.recipe import Input, Samples
 from edgebake.samples_checks import enough, only_method
@@ -180,10 +181,12 @@ def _calibration(case: Case) -> Iterator[Problem]:
     schemes |= {("compress", "modules", glob): name for glob, name in case.unit.spec.compress.modules.items()}
     for key, scheme in schemes.items():
         if parse(scheme).needs_calibration:
+            dynamic = f"{scheme}d"
+            there = case.unit.target in targets_with(dynamic)
             yield Problem(
                 what=f"{shown(scheme)} fixes activation ranges from calibration samples, and there are none",
                 where=case.where(*key),
-                fix=f"add samples: {{calibration: ...}}, or use {scheme}d (ranges at run time) where the target has it",
+                fix="add samples: {calibration: ...}" + (f", or use {dynamic} (ranges at run time)" if there else ""),
             )
 
 

@@ -74,7 +74,7 @@ def _module_schemes(case: Case, target: Target) -> Iterator[Problem]:
 
 def _instead(case: Case, target: Target, scheme: str = "") -> str:
     wanted = scheme or case.unit.scheme
-    others = [name for name in _targets_with(wanted) if name != case.unit.target]
+    others = [name for name in targets_with(wanted) if name != case.unit.target]
     text = f"it can do {_able(target)}"
     return text + (f"; {wanted} works on {', '.join(others)}" if others else f"; no target does {wanted}")
 
@@ -88,7 +88,8 @@ def _row(row: Support) -> str:
 
 
 @lru_cache
-def _targets_with(scheme: str) -> tuple[str, ...]:
+def targets_with(scheme: str) -> tuple[str, ...]:
+    """The targets that take ``scheme`` for a whole recipe."""
     able = []
     for name in TARGETS.names():
         try:

@@ -34,9 +34,8 @@ def run(verb: str, arguments: Mapping[str, Any]) -> int:
         sys.stdout.flush()
     except EdgebakeError as error:
         return _show(error.problems, error.exit_code, as_json)
-    except KeyboardInterrupt:
-        problem = Problem(what="interrupted; finished stages are kept: run the same command again to go on")
-        return _show([problem], EXIT_INTERRUPTED, as_json)
+    except KeyboardInterrupt as end:
+        return _interrupted(str(end), as_json)
     except (BrokenPipeError, SystemExit):  # rich makes the one out of the other; no verb leaves that way itself
         return _reader_gone()
     except OSError as error:
@@ -76,11 +75,27 @@ def _show(problems: Sequence[Problem], code: int, as_json: bool) -> int:
     try:
         _shared.print_problems(problems)
         if as_json:
-            _shared.print_json({"error": [problem_to_json(p) for p in problems], "exit_code": code})
-            sys.stdout.flush()
+            _print_error(problems, code)
     except BrokenPipeError:
         return _reader_gone()
     return code
+
+
+def _interrupted(kept: str, as_json: bool) -> int:
+    """One line, for the one who pressed Ctrl-C knows what happened; ``kept`` is what the verb says of its work."""
+    text = f"interrupted; {kept}" if kept else "interrupted"
+    try:
+        _shared.say_aside(text)
+        if as_json:
+            _print_error([Problem(what=text)], EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        return _reader_gone()
+    return EXIT_INTERRUPTED
+
+
+def _print_error(problems: Sequence[Problem], code: int) -> None:
+    _shared.print_json({"error": [problem_to_json(p) for p in problems], "exit_code": code})
+    sys.stdout.flush()
 
 
 def _internal(verb: str, error: Exception, as_json: bool) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from edgebake.errors import ArtifactDamaged, EdgebakeError, Problem, UsageError, problem_to_json
+from edgebake.errors import EdgebakeError, Problem, UsageError, problem_to_json
 from edgebake.reports.json import VERSION
 from edgebake.result import Failure, Result
 from edgebake.target import TARGETS
@@ -79,24 +79,16 @@ def from_report(path: Path) -> list[Result]:
 
 def recorded(folder: Path) -> Result:
     """The result that ``folder`` records: its limits judged on its own measurements, nothing run."""
-    from pydantic import ValidationError
-
-    from edgebake.commands._artifacts import manifest_of, measurements_of
+    from edgebake.artifacts import limits_of, manifest_of, measurements_of, not_ours
     from edgebake.limits import judge
-    from edgebake.recipe import Limits
 
     manifest, measured = manifest_of(folder), measurements_of(folder)
+    limits = limits_of(manifest, folder)
     try:
-        limits = Limits.model_validate(manifest["limits"])
-        structure = tuple(Verdict(**v) for v in measured.get("structure", ()))
-        verdicts = (*judge(limits, measured), *structure)
+        verdicts = judge(limits, measured)
         stages = {name: stage["state"] for name, stage in measured.get("stages", {}).items()}
-    except (ValidationError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactDamaged(
-            f"its limits or measurements are not what edgebake writes ({type(error).__name__})",
-            where=str(folder),
-            fix="build the artifact again",
-        ) from None
+    except (TypeError, KeyError, AttributeError) as error:
+        raise not_ours("measurements", folder, error) from None
     return Result(
         **{key: manifest[key] for key in _TEXTS},
         device=manifest.get("device"),

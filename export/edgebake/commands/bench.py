@@ -57,13 +57,10 @@ def isolated(folder: str, repetitions: int) -> dict[str, Any]:
     """In the worker: latency in ms on the recorded sample of median size, and what load and run added to
     the peak memory of a process that holds the runtime."""
     from edgebake import runclient, validate
-    from edgebake.commands._artifacts import manifest_of
     from edgebake.reference import Reference
     from edgebake.verify import subject_of
 
-    path = Path(folder)
-    manifest_of(path)
-    subject = subject_of(path)
+    subject = subject_of(Path(folder))
     runner = validate.choose_runner(subject.target)
     if isinstance(runner, str):
         return {"unit": subject.unit, "folder": folder, "not_measured": runner}

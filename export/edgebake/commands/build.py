@@ -23,40 +23,21 @@ def run(
     targets: Sequence[str],
     scheme: str | None,
     settings: Sequence[str],
-    only: Sequence[str],
-    out: Path,
-    store: Path | None,
-    jobs: int,
-    fail_fast: bool,
-    timeout: float | None,
-    memory: float | None,
-    check_files: bool,
-    trust: bool,
     strict: bool,
     quiet: bool,
     reports: Sequence[Path],
     as_json: bool,
+    **options: Any,
 ) -> int:
-    """Build, pack and report; returns the exit code."""
+    """Build with ``options`` (the fields of BuildOptions), pack and report; returns the exit code."""
     from edgebake.commands._progress import watching
     from edgebake.pipeline import BuildOptions
     from edgebake.result import exit_code
 
     _shared.check_report_paths(reports)
     files = _shared.read_recipes(_recipes(recipes, targets, scheme), settings)
-    options = BuildOptions(
-        out=out,
-        store=store,
-        jobs=jobs,
-        only=tuple(only),
-        fail_fast=fail_fast,
-        timeout_s=timeout,
-        memory_mib=memory,
-        check=check_files,
-        trust=trust,
-    )
     with watching(quiet=quiet or as_json) as observe:
-        results, bundles = built(files, options, observe)
+        results, bundles = built(files, BuildOptions(**options), observe)
     title = ", ".join(file.recipe.name for file in files)
     _shared.write_reports(results, reports, title)
     _shared.show(results, title, as_json=as_json, more={"bundles": [str(path) for path in bundles]})

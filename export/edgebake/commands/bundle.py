@@ -65,7 +65,7 @@ def pack(files: Sequence[RecipeFile], out: Path, formats: Sequence[str] = (), *,
 
 def pack_built(files: Sequence[RecipeFile], results: Sequence[Result], out: Path) -> list[Path]:
     """The bundles that recipes ask for, after a build of all their artifacts in which nothing failed."""
-    from edgebake.commands._artifacts import manifest_of
+    from edgebake.artifacts import manifest_of
     from edgebake.types import Artifact
 
     written: list[Path] = []
@@ -97,7 +97,7 @@ def _called(file: RecipeFile) -> str:
 
 def _artifacts(units: Sequence[Unit], out: Path, problems: list[Problem], fix: str) -> Iterator[Artifact]:
     """The artifacts of ``units`` below ``out``; what is wrong with them goes to ``problems``."""
-    from edgebake.commands._artifacts import manifest_of
+    from edgebake.artifacts import manifest_of
     from edgebake.delivery import MANIFEST
     from edgebake.jsonfile import digest_of
     from edgebake.types import Artifact

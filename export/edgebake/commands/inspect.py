@@ -78,7 +78,7 @@ def isolated(path: str) -> dict[str, Any]:
     """In the worker: plain data of the inspection, with ``path`` and the manifest where there is one."""
     from dataclasses import asdict
 
-    from edgebake.commands._artifacts import manifest_of
+    from edgebake.artifacts import manifest_of
 
     given = Path(path)
     manifest, names = None, {}

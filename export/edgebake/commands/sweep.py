@@ -162,13 +162,15 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    from edgebake.reports._text import floored
+
     return (
         row["target"],
         row["scheme"],
         row["state"],
         "" if row["bytes"] is None else _shared.kib_or_mib(row["bytes"]),
         "" if row["of_float"] is None else f"{row['of_float']:.3f}",
-        "" if row["agreement"] is None else f"{row['agreement']:.4f}",
-        "" if row["cosine"] is None else f"{row['cosine']:.5f}",
+        "" if row["agreement"] is None else floored(row["agreement"], 4),
+        "" if row["cosine"] is None else floored(row["cosine"], 5),
         "*" if row["pareto"] else "",
     )

@@ -53,9 +53,7 @@ def verified(folders: Sequence[Path], *, timeout_s: float = TIMEOUT_S, memory_mi
 
 def isolated(folder: str) -> dict[str, Any]:
     """In the worker: judge one artifact."""
-    from edgebake.commands import _artifacts, _results
+    from edgebake.commands._results import to_json
     from edgebake.verify import verify
 
-    path = Path(folder)
-    _artifacts.manifest_of(path)
-    return _results.to_json(verify(path))
+    return to_json(verify(Path(folder)))

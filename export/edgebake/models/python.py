@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import RecipeError, StageFailed
+from edgebake.callables import import_module, own_code_failed, split_callable
+from edgebake.errors import RecipeError
 from edgebake.models import _paths, _shared
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Model
-from edgebake.samples_paths import module_file, own_code_failed, split_callable
 from edgebake.types import Loaded
 
 if TYPE_CHECKING:
@@ -84,28 +81,6 @@ def _make(model: Model, base: Path) -> Any:
             return function(**model.options)
         except Exception as error:
             raise own_code_failed(model.path, error) from error
-
-
-def import_module(name: str, base: Path) -> Any:
-    """Import ``name``: from the recipe's folder where the file is there, else as Python would."""
-    source = module_file(name, base)
-    local = source.resolve().is_relative_to(base.resolve())
-    if local and str(base) not in sys.path:
-        sys.path.insert(0, str(base))
-    importlib.invalidate_caches()
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) != str(source):
-        if not local:
-            return loaded
-        del sys.modules[name]  # another recipe's folder had a module of this name
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise StageFailed(
-            f"importing {name} failed: {type(error).__name__}: {error}",
-            where=str(source.name),
-            fix="run `python -c 'import " + name + "'` in the recipe's folder",
-        ) from error
 
 
 def _load_state(network: Any, model: Model, base: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgebake.limits import AT_MOST
+from edgebake.limits import AT_MOST, ENOUGH_DECISIONS
 from edgebake.reports._advice import advice
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
 from edgebake.result import Result, State
@@ -71,24 +71,29 @@ def worst_output(outputs: Mapping[str, Mapping[str, Any]]) -> str | None:
     return min(outputs, key=lambda name: -1e9 if (db := outputs[name].get("sqnr_db")) is None else db)
 
 
-def amount(limit: str, value: float | None) -> str:
+def amount(limit: str, value: float | None, digits: int = 6) -> str:
     """A value of ``limit`` with its unit."""
     if value is not None and limit.startswith(SHARES):
-        return f"{number(100 * value)} %"
-    return number(value) + UNITS.get(limit, "")
+        return f"{number(round(100 * value, 12), digits)} %"  # 100 * 0.57 is 56.999...
+    return number(value, digits) + UNITS.get(limit, "")
+
+
+def bound_text(verdict: Verdict) -> str:
+    """The bound as the recipe gives it, with its unit; empty when there is none."""
+    return "" if verdict.bound is None else amount(verdict.limit, verdict.bound, 15)
 
 
 def verdict_text(verdict: Verdict) -> str:
     """``parity.sqnr_db of logits: 18.2 dB, limit at least 25 dB (why)``."""
     name = f"{verdict.limit} of {verdict.subject}" if verdict.subject else verdict.limit
+    bound = bound_text(verdict)
     side = "at most" if verdict.limit in AT_MOST else "at least"
-    bound = f"limit {side} {amount(verdict.limit, verdict.bound)}" if verdict.bound is not None else ""
     if verdict.state == "not measured":
         return f"{name}: {verdict.reason or 'not measured'}"
     value = amount(verdict.limit, verdict.value) if verdict.value is not None or not verdict.reason else ""
-    if verdict.state == "fail" and value == amount(verdict.limit, verdict.bound):
+    if verdict.state == "fail" and verdict.bound is not None and value == amount(verdict.limit, verdict.bound):
         value = f"{value} ({verdict.value!r})"  # six digits hide by how little it was missed
-    told = ", ".join(part for part in (value, bound) if part)
+    told = ", ".join(part for part in (value, bound and f"limit {side} {bound}") if part)
     return f"{name}: {told}" + (f" ({verdict.reason})" if verdict.reason else "")
 
 
@@ -240,8 +245,19 @@ def _lines(result: Result) -> list[Line]:
     latency = found.get("latency") or {}
     if latency.get("reason") and latency.get("ratio") is None:
         lines.append(Line(kind="info", label="speed", text=str(latency["reason"])))
-    lines += [Line(kind="note", label="note", text=str(note)) for note in found.get("notes") or ()]
+    notes = [*(found.get("notes") or ()), *_few(found)]
+    lines += [Line(kind="note", label="note", text=str(note)) for note in notes]
     return lines
+
+
+def _few(found: Mapping[str, Any]) -> list[str]:
+    """What to know of an agreement that was measured on a few decisions."""
+    agreement = found.get("agreement") or {}
+    count = agreement.get("count") or 0
+    if agreement.get("metric") == "spearman" or not 0 < count < ENOUGH_DECISIONS:
+        return []
+    rests = f"agreement rests on {counted(count, 'decision')}, too few for a narrow interval"
+    return [f"{rests}: give samples for {ENOUGH_DECISIONS} or more"]
 
 
 def _unmeasured(result: Result) -> list[Line]:

@@ -26,9 +26,16 @@ def for_encoding(text: str, encoding: str) -> str:
     return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
 
 
-def number(value: float | None) -> str:
-    """Six significant digits, ``NaN`` for none."""
-    return "NaN" if value is None or math.isnan(value) else f"{value:.6g}"
+def number(value: float | None, digits: int = 6) -> str:
+    """``digits`` significant digits, ``NaN`` for none; more where a number that is not whole would read as one.
+
+    0.9999999 never reads 1, and a limit of that much never as a limit of 1.
+    """
+    if value is None or math.isnan(value):
+        return "NaN"
+    texts = (f"{value:.{count}g}" for count in range(digits, 18))
+    whole = float(value).is_integer()
+    return next((text for text in texts if whole or not float(text).is_integer()), repr(value))
 
 
 def floored(value: float | None, digits: int) -> str:

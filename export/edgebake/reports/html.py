@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from edgebake.reports._rows import COLUMNS, Row, amount, in_order, row_of, stage_counts, summary
+from edgebake.reports._rows import COLUMNS, Row, amount, bound_text, in_order, row_of, stage_counts, summary
 from edgebake.reports._text import mib, number, plain
 from edgebake.result import Result
 
@@ -131,7 +131,7 @@ def _tables(result: Result) -> Iterator[Table]:
                 v.subject,
                 v.state,
                 amount(v.limit, v.value) if v.value is not None else "",
-                amount(v.limit, v.bound) if v.bound is not None else "",
+                bound_text(v),
                 v.reason,
             )
             for v in result.verdicts

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def inspect(path: Path) -> Inspection:
     ArtifactDamaged when it is no ExecuTorch program, is cut short, or contradicts itself.
     """
     try:
-        data = memoryview(path.read_bytes())
+        data = _mapped(path)
     except OSError as error:
         raise ArtifactDamaged(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     try:
@@ -72,6 +73,14 @@ def inspect(path: Path) -> Inspection:
         raise ArtifactDamaged(
             f"this is no whole ExecuTorch program: {error}", where=str(path), fix="build or copy the file again"
         ) from error
+
+
+def _mapped(path: Path) -> memoryview:
+    """The file's bytes, read when they are looked at: a language model's file need not fit in memory twice."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:  # an empty file cannot be mapped
+            return memoryview(b"")
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
 
 
 @dataclass(frozen=True)

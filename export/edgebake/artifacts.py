@@ -1,4 +1,4 @@
-"""Manifests and measurements of artifact folders, whoever filled them: nothing in them is taken on trust."""
+"""What artifact folders say, whoever filled them: nothing in a manifest or in measurements is taken on trust."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
+from edgebake import delivery
 from edgebake.errors import ArtifactDamaged
+from edgebake.recipe import Limits
 
 MAX_JSON = 64 << 20  # bytes; the manifest of a network with 100,000 modules has a quarter of that
 # <component>/<target>/<device>/<scheme> -> <component>/reference/<digest>
@@ -18,8 +22,6 @@ _MAPPINGS = ("limits", "reference", "signature", "assignment", "delegation", "mo
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest in ``folder``, its types and paths checked. UsageError, ArtifactDamaged."""
-    from edgebake import delivery
-
     path = folder / delivery.MANIFEST
     _refuse_huge(path)
     try:
@@ -37,13 +39,28 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def measurements_of(folder: Path) -> dict[str, Any]:
     """The measurements in ``folder``; ArtifactDamaged when they are missing or changed."""
-    from edgebake import delivery
-
     _refuse_huge(folder / delivery.MEASUREMENTS)
     try:
         return delivery.read_measurements(folder)
     except (TypeError, RecursionError) as error:
         raise ArtifactDamaged(f"not what edgebake writes: {error}", where=str(folder / delivery.MEASUREMENTS)) from None
+
+
+def limits_of(manifest: Mapping[str, Any], folder: Path) -> Limits:
+    """The limits in the manifest of ``folder``; ArtifactDamaged when they are none."""
+    try:
+        return Limits.model_validate(manifest["limits"])
+    except ValidationError as error:
+        raise not_ours("limits", folder, error) from None
+
+
+def not_ours(what: str, folder: Path, error: Exception) -> ArtifactDamaged:
+    """The refusal of ``folder`` whose ``what`` cannot be read."""
+    return ArtifactDamaged(
+        f"its {what} are not what edgebake writes ({type(error).__name__})",
+        where=str(folder),
+        fix="build the artifact again",
+    )
 
 
 def _refuse_huge(path: Path) -> None:
