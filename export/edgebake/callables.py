@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+import traceback
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -97,3 +98,14 @@ def _declared(source: Path, where: str) -> list[str]:
         if isinstance(target, ast.Name) and target.id == "DISTRIBUTIONS" and isinstance(value, (ast.Tuple, ast.List)):
             return [str(element.value) for element in value.elts if isinstance(element, ast.Constant)]
     return []
+
+
+def own_code_failed(name: str, error: Exception) -> StageFailed:
+    """The failure of the callable ``name`` of a recipe: what it raised, and the last line of its module that ran."""
+    module = name.partition(":")[0].rpartition(".")[2]
+    ran = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == module]
+    return StageFailed(
+        f"{name} raised {type(error).__name__}: {error}",
+        where=f"{Path(ran[-1].filename).name}:{ran[-1].lineno}" if ran else name,
+        fix="this is code that the recipe names: mend it there; the stage's log has the whole traceback",
+    )

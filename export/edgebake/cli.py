@@ -39,13 +39,16 @@ Recipes = Annotated[
     list[str], typer.Argument(metavar="RECIPE", help="recipe files, names of shipped recipes, or quoted globs")
 ]
 Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key: compress.scheme=w8")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key: compress.scheme=w8; repeat for more"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output, also of errors")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder for artifacts")]
 StoreRoot = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="store folder (or EDGEBAKE_STORE)")]
 Trust = Annotated[bool, typer.Option("--trust", help="allow .pt2 programs and other files that count as code")]
-Only = Annotated[list[str], typer.Option("--only", metavar="GLOB", help="only artifacts like 'minilm*@onnx-*'")]
+Only = Annotated[
+    list[str], typer.Option("--only", metavar="GLOB", help="only artifacts like 'minilm*@onnx-*'; repeat for more")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="exit 6 when a limit was not measured")]
 Reports = Annotated[
     list[Path], typer.Option("--report", metavar="FILE", help="also write .json, .md, .xml (JUnit) or .html")
@@ -126,22 +129,31 @@ def build(
         typer.Argument(metavar="RECIPE", help="recipes, shipped names, globs; or a model folder or hub id"),
     ],
     target: Annotated[
-        list[str], typer.Option("--target", metavar="TARGET", help="one-shot build of a model: its targets")
+        list[str],
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="build MODEL without a recipe: a target of `edgebake targets`; repeat for more",
+        ),
     ] = [],
     scheme: Annotated[
-        str | None, typer.Option("--scheme", metavar="SCHEME", help="one-shot build of a model: its scheme")
+        str | None,
+        typer.Option("--scheme", metavar="SCHEME", help="build MODEL without a recipe: fp32, w8a8d, ...; default fp32"),
     ] = None,
     settings: Settings = [],
     only: Only = [],
     out: Out = Path("dist"),
     store: StoreRoot = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="components built at once")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="recipes and components built at once")
+    ] = 1,
     fail_fast: Annotated[bool, typer.Option("--fail-fast/--keep-going", help="stop at the first failure")] = False,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=1, metavar="SECONDS", help="seconds a stage may take")
+        float | None,
+        typer.Option("--timeout", min=1, metavar="SECONDS", help="seconds a stage may take; default no limit"),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option("--memory", min=1, metavar="MIB", help="what a worker may use")
+        float | None, typer.Option("--memory", min=1, metavar="MIB", help="MiB a worker may use; default no limit")
     ] = None,
     check_files: Annotated[bool, typer.Option("--check", help="hash every stored and delivered file")] = False,
     trust: Trust = False,

@@ -204,6 +204,8 @@ def _one_worker(run: Build, component: str, units: Sequence[Unit]) -> tuple[str 
         on_event=watch.event,
         on_sample=watch.sample,
     )
+    if ended.reason == "finished" and watch.unit is not None:  # code of a recipe can end a process with code 0
+        ended = replace(ended, reason="crashed")
     if ended.reason == "finished" or watch.unit is None:
         if watch.unit is None and not watch.ended and ended.reason != "finished":
             _fail_all(run, units, ended, log)

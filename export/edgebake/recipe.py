@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from edgebake.scheme import parse
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+MAX_TARGETS = 256  # of a component; real recipes have a dozen
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
@@ -239,7 +240,9 @@ class Component(Frozen):
     dims: Mapping[str, Dim] = {}
     samples: SampleSets = SampleSets()
     compress: Compress = Compress()
-    targets: Annotated[tuple[Annotated[TargetRule, BeforeValidator(_target_rule)], ...], _FROM_LIST] = ()
+    targets: Annotated[
+        tuple[Annotated[TargetRule, BeforeValidator(_target_rule)], ...], _FROM_LIST, Field(max_length=MAX_TARGETS)
+    ] = ()
     limits: Limits = Limits()
 
     @property

@@ -112,6 +112,8 @@ def _words_of_text(kind: str, value: Any, got: str) -> tuple[str, str] | None:
         return what, f"for example {slug!r}" if slug else ""
     if kind in ("string_too_short", "too_short"):
         return "is empty", ""
+    if kind == "too_long":
+        return f"is {got}, more than edgebake takes", "split the recipe into several"
     if kind == "string_too_long":
         return "is longer than 100 characters", ""
     return None

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -59,8 +60,12 @@ def misfit(shape: Sequence[int], spec: Input, component: Component) -> str:
     call = row[1:] if len(row) == rank + 1 else row if len(row) == rank else (1, *row)
     if len(call) == rank and all(_fits(size, wanted, component) for size, wanted in zip(call, spec.shape, strict=True)):
         return ""
-    wanted = ", ".join(str(size) for size in spec.shape)
-    return f"holds rows of {list(row)}, the recipe declares [{wanted}]"
+    return f"holds rows of {_short(row)}, the recipe declares {_short(spec.shape)}"
+
+
+def _short(shape: Sequence[int | str]) -> str:
+    text = ", ".join(map(str, shape))
+    return f"[{text}]" if len(text) <= 60 else f"[{text[:57]}...]"
 
 
 def _fits(size: int, wanted: int | str, component: Component) -> bool:
@@ -75,7 +80,10 @@ def _npz(path: Path) -> Shapes:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as file:
-                found[member.filename.removesuffix(".npy")] = _npy_shape(file)
+                shape = _npy_shape(file)
+            if prod(shape) > member.file_size:
+                raise ValueError(f"{member.filename} claims {prod(shape)} values in {member.file_size} bytes")
+            found[member.filename.removesuffix(".npy")] = shape
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
-from edgebake.callables import declared_versions, import_module, module_file, split_callable
-from edgebake.errors import RecipeError
+from edgebake.callables import declared_versions, import_module, module_file, own_code_failed, split_callable
+from edgebake.errors import EdgebakeError, RecipeError
 from edgebake.recipe import Samples
 from edgebake.target import SampleRequest
 from edgebake.types import Sample
@@ -23,7 +24,7 @@ def read_python(spec: Samples, base: Path) -> list[Sample]:
     if not callable(found):
         raise RecipeError(f"{module_file(module, base)} has no callable {function!r}", fix="correct `samples: python`")
     request = SampleRequest(count=spec.count, skip=spec.skip, seed=spec.seed, options=spec.options)
-    samples = list(found(request))
+    samples = _called(found, name, request)
     strangers = [sample for sample in samples if not isinstance(sample, Sample)]
     if strangers:
         raise RecipeError(
@@ -37,6 +38,21 @@ def read_python(spec: Samples, base: Path) -> list[Sample]:
             fix=f"set count to {len(samples)} or less, or have the callable make more",
         )
     return samples[: spec.count]
+
+
+def _called(function: Callable[[SampleRequest], Iterable[object]], name: str, request: SampleRequest) -> list[Sample]:
+    """As many samples as are asked for, at most: a generator need not end. StageFailed when it raises."""
+    try:
+        made = function(request)
+        if not isinstance(made, Iterable):
+            raise RecipeError(
+                f"{name} returned {type(made).__name__}", fix="return a sequence of edgebake.types.Sample"
+            )
+        return list(islice(made, request.count))  # type: ignore[arg-type]
+    except EdgebakeError:
+        raise
+    except Exception as error:
+        raise own_code_failed(name, error) from error
 
 
 def fingerprint_python(spec: Samples, base: Path, file_digest: Callable[[Path], str]) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebake.errors import ArtifactDamaged
+from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.store_files import storage_errors
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class TensorWriter:
         """Append ``value`` (any shape, a dtype of DTYPES) under ``name``, which must be new."""
         if name in self._header:
             raise KeyError(f"{name} is there already")
+        if value.dtype.name not in _CODES:
+            raise StageFailed(
+                f"{name} is {value.dtype.name}, which no artifact can take or give",
+                fix=f"let the network take and return one of {', '.join(_CODES)}",
+            )
         start = self._spool.tell()
         with storage_errors("write", self._spool_path):
             self._spool.write(np.ascontiguousarray(value).data.cast("B") if value.size else b"")

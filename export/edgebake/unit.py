@@ -37,7 +37,7 @@ def unit_to_json(unit: Unit) -> dict[str, Any]:
     return {
         **kept,
         "spec": unit.spec.model_dump(mode="json"),
-        "base": str(unit.base),
+        "base": str(unit.base.absolute()),  # a model's code may change the folder that its process works in
         "options": dict(unit.options),
     }
 
@@ -54,7 +54,8 @@ def failure_of(error: BaseException) -> dict[str, Any]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     text = f"{type(error).__name__}: {error}".strip()
-    return {"problems": [asdict(Problem(what=text[:2000], where=where))], "exit_code": None}
+    fix = "the log says how it came there; what is not the recipe's own code is a defect of edgebake: please report it"
+    return {"problems": [asdict(Problem(what=text[:2000], where=where, fix=fix))], "exit_code": None}
 
 
 def _tell_waiting(channel: worker.Channel, unit: Unit) -> None:

@@ -183,6 +183,19 @@ def test_a_program_that_counts_as_code_needs_trust(edgebake: Edgebake, tmp_path:
     assert edgebake("check", recipe, "--trust").code == 0
 
 
+def test_a_network_may_change_the_folder_that_its_process_works_in(
+    edgebake: Edgebake, baked: Baked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(baked.recipe.parent, tmp_path / "recipe")
+    net = place / "tiny_net.py"
+    net.write_text(
+        net.read_text().replace("    torch.manual_seed(0)", '    import os; os.chdir("/"); torch.manual_seed(0)')
+    )
+    monkeypatch.chdir(place)
+    said = edgebake("build", "tiny.yaml", "--out", "dist", "--only", UNITS[0], "-q")
+    assert said.code == 0, said.out + said.err
+
+
 def test_explain_knows_what_is_stored_and_what_changed(edgebake: Edgebake, baked: Baked) -> None:
     where = ("--out", baked.out, "--store", baked.store)
     same = edgebake("explain", baked.recipe, *where)

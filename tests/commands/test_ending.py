@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,15 +92,15 @@ def test_an_interrupt_ends_with_130_and_one_line(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_control_c_ends_an_inspection_and_its_process(tmp_path: Path) -> None:
-    started = tmp_path / "started"
     (tmp_path / "sitecustomize.py").write_text(
         "import pathlib, sys, time\n"
-        f"if '_isolated' in str(sys.orig_argv): pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+        "if '_isolated' in str(sys.orig_argv): pathlib.Path(__file__).with_name('began').touch(), time.sleep(60)"
     )
     (tmp_path / "model.onnx").write_bytes(b"x")
     paths = os.pathsep.join([str(tmp_path), *baking.SOURCES])
     process = baking.start("inspect", tmp_path / "model.onnx", PYTHONPATH=paths)
-    baking.await_file(started)
+    baking.await_file(tmp_path / "began", 60)
+    time.sleep(0.2)  # the process that started it has to get hold of it
     children = baking.family(process.pid)
     assert children
     process.send_signal(signal.SIGINT)

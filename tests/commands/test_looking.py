@@ -59,8 +59,11 @@ def test_inspect_of_nothing(edgebake: Edgebake, tmp_path: Path) -> None:
 
 
 def test_inspect_of_an_empty_package(edgebake: Edgebake, tmp_path: Path) -> None:
-    (tmp_path / "model.mlpackage").mkdir()
-    refused(edgebake("inspect", tmp_path / "model.mlpackage"), EXIT_STAGE, "Manifest.json is missing")
+    package = tmp_path / "model.mlpackage"
+    package.mkdir()
+    refused(edgebake("inspect", package), EXIT_STAGE, "Manifest.json is missing", "copy the package again")
+    (package / "Manifest.json").write_text("{")
+    refused(edgebake("inspect", package), EXIT_STAGE, "names no root model", "-> build or copy it again, whole")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes")
@@ -75,6 +78,12 @@ def test_recorded_outputs_are_no_artifact(edgebake: Edgebake, baked: Baked) -> N
     for verb in ("inspect", "verify", "bench", "report"):
         refused(edgebake(verb, inside), EXIT_RECIPE, "holds recorded float outputs, no artifact")
     refused(edgebake("verify", above), EXIT_RECIPE, "holds recorded float outputs, no artifact")
+
+
+def test_artifacts_in_folders_called_reference_are_found(edgebake: Edgebake, baked: Baked, tmp_path: Path) -> None:
+    copied = baked.copied(tmp_path)
+    (copied.out / "tiny").rename(copied.out / "reference")
+    assert len(edgebake("report", copied.out, "--json").json["results"]) == 2
 
 
 def test_errors_are_json_when_json_is_asked_for(edgebake: Edgebake, tmp_path: Path) -> None:

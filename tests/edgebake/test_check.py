@@ -216,3 +216,10 @@ def test_the_plan_says_what_runs_where(tmp_path: Path) -> None:
     assert palette["device"]["bandwidth_gb_s"] == 546 and palette["note"]
     assert palette["runs_code"] == ["net:make", "net:some"]
     assert palette["recipe"]["limits"]["size"] == {"mib": None, "of_float": None}
+
+
+def test_more_targets_than_anybody_has_are_refused_at_once(tmp_path: Path) -> None:
+    many = ", ".join(f"{{target: onnx-cpu, name: n{i}}}" for i in range(5000))
+    (tmp_path / "many.yaml").write_text(f"name: many\nmodel: {{source: python, path: 'net:make'}}\ntargets: [{many}]\n")
+    with pytest.raises(RecipeError, match=r"many.yaml:3:targets: is a list of 5000, more than edgebake takes"):
+        read(tmp_path / "many.yaml")

@@ -212,3 +212,10 @@ def test_recorded_states_come_back_for_teacher_forcing(tmp_path: Path) -> None:
 def test_a_state_of_unknown_size_is_said() -> None:
     with pytest.raises(StageFailed, match="'total' cannot start at zeros: no input tells the size of 'width'"):
         list(run_float(accumulator((1, "width")), [sequence([1])]))
+
+
+def test_a_dtype_that_artifacts_lack_is_named(tmp_path: Path) -> None:
+    refused = pytest.raises(StageFailed, match=r"spectrum is complex64, which no artifact(.|\n)*return one of")
+    with refused, TensorWriter(tmp_path / "a.safetensors") as writer:
+        writer.add("spectrum", np.zeros(3, np.complex64))
+    assert list(tmp_path.iterdir()) == []

@@ -155,6 +155,16 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         def wrong(request):
             return [1, 2, 3]
+
+        def without_end(request):
+            while True:
+                yield from make(request)
+
+        def none(request):
+            return None
+
+        def raising(request):
+            raise KeyError("no such corpus")
     """
     (tmp_path / "e2_user_samples.py").write_text(textwrap.dedent(code), encoding="utf-8")
     return tmp_path
@@ -209,12 +219,23 @@ def test_a_sample_module_that_fails_to_import_says_why(user_module: Path) -> Non
 def test_callables_that_do_not_exist_or_return_other_things_are_refused(user_module: Path) -> None:
     for name, said in (
         ("e2_user_samples:wrong", "returned a int"),
+        ("e2_user_samples:none", "returned NoneType"),
         ("e2_user_samples:nothing", "no callable 'nothing'"),
         ("e2_no_such_module:make", "no Python module"),
         ("not a module", "does not name a callable"),
     ):
         with pytest.raises(RecipeError, match=said):
             read({"python": name, "count": 1}, VECTOR, user_module)
+
+
+def test_a_generator_need_not_end(user_module: Path) -> None:
+    found = read({"python": "e2_user_samples:without_end", "count": 3}, VECTOR, user_module)
+    assert [s.source for s in found] == ["0", "1", "2"]
+
+
+def test_what_a_callable_raises_is_said_with_its_line(user_module: Path) -> None:
+    with pytest.raises(StageFailed, match=r"e2_user_samples.py:\d+: e2_user_samples:raising raised KeyError: 'no such"):
+        read({"python": "e2_user_samples:raising", "count": 3}, VECTOR, user_module)
 
 
 def test_states_given_by_a_callable_are_refused(user_module: Path) -> None:

@@ -27,7 +27,17 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 KNOWN = {
     *("$ref", "type", "anyOf", "allOf", "not", "enum", "const", "required", "properties", "additionalProperties"),
-    *("items", "pattern", "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "minProperties"),
+    *(
+        "items",
+        "maxItems",
+        "pattern",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "minLength",
+        "maxLength",
+        "minProperties",
+    ),
     *("description", "title", "default", "$schema", "$defs", "propertyNames", "patternProperties"),
 }
 SCHEMA = schema()
@@ -47,6 +57,7 @@ def fits(kind: Any, value: Any) -> bool:
         and not ("not" in kind and fits(kind["not"], value))
         and (not isinstance(value, dict) or _fits_object(kind, value))
         and (not isinstance(value, list) or all(fits(kind.get("items", True), item) for item in value))
+        and (not isinstance(value, list) or len(value) <= kind.get("maxItems", len(value)))
     )
 
 

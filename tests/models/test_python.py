@@ -40,6 +40,9 @@ def half():
 
 def wrong():
     return "network"
+
+def raising():
+    return [][2]
 """
 VECTOR = {"shape": ["n", 4]}
 BOTH = {"left": VECTOR, "right": VECTOR}
@@ -161,3 +164,12 @@ def test_a_state_must_be_fed_by_an_output_of_its_shape(base: Path) -> None:
         load(base, inputs={"left": VECTOR, "right": {**state, "state_from": "hidden"}})
     with pytest.raises(RecipeError, match="that feeds it is"):
         load(base, inputs={"left": VECTOR, "right": {**state, "state_from": "difference"}})
+
+
+def test_what_the_callable_raises_is_said_with_its_line_and_whose_code_it_is(base: Path) -> None:
+    with pytest.raises(StageFailed) as failure:
+        load(base, "own_net:raising")
+    (problem,) = failure.value.problems
+    assert problem.what == "own_net:raising raised IndexError: list index out of range"
+    assert problem.where == f"own_net.py:{NET[: NET.index('[][2]')].count(chr(10)) + 1}"
+    assert "code that the recipe names" in problem.fix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from edgebake.checks.case import Case, moved
 from edgebake.checks.models import callable_problems
@@ -117,6 +117,10 @@ def _images(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
         base = ("methods", method) if case.unit.spec.methods else ("inputs",)
         place = case.where(*base, next(iter(inputs)), "shape")
         yield Problem(what=wrong, where=place, fix="change the input, or size, mean and std of the samples")
+    if ".." in PurePath(spec.pattern).parts or PurePath(spec.pattern).is_absolute():
+        what = f"the pattern {said(spec.pattern)} leaves the image folder"
+        yield Problem(what=what, where=case.where("samples", purpose, "pattern"), fix="give a glob on file names in it")
+        return
     folder = resolve(str(spec.images), case.unit.base)
     if not folder.is_dir():
         yield _absent(f"there is no image folder {said(spec.images)}", where)

@@ -120,7 +120,7 @@ def artifact_folders(paths: Sequence[Path]) -> list[Path]:
     """Artifact folders at or below ``paths``, links not followed; UsageError when a path holds none."""
     found: list[Path] = []
     for path in paths:
-        below = sorted(_below(path)) if path.is_dir() and not _is_reference(path) else []
+        below = sorted(_below(path)) if path.is_dir() else []
         if not below:
             raise UsageError(_why_none(path), fix="give a folder that `edgebake build` wrote, such as dist")
         found += below
@@ -144,12 +144,14 @@ def _is_reference(path: Path) -> bool:
 
 def _below(path: Path) -> Iterator[Path]:
     from edgebake.delivery import MANIFEST
+    from edgebake.reference import OUTPUTS
 
     for parent, folders, names in os.walk(path):
         if MANIFEST in names:  # exactly: a Core ML package has a Manifest.json
             folders.clear()
-            yield Path(parent)
-        folders[:] = [f for f in folders if f != "reference" and not f.startswith(".")]
+            if OUTPUTS not in names:
+                yield Path(parent)
+        folders[:] = [f for f in folders if not f.startswith(".")]
 
 
 def write_reports(results: Sequence[Result], paths: Sequence[Path], title: str) -> None:

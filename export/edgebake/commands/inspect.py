@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def run(*, path: Path, as_json: bool) -> int:
     _refuse(path)
     (found,) = _isolated.run("inspect", [{"path": str(path)}], timeout_s=TIMEOUT_S, memory_mib=MEMORY_MIB)
     if isinstance(found, EdgebakeError):
-        raise found
+        raise type(found)([replace(p, fix=p.fix or "build or copy it again, whole") for p in found.problems])
     if as_json:
         _shared.print_json(found)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.callables import import_module, split_callable
+from edgebake.callables import import_module, own_code_failed, split_callable
 from edgebake.errors import RecipeError
 from edgebake.models import _paths, _shared
 from edgebake.models._request import LoadRequest
@@ -77,7 +77,10 @@ def _make(model: Model, base: Path) -> Any:
         raise RecipeError(f"{model.path} does not take these options: {error}", where="model.options") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.seed)  # a network that draws its weights draws the same ones every time
-        return function(**model.options)
+        try:
+            return function(**model.options)
+        except Exception as error:
+            raise own_code_failed(model.path, error) from error
 
 
 def _load_state(network: Any, model: Model, base: Path) -> None:
