@@ -108,6 +108,10 @@ class Call:
             return list(default)
         return [bool(v) for v in value.reshape(-1).tolist()]
 
+    def since(self, generation: int) -> bool:
+        """Whether the op set is that of Core ML ``generation`` or a later one (5 is iOS 15, 8 is iOS 18)."""
+        return int(self.opset.removeprefix("CoreML")) >= generation
+
     @property
     def half_sums(self) -> bool:
         """Whether products and partial sums of this operation are to be rounded to float16."""
