@@ -1,0 +1,53 @@
+"""Runs one operator of the interpreter on plain numbers, lists and arrays."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgebake_targets.mil import ops
+from edgebake_targets.mil.call import Call, Mode, Operator, TensorType
+
+
+@cache
+def operators() -> dict[str, Operator]:
+    """Every operator of every family."""
+    found: dict[str, Operator] = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        found.update(getattr(importlib.import_module(f"{ops.__name__}.{module.name}"), "OPERATORS", {}))
+    return found
+
+
+def run(
+    operator: str,
+    *,
+    opset: str = "CoreML8",
+    outputs: tuple[str, ...] = ("float32",),
+    mode: Mode = Mode.FP32,
+    **inputs: Any,
+) -> Any:
+    """What the operator returns. A number is a tensor of rank 0, a list or an array one of its own shape."""
+    values = {name: _value(value) for name, value in inputs.items() if value is not None}
+    types = tuple(TensorType(dtype=dtype, shape=()) for dtype in outputs)
+    call = Call(operator=operator, inputs=values, outputs=types, name="test", opset=opset, mode=mode)
+    return operators()[operator](call)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str | torch.Tensor):
+        return value
+    if isinstance(value, tuple):  # the values of a variadic parameter
+        return [_value(one) for one in value]
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        return torch.tensor(array, dtype=torch.float32)
+    if array.dtype == np.int64:
+        return torch.tensor(array, dtype=torch.int32)
+    if array.dtype == np.uint16:
+        return torch.tensor(array.astype(np.int32))
+    return torch.tensor(array)
