@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import mmap
 import shutil
 import struct
 import sys
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, ToolchainMissing
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 AUTHOR = "com.apple.CoreML"
 _ALIAS = "_edgebake_coremltools_proto"
 _SENTINEL = 0xDEADBEEF
+_BLOCK = 2**20  # values unpacked at once
 _ENTRY = struct.Struct("<IIQQQ")  # sentinel, dtype, bytes, offset, bits of padding at the end
 
 # BlobDataType of MILBlob/Blob/BlobDataType.hpp: (name, bits of one value).
@@ -128,12 +131,20 @@ def open_package(path: Path) -> Package:
     if spec.WhichOneof("Type") is None:
         raise ArtifactDamaged(f"{model.name} holds no model", where=str(path))
     blobs = {
-        f"@model_path/{file.relative_to(model.parent).as_posix()}": memoryview(file.read_bytes())
+        f"@model_path/{file.relative_to(model.parent).as_posix()}": _mapped(_inside(path, str(file.resolve()), path))
         for file in sorted((model.parent / "weights").glob("*"))
         if path.is_dir() and file.is_file()
     }
     files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
     return Package(path=path, spec=spec, blobs=blobs, total_bytes=sum(f.stat().st_size for f in files))
+
+
+def _mapped(file: Path) -> memoryview:
+    """The bytes of ``file``, read when touched; writable as torch wants it, and what is written never gets there."""
+    if not file.stat().st_size:
+        return memoryview(b"")
+    with file.open("rb") as opened:
+        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def payload_of(package: Package, value: Any) -> Payload:
@@ -192,13 +203,25 @@ def array_of(payload: Payload) -> NDArray[Any]:
     if payload.bits >= 8:
         flat: NDArray[Any] = np.frombuffer(payload.data, np.dtype(payload.dtype), count)
         return flat.reshape(payload.shape)
-    bits = np.unpackbits(np.frombuffer(payload.data, np.uint8), bitorder="little", count=count * payload.bits)
-    weights = (1 << np.arange(payload.bits)).astype(np.uint8)
-    values = (bits.reshape(count, payload.bits) * weights).sum(axis=1, dtype=np.uint8)
+    values = _unpacked(np.frombuffer(payload.data, np.uint8), payload.bits, count)
     if payload.dtype.startswith("int"):
         half = 1 << (payload.bits - 1)
         return np.asarray((values.astype(np.int8) ^ half) - half, np.int8).reshape(payload.shape)
-    return np.asarray(values).reshape(payload.shape)
+    return values.reshape(payload.shape)
+
+
+def _unpacked(packed: NDArray[np.uint8], width: int, count: int) -> NDArray[np.uint8]:
+    """``count`` numbers of ``width`` bits; a block at a time, because its bits take a byte each on the way."""
+    import numpy as np
+
+    values = np.empty(count, np.uint8)
+    weights = (1 << np.arange(width)).astype(np.uint8)
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        first = start * width // 8  # _BLOCK is a multiple of 8, so every block begins at a whole byte
+        bits = np.unpackbits(packed[first:], bitorder="little", count=size * width)
+        np.matmul(bits.reshape(size, width), weights, out=values[start : start + size])
+    return values
 
 
 def write_package(path: Path, spec: Any, weights: Path | None) -> None:
