@@ -79,7 +79,7 @@ class Evaluator:
         if len(results) != len(step.declared):
             raise ArtifactDamaged(f"{_place(operation)} declares {len(step.declared)} outputs, not {len(results)}")
         for output, result in zip(operation.outputs, results, strict=True):
-            settled = self._settled(result, output.type, f"{_place(operation)}: {output.name}")
+            settled = self._settled(result, _declared(operation, output.type), f"{_place(operation)}: {output.name}")
             environment[output.name] = settled
             if watch is not None:
                 watch(operation, output.name, settled)
@@ -119,6 +119,13 @@ def settled(value: Any, declared: Type, mode: Mode, place: str) -> Any:
         raise ArtifactDamaged(f"{place} has the shape {tuple(value.shape)}, declared is {declared.shape}")
     held = values.to_held(value, declared.dtype)
     return held if mode is Mode.FP32 else values.rounded(held, declared.dtype)
+
+
+def _declared(operation: Operation, declared: Type) -> Type:
+    """coremltools declares a ``select`` between two scalars a scalar, whatever the shape of its condition."""
+    if operation.operator == "select" and isinstance(declared, TensorType) and not declared.shape:
+        return AnyType(kind="tensor", dtype=declared.dtype)
+    return declared
 
 
 def _fits(shape: torch.Size, declared: tuple[int | None, ...]) -> bool:
