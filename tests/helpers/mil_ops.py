@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from edgebake_targets.mil import ops
-from edgebake_targets.mil.call import Call, Mode, Operator, TensorType
-
-
-@cache
-def operators() -> dict[str, Operator]:
-    """Every operator of every family."""
-    found: dict[str, Operator] = {}
-    for module in pkgutil.iter_modules(ops.__path__):
-        found.update(getattr(importlib.import_module(f"{ops.__name__}.{module.name}"), "OPERATORS", {}))
-    return found
+from edgebake_targets.mil.call import Call, Mode, TensorType
+from edgebake_targets.mil.operators import operators
 
 
 def run(
@@ -28,13 +16,16 @@ def run(
     *,
     opset: str = "CoreML8",
     outputs: tuple[str, ...] = ("float32",),
-    mode: Mode = Mode.FP32,
+    rounding: Mode = Mode.FP32,
     **inputs: Any,
 ) -> Any:
-    """What the operator returns. A number is a tensor of rank 0, a list or an array one of its own shape."""
+    """What the operator returns. A number is a tensor of rank 0, a list or an array one of its own shape.
+
+    ``rounding`` is the mode of the call: operators have parameters of the name ``mode``.
+    """
     values = {name: _value(value) for name, value in inputs.items() if value is not None}
     types = tuple(TensorType(dtype=dtype, shape=()) for dtype in outputs)
-    call = Call(operator=operator, inputs=values, outputs=types, name="test", opset=opset, mode=mode)
+    call = Call(operator=operator, inputs=values, outputs=types, name="test", opset=opset, mode=rounding)
     return operators()[operator](call)
 
 
