@@ -29,7 +29,7 @@ def padding(call: Call, spatial: Sequence[int], extents: Sequence[int], strides:
     if kind == "custom":
         pad = call.integers("pad", [0] * 2 * len(spatial))
         return list(zip(pad[::2], pad[1::2], strict=True))
-    if kind not in {"same", "same_lower"} or (kind == "same_lower" and call.opset == "CoreML5"):
+    if kind not in {"same", "same_lower"} or (kind == "same_lower" and not call.since(6)):
         raise Unsupported(f"{call.operator} with the pad_type {kind} in op set {call.opset}")
     missing = [
         max(0, -(-size // stride) * stride - size + extent - stride)

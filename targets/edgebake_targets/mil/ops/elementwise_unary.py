@@ -46,7 +46,7 @@ def _cast(call: Call) -> Tensor:
 
 def _clip(call: Call) -> Tensor:
     alpha, beta = call.number("alpha"), call.number("beta")
-    if call.opset not in {"CoreML5", "CoreML6"} and alpha >= beta:
+    if call.since(7) and alpha >= beta:
         raise Unsupported(f"clip to {alpha} .. {beta}: since iOS 17 alpha has to be the smaller one")
     return torch.clamp(torch.clamp(call["x"], min=alpha), max=beta)
 

@@ -1,0 +1,125 @@
+"""Resizing and cropping of the last dimensions, by separable interpolation.
+
+Where nearest neighbours lie is documented nowhere; what is done here is what the operators are tested to do on Macs:
+``upsample_nearest_neighbor`` takes element floor(i * in / out), the resizing operators floor((i + 1/2) * in / out).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from edgebake_targets.mil.call import Call, Operator, Unsupported
+
+
+def grid(start: float, end: float, outputs: int, mode: str) -> Tensor:
+    """Where ``outputs`` samples lie between two positions that are both inside, as the sampling mode spaces them."""
+    size, i = end - start + 1, torch.arange(outputs, dtype=torch.float32)
+    if mode in {"STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"}:  # the only modes whose formula reads for an inverted box
+        if outputs == 1:
+            return torch.tensor([(start + end) / 2 if mode == "ALIGN_CORNERS" else float(start)])
+        return torch.linspace(start, end, outputs)  # ends exactly at the end, never beside it
+    if end < start:
+        raise Unsupported(f"the sampling mode {mode} from {start} back to {end}")
+    if mode == "DEFAULT":
+        offsets = i * (size / outputs)
+    elif mode == "OFFSET_CORNERS":
+        offsets = (i + 0.5) * (max(1.0, size - 1) / outputs)
+    elif mode == "UNALIGN_CORNERS":
+        offsets = (i + 0.5) * (size / outputs) - 0.5
+    else:
+        raise Unsupported(f"the sampling mode {mode}")
+    return start + offsets.clamp(0, size - 1)
+
+
+def interpolate(x: Tensor, positions: Tensor, axis: int) -> Tensor:
+    """``x`` at fractional positions along one axis; positions outside are those of the nearest edge."""
+    positions = positions.clamp(0, x.shape[axis] - 1)
+    low = positions.floor()
+    after = x.index_select(axis, (low + 1).clamp(max=x.shape[axis] - 1).long())
+    fraction = (positions - low).reshape(-1, *[1] * (-1 - axis))
+    return torch.lerp(x.index_select(axis, low.long()), after, fraction)
+
+
+def _nearest(x: Tensor, outputs: int, axis: int, twice_offset: int) -> Tensor:
+    """Element floor((i + offset) * in / out), in whole numbers, so that no rounding decides."""
+    i = torch.arange(outputs)
+    return x.index_select(axis, (2 * i + twice_offset) * x.shape[axis] // (2 * outputs))
+
+
+def _scaled(call: Call) -> list[tuple[int, int]]:
+    """(axis, outputs) of height and width; sizes are rounded down, in the precision of the scale factor."""
+    one = torch.ones((), dtype=torch.int32)
+    named = ((-2, "scale_factor_height"), (-1, "scale_factor_width"))
+    scales = [(axis, one if call.get(name) is None else call[name]) for axis, name in named]
+    return [(axis, math.floor(float(scale.reshape(()) * call["x"].shape[axis]))) for axis, scale in scales]
+
+
+def _upsample_nearest_neighbor(call: Call) -> Tensor:
+    x = call["x"]
+    for axis, outputs in _scaled(call):
+        x = _nearest(x, outputs, axis, 0)
+    return x
+
+
+def _upsample_bilinear(call: Call) -> Tensor:
+    """The spacing follows from the sizes, not from the scale factors."""
+    align = call.flag("align_corners", True)
+    half_pixel = call.flag("half_pixel_centers", not align)
+    if align and half_pixel:
+        raise Unsupported("upsample_bilinear with align_corners and half_pixel_centers at once")
+    mode = "STRICT_ALIGN_CORNERS" if align else "UNALIGN_CORNERS" if half_pixel else "DEFAULT"
+    x = call["x"]
+    for axis, outputs in _scaled(call):
+        x = interpolate(x, grid(0, x.shape[axis] - 1, outputs, mode), axis)
+    return x
+
+
+def _resize_nearest_neighbor(call: Call) -> Tensor:
+    x = _nearest(call["x"], call.integer("target_size_height"), -2, 1)
+    return _nearest(x, call.integer("target_size_width"), -1, 1)
+
+
+def _resize_bilinear(call: Call) -> Tensor:
+    x, mode = call["x"], call.text("sampling_mode", "DEFAULT")
+    for axis, name in ((-2, "target_size_height"), (-1, "target_size_width")):
+        x = interpolate(x, grid(0, x.shape[axis] - 1, call.integer(name, 1), mode), axis)
+    return x
+
+
+def _resize(call: Call) -> Tensor:
+    """The last ``resized_dims`` sizes come from the end of ``shape``; a zero there keeps the size."""
+    x, dims = call["x"], call.integer("resized_dims")
+    kind, mode = call.text("interpolation_mode", "LINEAR"), call.text("sampling_mode", "DEFAULT")
+    if kind == "NEAREST_NEIGHBOR" and mode not in {"DEFAULT", "UNALIGN_CORNERS"}:
+        raise Unsupported(
+            f"resize to nearest neighbours with the sampling mode {mode}: where they lie is not documented"
+        )
+    if kind not in {"NEAREST_NEIGHBOR", "LINEAR"} or (kind == "LINEAR" and not x.is_floating_point()):
+        raise Unsupported(f"resize of {x.dtype} with the interpolation mode {kind}")
+    for axis in range(-dims, 0):
+        outputs = call.integers("shape")[axis] or x.shape[axis]
+        if kind == "LINEAR":
+            x = interpolate(x, grid(0, x.shape[axis] - 1, outputs, mode), axis)
+        else:
+            x = _nearest(x, outputs, axis, 1)
+    return x
+
+
+def _crop(call: Call) -> Tensor:
+    x = call["x"]
+    (top, bottom), (left, right) = call.integers("crop_height"), call.integers("crop_width")
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right].clone()
+
+
+OPERATORS: Mapping[str, Operator] = {
+    "crop": _crop,
+    "resize": _resize,
+    "resize_bilinear": _resize_bilinear,
+    "resize_nearest_neighbor": _resize_nearest_neighbor,
+    "upsample_bilinear": _upsample_bilinear,
+    "upsample_nearest_neighbor": _upsample_nearest_neighbor,
+}
