@@ -50,6 +50,14 @@ class Client:
         self.ask(do="intermediates", sample=sample, modules=modules, out=str(out))
         return _load(out)
 
+    def in_mode(
+        self, mode: str, samples: list[int]
+    ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Mapping[str, str]]]:
+        """Outputs by ``<sample>.<name>`` in one of the runner's modes; values not finite by sample: name, operator."""
+        out = self.scratch / f"{mode}.npz"
+        answer = self.ask(do="mode", mode=mode, samples=samples, out=str(out))
+        return _load(out), answer["strange"]
+
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
     import numpy as np

@@ -140,6 +140,8 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"ms": host.time(request["sample"], request["repetitions"])}
         case "intermediates":
             return {"calls": _intermediates(host, request)}
+        case "mode":
+            return {"strange": _in_mode(host, request)}
     raise ValueError(f"unknown request {request['do']!r}")
 
 
@@ -148,6 +150,19 @@ def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
     values = host.session.intermediates(method, inputs, request["modules"])  # type: ignore[attr-defined]
     np.savez(Path(request["out"]), **values)
     return len(values)
+
+
+def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """First call of each sample in one of the session's modes; returns values inside that are not finite."""
+    outputs: Arrays = {}
+    strange = {}
+    for index in request["samples"]:
+        _, method, inputs = next(recorded_calls(host.reference, index))
+        values, found = host.session.call_mode(request["mode"], method, inputs)  # type: ignore[attr-defined]
+        outputs.update({f"{index}.{name}": value for name, value in values.items()})
+        strange[str(index)] = dict(found)
+    np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
+    return strange
 
 
 def _private_channel() -> IO[str]:
@@ -166,6 +181,7 @@ def main() -> None:
             host = open_host(request)
             reply: dict[str, Any] = {"base_bytes": host.base_bytes, "peak_bytes": host.peak_bytes}
             reply["can_intermediates"] = hasattr(host.session, "intermediates")
+            reply["modes"] = list(getattr(host.session, "modes", ()))
         else:
             assert host is not None
             reply = answer(host, request)

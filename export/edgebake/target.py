@@ -110,14 +110,22 @@ class GraphTarget(Target, Protocol):
 
 
 class Session(Protocol):
-    """An opened artifact."""
+    """An opened artifact.
+
+    Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
+    round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
+    the values inside that are not finite, name to operator (see ``edgebake.modes``).
+    """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once. ``inputs`` by signature name in the signature's dtypes; outputs by name, likewise."""
 
 
 class Runner(Protocol):
-    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts."""
+    """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts.
+
+    Optional: ``SOURCES``, modules besides itself whose source is part of the store key.
+    """
 
     RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
     KIND: RunnerKind

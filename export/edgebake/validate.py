@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgebake import runclient, signatures, size
+from edgebake import modes, runclient, signatures, size
 from edgebake.recipe import Agreement, Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -82,11 +82,17 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
     name, kind = runner
     measured["runner"] = {"name": name, "kind": kind}
     with runclient.opened(name, subject.entry, subject.lowered["signature"], subject.reference) as client:
+        measured |= _outputs(subject, recorded, client)
+        if client.opened["modes"]:
+            measured["modes"] = modes.measure(client.opened["modes"], recorded, client.in_mode)
+        if kind == "interpreted":  # neither its memory nor its time are the artifact's
+            measured["memory"]["reason"] = f"{name} interprets the artifact: its memory is not the artifact's"
+            slow = f"{name} interprets the artifact: its speed says nothing"
+            return {**measured, "latency": {"median_ms": None, "ratio": None, "reason": slow}}
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],
         }
-        measured |= _outputs(subject, recorded, client)
         measured["latency"] = _latency(client, recorded, float_timer)
     return measured
 

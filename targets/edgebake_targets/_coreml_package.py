@@ -14,7 +14,7 @@ import shutil
 import struct
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -145,6 +145,15 @@ def _mapped(file: Path) -> memoryview:
         return memoryview(b"")
     with file.open("rb") as opened:
         return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def packages_of(entry: Path, methods: Iterable[str]) -> dict[str, Path]:
+    """The package of each method: the only one, or the one named after the method beside or below ``entry``."""
+    names = list(methods)
+    if len(names) == 1 and entry.suffix == ".mlpackage":
+        return {names[0]: entry}
+    folder = entry.parent if entry.suffix == ".mlpackage" else entry
+    return {name: folder / f"{name}.mlpackage" for name in names}
 
 
 def payload_of(package: Package, value: Any) -> Payload:

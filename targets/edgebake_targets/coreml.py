@@ -48,6 +48,7 @@ SOURCES = (
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_modules",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_weights",
@@ -74,7 +75,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     _refuse(request)
     methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}}
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}}
     seen: set[str] = set()
     decompositions = set()
     with _coreml.quiet():
@@ -85,6 +86,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
+            checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
             decompositions.add(converted.decomposition)
     lost = sorted(set(request.assignment.of(*_coreml.COMPRESSED)) - seen)
@@ -131,7 +133,7 @@ def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, An
 
 
 def read_checks(folder: Path) -> Mapping[str, Any]:
-    """What ``lower`` recorded of the float weights in the artifact ``folder``, for ``structure``."""
+    """What ``lower`` recorded in the artifact ``folder``: of the float weights, for ``structure``, and of modules."""
     from edgebake_targets import _coreml_checks
 
     return _coreml_checks.read_checks(folder / CHECKS_FILE)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edgebake import modes
 from edgebake.limits import AT_MOST
 from edgebake.reports._advice import advice
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
@@ -222,7 +223,8 @@ def _lines(result: Result) -> list[Line]:
     latency = found.get("latency") or {}
     if latency.get("reason") and latency.get("ratio") is None:
         lines.append(Line(kind="info", label="speed", text=str(latency["reason"])))
-    lines += [Line(kind="note", label="note", text=str(note)) for note in found.get("notes") or ()]
+    warned = (*(found.get("notes") or ()), *modes.warnings(found.get("modes") or {}))
+    lines += [Line(kind="note", label="note", text=str(note)) for note in warned]
     return lines
 
 

@@ -23,7 +23,7 @@ class Feature:
     """One input, output or state.
 
     ``kind``: array, image, state, label, probabilities. ``sizes``: the shapes that are allowed, none listed means any.
-    ``layout``: channels of an image (L, F for float16 grey, RGB, BGR). ``default``: what a missing input is filled with.
+    ``layout``: channels of an image (L, F for float16 grey, RGB, BGR). ``default``: what fills a missing input.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """Features of one function by name; ``probabilities`` names the output that holds those of a classifier."""
+    """Features of one function, by name."""
 
     inputs: Mapping[str, Feature]
     outputs: Mapping[str, Feature]

@@ -80,7 +80,7 @@ class MilModel:
         self.functions = tuple(program.functions)
         self.interface = features.interface_of(package, name)
         self._function = program.functions[name]
-        self._path = package.path
+        self.path = package.path
         _check_interface(package, self._function, self.interface)
         self._evaluators: dict[Mode, Evaluator] = {}
         self.mode = Mode(mode)
@@ -98,14 +98,21 @@ class MilModel:
         return ModelState(held=held, dtypes=dtypes)
 
     def predict(
-        self, inputs: Mapping[str, Any], state: ModelState | None = None, *, mode: Mode | str | None = None
+        self,
+        inputs: Mapping[str, Any],
+        state: ModelState | None = None,
+        *,
+        mode: Mode | str | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, Any]:
         """Outputs by name. UsageError names the input that is missing, unknown or of another type or shape.
 
         ``inputs``: numpy arrays or torch tensors; images as PIL images or uint8 arrays (height, width, channels).
-        ``mode``: another one than the model's, for this call.
+        ``mode``: another one than the model's, for this call. ``watch`` is called with every computed value.
         """
-        return self._outputs(inputs, state, mode, None)
+        given = self._given(inputs, state)
+        results = self._evaluator(Mode(mode or self.mode))(given, watch)
+        return {name: features.given(feature, results[name]) for name, feature in self.interface.outputs.items()}
 
     def intermediates(
         self,
@@ -123,41 +130,32 @@ class MilModel:
             if name in wanted and isinstance(value, torch.Tensor):
                 found[name] = value.numpy().copy()
 
-        self._outputs(inputs, state, mode, watch)
+        self.predict(inputs, state, mode=mode, watch=watch)
         return found
 
-    def watched(
-        self,
-        inputs: Mapping[str, Any],
-        watch: Watch,
-        state: ModelState | None = None,
-        *,
-        mode: Mode | str | None = None,
-    ) -> dict[str, Any]:
-        """As ``predict``; ``watch`` is called with every computed value: operation, name, value."""
-        return self._outputs(inputs, state, mode, watch)
+    def holds(self, dtype: str) -> bool:
+        """Whether any value of the function is declared as ``dtype``."""
+        values = (output.type for operation in self._function.block.walk() for output in operation.outputs)
+        return any(getattr(declared, "dtype", "") == dtype for declared in values)
 
     def _evaluator(self, mode: Mode) -> Evaluator:
         if mode not in self._evaluators:
             self._evaluators[mode] = Evaluator.of(self._function, mode)
         return self._evaluators[mode]
 
-    def _outputs(
-        self, inputs: Mapping[str, Any], state: ModelState | None, mode: Mode | str | None, watch: Watch | None
-    ) -> dict[str, Any]:
+    def _given(self, inputs: Mapping[str, Any], state: ModelState | None) -> dict[str, Any]:
         known = self.interface.inputs
         strangers = sorted(set(inputs) - set(known))
         if strangers:
             raise UsageError(f"the model has no input {strangers[0]!r}", fix=f"its inputs: {', '.join(known)}")
         if self.interface.states and state is None:
             raise UsageError("the model has states", fix="pass state=model.make_state(), the same for calls in a row")
-        given = {
+        taken = {
             name: features.taken(feature, inputs[name]) if name in inputs else features.missing(feature)
             for name, feature in known.items()
         }
-        shaped = {d.name: _shaped(given[d.name], d.type) for d in self._function.inputs if d.name in given}
-        results = self._evaluator(Mode(mode or self.mode))({**shaped, **(state.held if state else {})}, watch)
-        return {name: features.given(feature, results[name]) for name, feature in self.interface.outputs.items()}
+        shaped = {d.name: _shaped(taken[d.name], d.type) for d in self._function.inputs if d.name in taken}
+        return {**shaped, **(state.held if state else {})}
 
 
 def _default_function(package: Package) -> str:
