@@ -21,16 +21,27 @@ _BLOCK = 2**20  # values looked up at once: numpy takes 8 bytes for each index
 
 def affine(data: Array, scale: Array, zero_point: Array, axis: int) -> Array:
     """iOS 16: ``(data - zero_point) * scale``, each one number or one per index of ``axis``."""
-    along = [-1 if i == axis % data.ndim else 1 for i in range(data.ndim)]
+    if not -data.ndim <= axis < data.ndim:
+        raise ValueError(f"data of {list(data.shape)} scaled along axis {axis}")
     values: Array = data.astype(scale.dtype)
-    values -= zero_point.astype(scale.dtype).reshape(along if zero_point.ndim else ())
-    values *= scale.reshape(along if scale.ndim else ())
+    values -= _along(zero_point.astype(scale.dtype), data.shape, axis)
+    values *= _along(scale, data.shape, axis)
     return values
+
+
+def _along(value: Array, shape: Sequence[int], axis: int) -> Array:
+    if value.ndim == 0:
+        return value
+    if value.shape != (shape[axis],):
+        raise ValueError(f"{list(value.shape)} scales or zero points along axis {axis} of data of {list(shape)}")
+    return value.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
 def blockwise(data: Array, scale: Array, offset: Array | None) -> Array:
     """iOS 18: ``(data - offset) * scale``; each scale and offset holds for a block of ``data``."""
     blocks, single = _blocks(data.shape, scale.shape)
+    if offset is not None and offset.shape != scale.shape:
+        raise ValueError(f"offsets of {list(offset.shape)} with scales of {list(scale.shape)}")
     values: Array = data.astype(scale.dtype)
     view = values.reshape(blocks)
     if offset is not None:
@@ -42,7 +53,7 @@ def blockwise(data: Array, scale: Array, offset: Array | None) -> Array:
 def _blocks(shape: Sequence[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
     """The shape with every axis split in (blocks, size of a block), and the same with blocks of one."""
     if len(shape) != len(counts) or any(size % max(count, 1) for size, count in zip(shape, counts, strict=True)):
-        raise ValueError(f"data of {list(shape)} with scales of {list(counts)}")
+        raise ValueError(f"{list(shape)} with {list(counts)} per axis: the blocks do not fit")
     pairs = [(count, size // max(count, 1)) for size, count in zip(shape, counts, strict=True)]
     return [n for pair in pairs for n in pair], [n for count, _ in pairs for n in (count, 1)]
 
@@ -53,8 +64,10 @@ def packed_table(indices: Array, table: Array, shape: Sequence[int]) -> Array:
 
     count = int(np.prod(shape, dtype=np.int64))
     bits = table.size.bit_length() - 1
-    flat = np.empty(count, table.dtype)
+    if table.size != 1 << bits:
+        raise ValueError(f"a table of {table.size} entries: not a power of two")
     unpacked = _unpacked(indices, bits, count)
+    flat = np.empty(count, table.dtype)
     for start in range(0, count, _BLOCK):
         flat[start : start + _BLOCK] = table[unpacked[start : start + _BLOCK]]
     return flat.reshape(shape)
@@ -72,21 +85,23 @@ def table(indices: Array, tables: Array, axis: int | None) -> Array:
     import numpy as np
 
     *counts, palettes, width = tables.shape
+    if width > 1 and axis is None:
+        raise ValueError("a table of vectors without vector_axis")
     blocks, _ = _blocks(indices.shape, counts)
     entries = tables.reshape(-1, width)
     group = np.zeros((1,) * indices.ndim, np.intp)  # which table each index reads, up to broadcasting
     for i, (count, size) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
         along = (np.arange(count * size) // max(size, 1)).reshape([-1 if i == j else 1 for j in range(indices.ndim)])
         group = group * count + (along if count > 1 else 0)
+    if indices.size and indices.max() >= palettes:
+        raise ValueError(f"index {indices.max()} of a table of {palettes}")
     values = np.empty((*indices.shape, width), tables.dtype)
     rows = max(1, _BLOCK * len(indices) // max(indices.size, 1))
     for start in range(0, len(indices), rows):
         part = slice(start, start + rows)
         values[part] = entries[(group[part] if len(group) > 1 else group) * palettes + indices[part]]
-    if width == 1:
+    if width == 1 or axis is None:
         return values.reshape(indices.shape)
-    if axis is None:
-        raise ValueError("a table of vectors without vector_axis")
     axis %= indices.ndim
     return np.moveaxis(values, -1, axis + 1).reshape(_widened(indices.shape, axis, width))
 
@@ -106,8 +121,11 @@ def sparse(values: Array, mask: Array) -> Array:
     """iOS 18: ``values`` in row-major order where ``mask`` is set, zero elsewhere."""
     import numpy as np
 
+    places = mask != 0
+    if values.shape != (np.count_nonzero(places),):
+        raise ValueError(f"{list(values.shape)} values for a mask of {np.count_nonzero(places)}")
     dense = np.zeros(mask.shape, values.dtype)
-    dense[mask != 0] = values
+    dense[places] = values
     return dense
 
 
