@@ -47,6 +47,7 @@ SOURCES = (
     "edgebake_targets._coreml_checks",
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
+    "edgebake_targets._coreml_decompress",
     "edgebake_targets._coreml_interface",
     "edgebake_targets._coreml_modules",
     "edgebake_targets._coreml_package",

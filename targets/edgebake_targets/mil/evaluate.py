@@ -132,13 +132,13 @@ def _fits(shape: torch.Size, declared: tuple[int | None, ...]) -> bool:
     return len(shape) == len(declared) and all(d is None or d == s for s, d in zip(shape, declared, strict=True))
 
 
-def _decompressed(operation: Operation, parts: Mapping[str, Any], *, opset: str, mode: Mode) -> Any:
-    declared = operation.outputs[0].type
-    call = Call(
-        operator=operation.operator, inputs=parts, outputs=(declared,), name=operation.name, opset=opset, mode=mode
-    )
-    (result,) = evaluated(call)
-    return settled(result, declared, mode, _place(operation))
+def _decompressed(operation: Operation, parts: Mapping[str, Any], *, opset: str, mode: Mode) -> tuple[Any, ...]:
+    types = tuple(output.type for output in operation.outputs)
+    call = Call(operator=operation.operator, inputs=parts, outputs=types, name=operation.name, opset=opset, mode=mode)
+    results = evaluated(call)
+    if len(results) != len(types):
+        raise ArtifactDamaged(f"{_place(operation)} declares {len(types)} outputs, not {len(results)}")
+    return tuple(settled(result, kind, mode, _place(operation)) for result, kind in zip(results, types, strict=True))
 
 
 def _place(operation: Operation) -> str:

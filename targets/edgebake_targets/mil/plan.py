@@ -54,9 +54,9 @@ def _plan(block: Block, outside: Mapping[str, Lazy]) -> Plan:
     lazies = dict(outside)
     drafts = []
     for operation in block.operations:
-        lazy = _lazy(operation, lazies)
-        if lazy is not None:
-            lazies[operation.outputs[0].name] = lazy
+        constants = _lazies(operation, lazies)
+        if constants is not None:
+            lazies |= {output.name: lazy for output, lazy in zip(operation.outputs, constants, strict=True)}
             continue
         drafts.append((operation, _inputs(operation, lazies), tuple(_plan(b, lazies) for b in operation.blocks)))
     outputs = tuple(lazies.get(name, name) for name in block.outputs)
@@ -80,27 +80,27 @@ def _plan(block: Block, outside: Mapping[str, Lazy]) -> Plan:
     return Plan(inputs=tuple(v.name for v in block.inputs), steps=tuple(reversed(steps)), outputs=outputs)
 
 
-def _lazy(operation: Operation, lazies: Mapping[str, Lazy]) -> Lazy | None:
-    """``operation`` as a constant; None when it depends on a value that is computed."""
+def _lazies(operation: Operation, lazies: Mapping[str, Lazy]) -> list[Lazy] | None:
+    """The outputs of ``operation`` as constants; None when it depends on a value that is computed."""
     constant = operation.operator == "const"
     if not constant and not operation.operator.startswith("constexpr_"):
         return None
-    if len(operation.outputs) != 1:
-        raise ArtifactDamaged(f"{operation.operator} {operation.name} has {len(operation.outputs)} outputs")
     if constant:
+        if len(operation.outputs) != 1:
+            raise ArtifactDamaged(f"the constant {operation.name} has {len(operation.outputs)} outputs")
         stored = operation.attributes.get("val")
         if stored is None:
             raise ArtifactDamaged(f"the constant {operation.name} has no value")
         if stored.payload is not None and stored.type != operation.outputs[0].type:
             raise ArtifactDamaged(f"the constant {operation.name} is declared as another type than its value's")
-        return Lazy(stored=stored)
+        return [Lazy(stored=stored)]
     parts: dict[str, tuple[Lazy, ...]] = {}
     for name, bound in _bound(operation):
         sources = tuple(_source(binding, lazies) for binding in bound)
         parts[name] = tuple(source for source in sources if isinstance(source, Lazy))
         if len(parts[name]) < len(sources):
             return None
-    return Lazy(operation=operation, parts=parts)
+    return [Lazy(operation=operation, parts=parts, output=number) for number in range(len(operation.outputs))]
 
 
 def _bound(operation: Operation) -> list[tuple[str, tuple[Binding, ...]]]:

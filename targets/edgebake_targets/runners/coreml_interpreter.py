@@ -24,7 +24,10 @@ _FOLDER = Path(__file__).parents[1]
 SOURCES = tuple(
     sorted(
         ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
-        for file in (*_FOLDER.glob("mil/**/*.py"), _FOLDER / "_coreml_package.py")
+        for file in (
+            *_FOLDER.glob("mil/**/*.py"),
+            *(_FOLDER / f"_coreml_{part}.py" for part in ("decompress", "package")),
+        )
     )
 )
 
