@@ -42,3 +42,12 @@ def _value(value: Any) -> Any:
     if array.dtype == np.uint16:
         return torch.tensor(array.astype(np.int32))
     return torch.tensor(array)
+
+
+def assert_close(result: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
+    """Same shape and values, measured against the largest finite expected value; Inf and NaN in the same places."""
+    expected = np.asarray(expected)
+    assert tuple(result.shape) == expected.shape
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(float(finite.max()), 1.0) if finite.size else 1.0
+    np.testing.assert_allclose(result.numpy(), expected, rtol=tolerance, atol=tolerance * scale)
