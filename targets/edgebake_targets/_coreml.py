@@ -278,4 +278,5 @@ def write(converted: Converted, request: LowerRequest, path: Path) -> None:
         facts.clear()
         facts["com.github.apple.coremltools.version"] = str(ct.__version__)
         facts["com.github.apple.coremltools.source"] = "torch.export"
-        write_package(path, spec, Path(model.weights_dir) / "weight.bin")
+        weights = Path(model.weights_dir) / "weight.bin"
+        write_package(path, spec, weights if weights.exists() else None)  # none: every constant is small

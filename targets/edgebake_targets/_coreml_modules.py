@@ -11,8 +11,8 @@ from edgebake.types import MethodSignature, module_of_stack_entry
 if TYPE_CHECKING:
     import torch
 
-# Operators that hand on what they are given; the converter drops them and their names.
-_SAME = re.compile(r"aten\.(alias|clone|contiguous|detach|dropout|_to_copy|lift_fresh_copy)\.")
+# Operators that hand on what they are given (``getitem``: out of several results); the converter drops their names.
+_SAME = re.compile(r"aten\.(alias|clone|contiguous|detach|dropout|_to_copy|lift_fresh_copy)\.|.*getitem")
 
 
 def handed_on(program: torch.export.ExportedProgram, method: MethodSignature) -> dict[str, list[str]]:
