@@ -95,19 +95,14 @@ def table(indices: Array, tables: Array, axis: int | None) -> Array:
         group = group * count + (along if count > 1 else 0)
     if indices.size and indices.max() >= palettes:
         raise ValueError(f"index {indices.max()} of a table of {palettes}")
-    values = np.empty((*indices.shape, width), tables.dtype)
+    at = 0 if axis is None else axis % indices.ndim
+    values = np.empty((*indices.shape[: at + 1], width, *indices.shape[at + 1 :]), tables.dtype)
+    vectors = np.moveaxis(values, at + 1, -1)
     rows = max(1, _BLOCK * len(indices) // max(indices.size, 1))
     for start in range(0, len(indices), rows):
         part = slice(start, start + rows)
-        values[part] = entries[(group[part] if len(group) > 1 else group) * palettes + indices[part]]
-    if width == 1 or axis is None:
-        return values.reshape(indices.shape)
-    axis %= indices.ndim
-    return np.moveaxis(values, -1, axis + 1).reshape(_widened(indices.shape, axis, width))
-
-
-def _widened(shape: Sequence[int], axis: int, width: int) -> list[int]:
-    return [size * width if i == axis else size for i, size in enumerate(shape)]
+        vectors[part] = entries[(group[part] if len(group) > 1 else group) * palettes + indices[part]]
+    return values.reshape([size * width if i == at else size for i, size in enumerate(indices.shape)])
 
 
 def packed_sparse(values: Array, mask: Array, shape: Sequence[int]) -> Array:
