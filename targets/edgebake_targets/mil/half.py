@@ -61,13 +61,11 @@ def half_conv(x: Tensor, weight: Tensor, *, strides: Sequence[int], dilations: S
     filters = weight.half().reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     view = view.reshape(x.shape[0], groups, weight.shape[1], *view.shape[2:])
     total = torch.zeros(x.shape[0], *filters.shape[:2], *spatial, dtype=torch.float16)
-    ones = [1] * len(spatial)
-    for channel in range(weight.shape[1]):
-        for position in torch.cartesian_prod(*(torch.arange(k) for k in weight.shape[2:])).reshape(-1, len(ones)):
-            at = tuple(position.tolist())
-            pixels = view[(slice(None), slice(None), channel, *[slice(None)] * len(ones), *at)]
-            factor = filters[(slice(None), slice(None), channel, *at)]
-            total += pixels.unsqueeze(2) * factor.reshape(1, *factor.shape, *ones)
+    ones, everything = [1] * len(spatial), [slice(None)] * len(spatial)
+    for channel, *at in np.ndindex(*weight.shape[1:]):
+        pixels = view[(slice(None), slice(None), channel, *everything, *at)]
+        factor = filters[(slice(None), slice(None), channel, *at)]
+        total += pixels.unsqueeze(2) * factor.reshape(1, *factor.shape, *ones)
     return total.flatten(1, 2).float()
 
 

@@ -95,3 +95,13 @@ def test_softmax_of_many_equal_values_loses_its_sum_in_half():
 def test_gelu_refuses_an_unknown_mode():
     with pytest.raises(Unsupported, match="gelu with the mode QUICK"):
         run("gelu", x=[1.0], mode="QUICK")
+
+
+def test_as_measured_on_macs():
+    """Values from coremltools' own tests of these operators."""
+    x = np.array([[-1.0, 2.0, -3.0], [4.0, -5.0, 6.0]])
+    assert run("clamped_relu", x=x, alpha=2.0, beta=1.0).tolist() == [[-2, 1, -6], [1, -10, 1]]
+    rows = np.array([[-1.0, 3, 6], [-1, 2, -3], [4, -5, 6]]).reshape(1, 3, 1, 3)
+    expected = [[1.81427e-02, 12, 24], [1.3427734e-02, 20, 7.1525574e-07], [72, 0, 108]]
+    result = run("softplus_parametric", x=rows, alpha=[1.0, 2.0, 3.0], beta=[4.0, 5.0, 6.0])
+    assert_close(result.reshape(3, 3), expected)

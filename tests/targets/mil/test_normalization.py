@@ -98,7 +98,7 @@ def test_l2_norm_needs_three_dimensions():
         run("l2_norm", x=np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 6, 3), (1, 5, 2, 3), (2, 3, 4, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 6, 1, 3), (1, 5, 2, 3), (2, 3, 4, 1), (1, 8, 1, 1)])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_local_response_norm(shape, size):
     x = _random(shape)
@@ -107,6 +107,11 @@ def test_local_response_norm(shape, size):
 
 
 def test_local_response_norm_defaults_and_formula():
-    x = np.array([1.0, 2.0, 30.0]).reshape(1, 3, 1)
-    sums = np.array([1 + 4, 1 + 4 + 900, 4 + 900]).reshape(1, 3, 1)
+    x = np.array([1.0, 2.0, 30.0]).reshape(1, 3, 1, 1)
+    sums = np.array([1 + 4, 1 + 4 + 900, 4 + 900]).reshape(1, 3, 1, 1)
     assert_close(run("local_response_norm", x=x, size=3), x / (1 + 1e-4 / 3 * sums) ** 0.75)
+
+
+def test_local_response_norm_is_only_certain_for_images():
+    with pytest.raises(Unsupported, match="local_response_norm of rank 3: over what it sums is only certain for rank"):
+        run("local_response_norm", x=np.ones((1, 3, 2)), size=3)

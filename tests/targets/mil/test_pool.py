@@ -108,6 +108,29 @@ def test_sizes_rounded_up_are_those_of_torch(operator, shape, kernel, stride, pa
     assert_close(run(operator, **inputs, **WORST), expected, 0.01)
 
 
+SEVEN = np.arange(1.0, 8.0).reshape(1, 1, 7)
+PLANES = np.array([[[-10.0, -6.0], [-7.0, 9.0]], [[-3.0, 0.0], [11.0, 7.0]]])[None]
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "kernel", "stride", "kind", "expected"),
+    [
+        ("average inside", SEVEN, [3], [3], "same", [1.5, 4, 6.5]),
+        ("average", np.array([[[1.0, 2], [3, 4]]])[None], [2, 2], None, "same_lower", [0.25, 0.75, 1, 2.5]),
+        ("max", SEVEN, [3], [3], "same", [2, 5, 7]),
+        ("max", SEVEN, [1], [2], "valid", [1, 3, 5, 7]),
+        ("l2", SEVEN, [3], [3], "same", [2.236068, 7.071068, 9.219544]),
+        ("l2", PLANES, [2, 3], [1, 3], "same", [16.309507, 11.401754, 13.379088, 13.038404]),
+        ("l2", PLANES, [1, 2], [2, 1], "valid", [11.661904, 3.0]),
+    ],
+)
+def test_as_measured_on_macs(name, x, kernel, stride, kind, expected):
+    """Values from coremltools' own tests of these operators."""
+    operator, parameters, _ = FUNCTIONS[name]
+    result = run(operator, x=x, kernel_sizes=kernel, strides=stride, pad_type=kind, **parameters)
+    assert_close(result.reshape(-1), expected)
+
+
 def test_refusals():
     plane = {"x": np.ones((1, 1, 5, 5)), "kernel_sizes": [2, 2]}
     with pytest.raises(Unsupported, match="max_pool with ceil_mode and three dimensions, pad_type same or uneven"):
