@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,16 +22,16 @@ X = np.random.default_rng(0).standard_normal((1, 16, 4, 4)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def models():
+def models() -> dict[str, Any]:
     """A convolution and a linear layer, for the op sets of iOS 16 and iOS 18."""
     random = np.random.default_rng(1)
     filters, matrix = (random.standard_normal(shape).astype(np.float32) for shape in ((32, 16, 3, 3), (24, 32)))
 
-    def network(x):
+    def network(x: Any) -> Any:
         hidden = mil.Builder.relu(x=mil.Builder.conv(x=x, weight=filters, pad_type="same"))
         return mil.Builder.linear(x=mil.Builder.reduce_mean(x=hidden, axes=[2, 3]), weight=matrix)
 
-    def converted(target):
+    def converted(target: Any) -> Any:
         inputs = [mil.Builder.TensorSpec(shape=X.shape)]
         program = mil.Builder.program(input_specs=inputs, opset_version=target)(network)
         return ct.convert(program, minimum_deployment_target=target)
@@ -36,27 +39,27 @@ def models():
     return {"iOS16": converted(ct.target.iOS16), "iOS18": converted(ct.target.iOS18)}
 
 
-def _palettes(model, **parameters):
+def _palettes(model: Any, **parameters: Any) -> Any:
     config = cto.OpPalettizerConfig(mode="kmeans", weight_threshold=100, **parameters)
     return cto.palettize_weights(model, cto.OptimizationConfig(global_config=config), **_joint(model))
 
 
-def _integers(model, mode="linear_symmetric", **parameters):
+def _integers(model: Any, mode: str = "linear_symmetric", **parameters: Any) -> Any:
     config = cto.OpLinearQuantizerConfig(mode=mode, weight_threshold=100, **parameters)
     return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config), **_joint(model))
 
 
-def _pruned(model):
+def _pruned(model: Any) -> Any:
     config = cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=100)
     return cto.prune_weights(model, cto.OptimizationConfig(global_config=config))
 
 
-def _operators(model):
+def _operators(model: Any) -> set[str]:
     (function,) = model.get_spec().mlProgram.functions.values()
     return {op.type for block in function.block_specializations.values() for op in block.operations}
 
 
-def _joint(model):
+def _joint(model: Any) -> dict[str, bool]:
     """What is compressed already is compressed a second time only when that is asked for."""
     again = any(name.startswith("constexpr_") for name in _operators(model))
     return {"joint_compression": True} if again else {}
@@ -105,7 +108,9 @@ WAYS = {
     "ignore:invalid value encountered:RuntimeWarning"
 )  # coremltools, where a block is all zeros
 @pytest.mark.parametrize("way", WAYS)
-def test_compressed_weights_are_those_that_coremltools_decompresses(models, way, tmp_path):
+def test_compressed_weights_are_those_that_coremltools_decompresses(
+    models: dict[str, Any], way: str, tmp_path: Path
+) -> None:
     system, compress, expected = WAYS[way]
     model = compress(models[system])
     used = {name.removeprefix("constexpr_") for name in _operators(model) if name.startswith("constexpr_")}
@@ -119,7 +124,7 @@ def test_compressed_weights_are_those_that_coremltools_decompresses(models, way,
     _compare_decoded(tmp_path)
 
 
-def _compare_decoded(folder):
+def _compare_decoded(folder: Path) -> None:
     """The structure checks decode the same weights; those made of others they refuse by name."""
     package, decompressed = (open_package(folder / f"{name}.mlpackage") for name in ("compressed", "plain"))
     plain = {constant.shape: decode(decompressed, constant) for constant in constants(decompressed).values()}
@@ -133,7 +138,7 @@ def _compare_decoded(folder):
             np.testing.assert_allclose(decode(package, constant), plain[constant.shape], rtol=1e-3, atol=1e-6)
 
 
-def test_a_constant_with_too_many_outputs_is_damage(models, tmp_path):
+def test_a_constant_with_too_many_outputs_is_damage(models: dict[str, Any], tmp_path: Path) -> None:
     package = tmp_path / "two.mlpackage"
     _pruned(models["iOS18"]).save(str(package))
     spec = package / "Data/com.apple.CoreML/model.mlmodel"

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from torch import Tensor
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
 
 
-def packed(values, bits):
+def packed(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """A stream of ``bits`` per value, the lowest bit first, bytes filled from their lowest bit."""
     stream = "".join(format(int(value), f"0{bits}b")[::-1] for value in np.ravel(values))
     stream += "0" * (-len(stream) % 8)
     return np.array([int(stream[i : i + 8][::-1], 2) for i in range(0, len(stream), 8)], np.uint8)
 
 
-def same(result, expected):
+def same(result: Tensor, expected: Any) -> None:
     np.testing.assert_array_equal(result.numpy(), np.asarray(expected, np.float32), strict=True)
 
 
-def numbers(shape, low, high, dtype=np.int32, seed=0):
+def numbers(shape: tuple[int, ...], low: int, high: int, dtype: Any = np.int32, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng([seed, *shape]).integers(low, high, shape).astype(dtype)
 
 
-def scales(shape, seed=0):
+def scales(shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
     """Powers of two, so that every product is exact."""
     return (2.0 ** numbers(shape, -3, 3, seed=seed)).astype(np.float32)
 
@@ -32,7 +36,7 @@ def scales(shape, seed=0):
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 @pytest.mark.parametrize(("shape", "axis"), [((4,), 0), ((3, 2), 0), ((3, 2), -1), ((2, 3, 4), 1), ((1, 5, 1, 2), 3)])
 @pytest.mark.parametrize("vectors", ["both", "scale", "zero_point", "none"])
-def test_affine(shape, axis, vectors, dtype):
+def test_affine(shape: tuple[int, ...], axis: int, vectors: str, dtype: Any) -> None:
     size = (shape[axis],)
     data = numbers(shape, np.iinfo(dtype).min, np.iinfo(dtype).max + 1, dtype)
     scale = scales(size if vectors in ("both", "scale") else ())
@@ -54,7 +58,7 @@ BLOCKS = [
 ]
 
 
-def _block(place, shape, counts):
+def _block(place: tuple[int, ...], shape: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, ...]:
     """Where the value that holds for ``place`` lies among ``counts`` of them per axis."""
     return tuple(i // (size // count) for i, size, count in zip(place, shape, counts, strict=True))
 
@@ -62,7 +66,9 @@ def _block(place, shape, counts):
 @pytest.mark.parametrize(("shape", "counts"), BLOCKS)
 @pytest.mark.parametrize("offset", [None, "int", "float"])
 @pytest.mark.parametrize(("low", "high", "dtype"), [(-8, 8, np.int8), (0, 16, np.uint8), (-128, 128, np.int8)])
-def test_blockwise(shape, counts, offset, low, high, dtype):
+def test_blockwise(
+    shape: tuple[int, ...], counts: tuple[int, ...], offset: str | None, low: int, high: int, dtype: Any
+) -> None:
     data, scale = numbers(shape, low, high, dtype), scales(counts)
     shift = None if offset is None else numbers(counts, low, high, dtype, 1) * (0.5 if offset == "float" else 1)
     shift = shift if offset == "float" or shift is None else shift.astype(dtype)
@@ -75,7 +81,7 @@ def test_blockwise(shape, counts, offset, low, high, dtype):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 7), (2, 3, 4), (1, 1, 3, 3)])
-def test_flat_table_of_packed_indices(shape, bits):
+def test_flat_table_of_packed_indices(shape: tuple[int, ...], bits: int) -> None:
     table = scales((2**bits,)) * numbers((2**bits,), -9, 9)
     indices = numbers(shape, 0, 2**bits, np.uint8)
     expected = [table[i] for i in indices.flat]
@@ -89,7 +95,7 @@ def test_flat_table_of_packed_indices(shape, bits):
     same(result, np.array(expected).reshape(shape))
 
 
-def test_bits_of_a_byte_count_from_the_lowest():
+def test_bits_of_a_byte_count_from_the_lowest() -> None:
     """The example in the operator's own documentation."""
     indices = np.array([0b01101100, 0b11], np.uint8)
     table = np.array([10, 11, 12, 13], np.float32)
@@ -104,7 +110,7 @@ def test_bits_of_a_byte_count_from_the_lowest():
     ]
 
 
-def _looked_up(indices, table, axis):
+def _looked_up(indices: NDArray[Any], table: NDArray[Any], axis: int | None) -> NDArray[Any]:
     """Each index replaced by its entry of the table of its group; a vector lies along ``axis``."""
     width = table.shape[-1]
     shape = [size * width if i == axis and width > 1 else size for i, size in enumerate(indices.shape)]
@@ -133,20 +139,22 @@ TABLES = [
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("shape", "groups", "width", "axis"), TABLES)
-def test_tables_of_groups_and_vectors(shape, groups, width, axis, bits):
+def test_tables_of_groups_and_vectors(
+    shape: tuple[int, ...], groups: tuple[int, ...], width: int, axis: int | None, bits: int
+) -> None:
     indices = numbers(shape, 0, 2**bits, np.uint8)
     table = scales((*groups, 2**bits, width)) * numbers((*groups, 2**bits, width), -9, 9, np.float32)
     expected = _looked_up(indices, table, None if axis is None else axis % len(shape))
     same(run("constexpr_lut_to_dense", indices=indices, lut=table, vector_axis=axis), expected)
 
 
-def test_a_table_of_integers_gives_integers():
+def test_a_table_of_integers_gives_integers() -> None:
     table = np.array([5, -7], np.int8).reshape(1, 2, 1)
     result = run("constexpr_lut_to_dense", indices=np.array([1, 0, 1], np.uint8), lut=table)
     np.testing.assert_array_equal(result.numpy(), np.array([-7, 5, -7], np.int8), strict=True)
 
 
-def test_more_weights_than_one_block(monkeypatch):
+def test_more_weights_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgebake_targets._coreml_decompress._BLOCK", 8)
     indices = numbers((9, 4), 0, 4, np.uint8)
     tables = scales((3, 1, 4, 1))
@@ -155,7 +163,7 @@ def test_more_weights_than_one_block(monkeypatch):
     same(flat, tables[0, 0, :, 0][indices])
 
 
-def _mask(shape, seed=3):
+def _mask(shape: tuple[int, ...], seed: int = 3) -> NDArray[np.uint8]:
     return (np.random.default_rng([seed, *shape]).random(shape) < 0.4).astype(np.uint8)
 
 
@@ -164,7 +172,7 @@ SPARSE = [(1,), (17,), (4, 6), (2, 3, 4), (3, 1, 2, 2)]
 
 @pytest.mark.parametrize("shape", SPARSE)
 @pytest.mark.parametrize("dtype", [np.float32, np.int8])
-def test_sparse(shape, dtype):
+def test_sparse(shape: tuple[int, ...], dtype: Any) -> None:
     mask = _mask(shape)
     values = numbers((int(mask.sum()),), -9, 9, dtype)
     expected, rest = np.zeros(shape, dtype), list(values)
@@ -178,7 +186,7 @@ def test_sparse(shape, dtype):
 
 
 @pytest.mark.parametrize(("shape", "groups", "width", "axis"), TABLES)
-def test_sparse_tables(shape, groups, width, axis):
+def test_sparse_tables(shape: tuple[int, ...], groups: tuple[int, ...], width: int, axis: int | None) -> None:
     """Two results: the mask, widened where vectors are, and the values that it places."""
     mask = _mask(shape)
     indices = numbers((int(mask.sum()),), 0, 4, np.uint8)
@@ -199,7 +207,7 @@ def test_sparse_tables(shape, groups, width, axis):
 
 @pytest.mark.parametrize(("shape", "counts"), BLOCKS)
 @pytest.mark.parametrize("shifted", [True, False])
-def test_sparse_blockwise(shape, counts, shifted):
+def test_sparse_blockwise(shape: tuple[int, ...], counts: tuple[int, ...], shifted: bool) -> None:
     mask, scale = _mask(shape), scales(counts)
     data = numbers((int(mask.sum()),), -8, 8, np.int8)
     shift = numbers(counts, -8, 8, np.int8, 1) if shifted else None
@@ -214,7 +222,7 @@ def test_sparse_blockwise(shape, counts, shifted):
     same(got_values, expected)
 
 
-def test_the_documented_sparse_example():
+def test_the_documented_sparse_example() -> None:
     """Per column, as the op set's text shows it."""
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0]], np.uint8)
     data = np.array([10, 11, 3, 4, 5, 6, 7, 8, 9], np.int8)
@@ -226,7 +234,7 @@ def test_the_documented_sparse_example():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_cast(shape):
+def test_cast(shape: tuple[int, ...]) -> None:
     x = scales(shape)
     same(run("constexpr_cast", source_val=x.astype(np.float16), output_dtype="fp32"), x)
 
@@ -270,6 +278,6 @@ INDICES = np.zeros((2, 3), np.uint8)
         ("constexpr_sparse_to_dense", {"nonzero_data": [1.0], "mask": INDICES}, "1. values for a mask of 0"),
     ],
 )
-def test_damaged_parameters_are_refused(operator, inputs, text):
+def test_damaged_parameters_are_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises((Unsupported, ValueError), match=text):
         run(operator, **inputs)

@@ -14,7 +14,7 @@ NEVER_STORED = {
 STORED_VALUES = {"const"}
 
 
-def test_every_type_that_coremltools_defines():
+def test_every_type_that_coremltools_defines() -> None:
     """168 in coremltools 9.0; a later one that defines more fails here."""
     registry = pytest.importorskip("coremltools.converters.mil.mil.ops.registry")
     defined = set(registry.SSAOpRegistry.core_ops)
@@ -22,6 +22,6 @@ def test_every_type_that_coremltools_defines():
     assert defined - operators().keys() == NEVER_STORED | STORED_VALUES
 
 
-def test_states_are_written_by_an_operator_of_the_format_alone():
+def test_states_are_written_by_an_operator_of_the_format_alone() -> None:
     """coremltools splits its ``coreml_update_state`` when it writes a package."""
     assert {"read_state", "write_state"} <= operators().keys()

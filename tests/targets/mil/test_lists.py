@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from edgebake_targets.mil.call import Call, Unsupported
 from edgebake_targets.mil.ops import lists
 from mil_ops import run
 
 
-def _list(length=2, **parameters):
+def _list(length: int = 2, **parameters: Any) -> list[Tensor]:
     return run("make_list", init_length=length, elem_shape=(2,), **parameters)
 
 
-def test_a_list_grows_and_gaps_are_zero():
+def test_a_list_grows_and_gaps_are_zero() -> None:
     """The example that coremltools runs on Apple's runtime."""
     start = _list()
     assert run("list_read", ls=tuple(start), index=0).tolist() == [0, 0]
@@ -31,17 +34,17 @@ def test_a_list_grows_and_gaps_are_zero():
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp16", torch.float32), ("fp32", torch.float32), ("int32", torch.int32), ("bool", torch.bool)]
 )
-def test_elements_have_the_type_of_the_list(name, dtype):
+def test_elements_have_the_type_of_the_list(name: str, dtype: Any) -> None:
     assert [value.dtype for value in _list(3, dtype=name)] == [dtype] * 3
 
 
-def test_defaults():
+def test_defaults() -> None:
     (element,) = run("make_list", elem_shape=(2, 3))
     assert (element.shape, element.dtype) == ((2, 3), torch.float32)
 
 
 @pytest.mark.parametrize("elem_shape", [("length", 2), None])
-def test_the_first_write_decides_an_unknown_shape(elem_shape):
+def test_the_first_write_decides_an_unknown_shape(elem_shape: Any) -> None:
     start = run("make_list", init_length=2, elem_shape=elem_shape)
     assert start == [None, None]
     write = Call(operator="list_write", inputs={"ls": start, "index": 0, "value": torch.ones(1, 2)}, outputs=())
@@ -66,12 +69,12 @@ def test_the_first_write_decides_an_unknown_shape(elem_shape):
         ("classify", {"probabilities": np.zeros(0), "classes": ()}, "classify without classes"),
     ],
 )
-def test_what_does_not_fit_is_refused(operator, inputs, text):
+def test_what_does_not_fit_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, **inputs)
 
 
-def test_nothing_gathered_has_the_shape_of_the_elements():
+def test_nothing_gathered_has_the_shape_of_the_elements() -> None:
     assert run("list_gather", ls=([1.0, 2.0],), indices=np.zeros(0, np.int32)).shape == (0, 2)
 
 
@@ -79,7 +82,7 @@ def test_nothing_gathered_has_the_shape_of_the_elements():
     ("probabilities", "classes", "label"),
     [([0.1, 0.7, 0.2], ("cat", "dog", "bee"), "dog"), ([[0.5, 0.5]], (7, 9), 7), ([1.0], ("only",), "only")],
 )
-def test_classify(probabilities, classes, label):
+def test_classify(probabilities: Any, classes: tuple[Any, ...], label: Any) -> None:
     """The first of the most probable classes, and the probability of each."""
     result = run("classify", probabilities=probabilities, classes=classes)
     assert result[0] == label

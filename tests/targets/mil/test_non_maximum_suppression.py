@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
 
 
-def _overlap(a, b):
+def _overlap(a: NDArray[Any], b: Any) -> float:
     """Intersection over union of two boxes given by centre and size, from their corners."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
@@ -18,7 +21,9 @@ def _overlap(a, b):
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-def _kept(boxes, scores, limit, threshold, most, apart):
+def _kept(
+    boxes: NDArray[Any], scores: NDArray[Any], limit: float, threshold: float, most: int, apart: bool | None
+) -> list[int]:
     """Indices by falling score: a box stays when no box that stayed covers it."""
     kept = []
     for index in sorted(range(len(boxes)), key=lambda i: -scores[i].max()):
@@ -34,7 +39,9 @@ def _kept(boxes, scores, limit, threshold, most, apart):
     ("count", "most", "limit", "threshold"),
     [(30, 37, 0.3, -50), (30, 5, 0.1, 0), (10, 7, 0.9, 200), (1, 1, 0.5, 0), (60, 20, 0.01, -999)],
 )
-def test_non_maximum_suppression(count, most, limit, threshold, classes, apart):
+def test_non_maximum_suppression(
+    count: int, most: int, limit: float, threshold: float, classes: int, apart: bool | None
+) -> None:
     random = np.random.default_rng(count)
     boxes = random.uniform(5, 100, (2, count, 4)).astype(np.float32)
     scores = random.uniform(-100, 100, (2, count, classes)).astype(np.float32)
@@ -57,14 +64,14 @@ def test_non_maximum_suppression(count, most, limit, threshold, classes, apart):
             assert results[3] is None or results[3][batch] == len(kept)
 
 
-def test_boxes_without_area_suppress_nothing():
+def test_boxes_without_area_suppress_nothing() -> None:
     boxes = np.array([[[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.float32).swapaxes(1, 2)
     scores = np.array([[[1, 3, 2]]], np.float32)
     result = run("non_maximum_suppression", boxes=boxes, scores=scores, iou_threshold=0.0, max_boxes=3)
     assert result[2].tolist() == [[1, 2, 0]]
 
 
-def test_boxes_and_scores_must_agree():
+def test_boxes_and_scores_must_agree() -> None:
     with pytest.raises(Unsupported, match=r"boxes .1, 3, 4., scores .1, 2, 1."):
         run(
             "non_maximum_suppression",

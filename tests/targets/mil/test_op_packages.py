@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgebake_targets.mil import MilModel
 
@@ -34,7 +36,7 @@ class Case:
     since: int = 5
 
 
-def _loop(b, x, n):
+def _loop(b: Any, x: Any, n: Any) -> Any:
     """A list that a loop fills with multiples of a row, then changed at two places."""
     row = b.squeeze(x=b.slice_by_size(x=x, begin=[0, 0, 0], size=[1, 1, 4]), axes=[0, 1])
     filled = b.while_loop(
@@ -48,19 +50,19 @@ def _loop(b, x, n):
     return b.list_scatter(ls=filled, indices=[3, 0], value=np.ones((2, 4), np.float32))
 
 
-def _all_of(b, ls):
+def _all_of(b: Any, ls: Any) -> Any:
     return b.list_gather(ls=ls, indices=b.range_1d(start=0, end=b.list_length(ls=ls), step=1))
 
 
-def _boxes(b, m):
+def _boxes(b: Any, m: Any) -> Any:
     return b.abs(x=b.reshape(x=b.slice_by_size(x=m, begin=[0, 0, 0, 0], size=[2, 1, 4, 4]), shape=[2, 4, 4]))
 
 
-def _block_order(x, rows, columns):
+def _block_order(x: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
     return np.concatenate([x[:, :, r::rows, c::columns] for r in range(rows) for c in range(columns)])
 
 
-def _scattered(mode):
+def _scattered(mode: str) -> NDArray[Any]:
     result = X.copy()
     for place, index in enumerate(I):
         result[:, index] = X[:, place] if mode == "update" else result[:, index] + X[:, place]
@@ -238,10 +240,10 @@ CASES = {
 }
 
 
-def _program(target, generation):
+def _program(target: Any, generation: int) -> Any:
     b = mil.Builder
 
-    def every_case(x, m, i, n):
+    def every_case(x: Any, m: Any, i: Any, n: Any) -> tuple[Any, ...]:
         single = b.squeeze(x=n)
         made = {name: case.build(b, x, m, i, single) for name, case in CASES.items() if case.since <= generation}
         return tuple(b.identity(x=value, name=name) for name, value in made.items())
@@ -253,7 +255,7 @@ def _program(target, generation):
 
 
 @pytest.mark.parametrize(("generation", "system"), [(5, "iOS15"), (6, "iOS16"), (7, "iOS17"), (8, "iOS18")])
-def test_operators_of_packages(generation, system, tmp_path):
+def test_operators_of_packages(generation: int, system: str, tmp_path: Path) -> None:
     _program(getattr(ct.target, system), generation).save(str(tmp_path / "model.mlpackage"))
     given = {"x": X, "m": IMAGE, "i": I, "n": np.array([N], np.int32)}
     results = MilModel(tmp_path / "model.mlpackage").predict(given)
@@ -264,12 +266,12 @@ def test_operators_of_packages(generation, system, tmp_path):
         np.testing.assert_allclose(results[name], expected, rtol=2e-6, atol=1e-6, err_msg=name)
 
 
-def test_a_classifier(tmp_path):
+def test_a_classifier(tmp_path: Path) -> None:
     """The label and the probability of each class, in the order of the classes."""
     b = mil.Builder
 
     @b.program(input_specs=[b.TensorSpec(shape=(1, 3))], opset_version=ct.target.iOS16)
-    def program(x):
+    def program(x: Any) -> Any:
         return b.softmax(x=x, axis=-1, name="probabilities")
 
     labels = ct.ClassifierConfig(["cat", "dog", "bee"])

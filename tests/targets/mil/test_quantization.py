@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
@@ -13,7 +15,7 @@ from mil_ops import run
 CASES = [((4,), None), ((2, 3), None), ((2, 3), 0), ((2, 3), -1), ((2, 3, 4), 1), ((1, 1, 5, 2), -2), ((0, 2), 1)]
 
 
-def _parameters(shape, axis, kind):
+def _parameters(shape: tuple[int, ...], axis: int | None, kind: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     random = np.random.default_rng([7, *shape])
     size = () if axis is None else (shape[axis],)
     scale = (2.0 ** random.integers(-4, 0, size)).astype(np.float32)
@@ -21,14 +23,14 @@ def _parameters(shape, axis, kind):
     return scale, random.integers(low // 4, high // 4, size).astype(kind)
 
 
-def _at(value, place, axis):
+def _at(value: Any, place: tuple[int, ...], axis: int | None) -> Any:
     return value if axis is None else value[place[axis]]
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize(("shape", "axis"), CASES)
-def test_quantize(shape, axis, shifted, kind):
+def test_quantize(shape: tuple[int, ...], axis: int | None, shifted: bool, kind: Any) -> None:
     """Halves go to the even neighbour; what does not fit is clipped."""
     x = (np.random.default_rng(0).integers(-120, 120, shape) / 16).astype(np.float32) * 4
     scale, zero = _parameters(shape, axis, kind)
@@ -45,7 +47,7 @@ def test_quantize(shape, axis, shifted, kind):
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize(("shape", "axis"), CASES)
-def test_dequantize(shape, axis, shifted, kind):
+def test_dequantize(shape: tuple[int, ...], axis: int | None, shifted: bool, kind: Any) -> None:
     x = np.random.default_rng(0).integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
     scale, zero = _parameters(shape, axis, kind)
     expected = np.zeros(shape, np.float32)
@@ -67,6 +69,6 @@ def test_dequantize(shape, axis, shifted, kind):
         ("dequantize", {"scale": [1.0], "axis": 2}, "dequantize along axis 2 of a tensor of rank 2"),
     ],
 )
-def test_what_does_not_fit_is_refused(operator, inputs, text):
+def test_what_does_not_fit_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, input=np.zeros((2, 3), np.float32), **inputs)

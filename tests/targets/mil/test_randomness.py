@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from edgebake_targets.mil.call import Unsupported
 from edgebake_targets.mil.operators import operators
@@ -14,7 +17,7 @@ from mil_ops import run
 MANY = 200_000
 
 
-def _near(values, mean, deviation):
+def _near(values: Tensor, mean: float, deviation: float) -> None:
     """Within five standard errors, for the mean and for the deviation."""
     error = 5 * deviation / np.sqrt(len(values))
     assert float(values.mean()) == pytest.approx(mean, abs=error + 1e-9)
@@ -23,7 +26,7 @@ def _near(values, mean, deviation):
 
 @pytest.mark.parametrize("operator", ["random_bernoulli", "random_normal", "random_uniform"])
 @pytest.mark.parametrize("shape", [[1], [3], [2, 3], [2, 0], [2, 1, 2, 1, 3]])
-def test_shapes_and_seeds(operator, shape):
+def test_shapes_and_seeds(operator: str, shape: list[int]) -> None:
     first, again, other, free = (run(operator, shape=shape, seed=seed).double() for seed in (3, 3, 4, -1))
     assert all(list(value.shape) == shape for value in (first, again, other, free))
     assert torch.equal(first, again)
@@ -31,7 +34,7 @@ def test_shapes_and_seeds(operator, shape):
 
 
 @pytest.mark.parametrize("probability", [None, 0.0, 0.2, 0.9, 1.0])
-def test_bernoulli(probability):
+def test_bernoulli(probability: float | None) -> None:
     values = run("random_bernoulli", shape=[MANY], prob=probability, seed=0)
     assert values.dtype == torch.float32
     assert set(values.unique().tolist()) <= {0.0, 1.0}
@@ -40,7 +43,7 @@ def test_bernoulli(probability):
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(None, None), (3.0, 0.5), (-2.0, 0.0), (0.0, 10.0), (None, 2.0)])
-def test_normal(mean, deviation):
+def test_normal(mean: float | None, deviation: float | None) -> None:
     values = run("random_normal", shape=[MANY], mean=mean, stddev=deviation, seed=0).double()
     _near(values, mean or 0, 1 if deviation is None else deviation)
     if deviation != 0:
@@ -49,7 +52,7 @@ def test_normal(mean, deviation):
 
 
 @pytest.mark.parametrize(("low", "high"), [(None, None), (-3.0, 5.0), (2.0, 2.0), (0.5, None), (None, 100.0)])
-def test_uniform(low, high):
+def test_uniform(low: float | None, high: float | None) -> None:
     bottom, top = 0.0 if low is None else low, 1.0 if high is None else high
     values = run("random_uniform", shape=[MANY], low=low, high=high, seed=0).double()
     assert bottom <= values.min()
@@ -59,7 +62,7 @@ def test_uniform(low, high):
 
 @pytest.mark.parametrize("mode", [None, "logits", "probs"])
 @pytest.mark.parametrize("shape", [(4,), (1,), (2, 3), (2, 2, 5)])
-def test_categorical(shape, mode):
+def test_categorical(shape: tuple[int, ...], mode: str | None) -> None:
     """Probabilities need not sum to one; what is drawn is a float."""
     x = np.random.default_rng(0).uniform(0.1, 2, shape).astype(np.float32)
     weights = x if mode == "probs" else np.exp(x)
@@ -71,7 +74,7 @@ def test_categorical(shape, mode):
     assert run("random_categorical", x=x, mode=mode).shape == (*shape[:-1], 1)
 
 
-def test_every_random_operator_is_listed_as_one():
+def test_every_random_operator_is_listed_as_one() -> None:
     assert frozenset(name for name in operators() if name.startswith("random_")) == RANDOM
 
 
@@ -82,6 +85,6 @@ def test_every_random_operator_is_listed_as_one():
         ("random_categorical", {"x": [1.0], "mode": "odds"}, "random_categorical in the mode 'odds'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(operator, inputs, text):
+def test_what_cannot_be_drawn_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, **inputs)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from torch import Tensor
 
 from edgebake_targets.mil.call import Mode, Unsupported
 from mil_ops import run
@@ -25,7 +29,7 @@ FORMULAS = {
 }
 
 
-def _axes(shape):
+def _axes(shape: tuple[int, ...]) -> Iterator[list[int] | None]:
     """All axes, none, each alone counted from either end, and pairs."""
     rank = len(shape)
     yield from ([None, []] if rank else [None])
@@ -35,7 +39,7 @@ def _axes(shape):
 
 @pytest.mark.parametrize("operator", FORMULAS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reduce(operator, shape):
+def test_reduce(operator: str, shape: tuple[int, ...]) -> None:
     x = np.random.default_rng([1, *shape]).uniform(0.3, 2, shape).astype(np.float32)
     x = x if operator == "reduce_log_sum" else x * np.random.default_rng(0).choice([-1, 1], shape).astype(np.float32)
     for axes in _axes(shape):
@@ -49,7 +53,7 @@ def test_reduce(operator, shape):
 
 
 @pytest.mark.parametrize("operator", FORMULAS)
-def test_reduce_of_integers_cuts_to_integers(operator):
+def test_reduce_of_integers_cuts_to_integers(operator: str) -> None:
     x = np.array([[1, 2, 3], [4, 5, 7]], np.int32)
     expected = FORMULAS[operator](x.astype(np.float64), axis=1)
     result = run(operator, x=x, axes=[1]).numpy()
@@ -59,7 +63,7 @@ def test_reduce_of_integers_cuts_to_integers(operator):
 
 @pytest.mark.parametrize("operator", ["reduce_argmax", "reduce_argmin"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reduce_to_an_index(operator, shape):
+def test_reduce_to_an_index(operator: str, shape: tuple[int, ...]) -> None:
     """Of equal values the first counts."""
     x = np.round(np.random.default_rng([2, *shape]).standard_normal(shape)).astype(np.float32)
     for axis, dtype in itertools.product([None, *range(-len(shape), len(shape))], [np.float32, np.int32, np.uint8]):
@@ -73,11 +77,11 @@ def test_reduce_to_an_index(operator, shape):
         assert kept.shape == np.expand_dims(expected, -1 if axis is None else axis).shape
 
 
-def test_log_sum_exp_of_what_exp_cannot_hold():
+def test_log_sum_exp_of_what_exp_cannot_hold() -> None:
     assert run("reduce_log_sum_exp", x=[1000.0, 1000.0]).item() == pytest.approx(1000 + np.log(2))
 
 
-def _half(operator, x, **parameters):
+def _half(operator: str, x: NDArray[Any], **parameters: Any) -> Tensor:
     return run(operator, x=x, outputs=("float16",), rounding=Mode.FP16_WORST, **parameters)
 
 
@@ -95,20 +99,20 @@ def _half(operator, x, **parameters):
         ("reduce_max", np.array([1, 3]), 3, 3),
     ],
 )
-def test_sums_in_half_lose_and_overflow(operator, x, worst, exact):
+def test_sums_in_half_lose_and_overflow(operator: str, x: NDArray[Any], worst: float, exact: float) -> None:
     values = x.astype(np.float32)
     assert _half(operator, values).item() == pytest.approx(worst, rel=1e-3)
     assert run(operator, x=values, outputs=("float16",)).item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_sums_in_half_keep_the_shape():
+def test_sums_in_half_keep_the_shape() -> None:
     x = np.ones((2, 3, 4), np.float32)
     for operator in FORMULAS:
         assert _half(operator, x, axes=[0, -1]).shape == (3,)
         assert _half(operator, x, axes=[0, -1], keep_dims=True).shape == (1, 3, 1)
 
 
-def test_an_axis_that_is_not_there_is_refused():
+def test_an_axis_that_is_not_there_is_refused() -> None:
     with pytest.raises(Unsupported, match="reduce_sum along axis 2 of a tensor of rank 2"):
         run("reduce_sum", x=np.zeros((2, 3)), axes=[2])
     with pytest.raises(Unsupported, match="reduce_argmax along axis -3 of a tensor of rank 2"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator as arithmetic
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
@@ -22,11 +24,11 @@ MODES = {
 }
 
 
-def numbers(shape, seed=0):
+def numbers(shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng([seed, *shape]).uniform(0.5, 2, shape).astype(np.float32)
 
 
-def indices(shape, size, seed=0, negative=False):
+def indices(shape: tuple[int, ...], size: int, seed: int = 0, negative: bool = False) -> NDArray[Any]:
     return np.random.default_rng([seed, *shape]).integers(-size if negative else 0, size, shape).astype(np.int32)
 
 
@@ -42,7 +44,7 @@ def indices(shape, size, seed=0, negative=False):
         ((3, 2, 2, 2), 0, (4,)),
     ],
 )
-def test_gather(shape, axis, at, opset):
+def test_gather(shape: tuple[int, ...], axis: int, at: tuple[int, ...], opset: str) -> None:
     """Negative indices count from the end until iOS 16."""
     x, where = numbers(shape), indices(at, shape[axis], negative=opset != "CoreML8")
     expected = np.zeros(shape[: axis % len(shape)] + at + shape[axis % len(shape) + 1 :], np.float32)
@@ -62,7 +64,7 @@ def test_gather(shape, axis, at, opset):
         ((1, 4, 2), (1,), 1, 1),
     ],
 )
-def test_gather_in_batches(shape, at, axis, batch):
+def test_gather_in_batches(shape: tuple[int, ...], at: tuple[int, ...], axis: int, batch: int) -> None:
     x, where = numbers(shape), indices(at, shape[axis])
     expected = np.zeros(shape[: axis % len(shape)] + at[batch:] + shape[axis % len(shape) + 1 :], np.float32)
     for group in np.ndindex(*shape[:batch]):
@@ -74,7 +76,7 @@ def test_gather_in_batches(shape, at, axis, batch):
 @pytest.mark.parametrize(
     ("shape", "axis", "count"), [((5,), 0, 2), ((3, 4), 1, 6), ((3, 4), -2, 1), ((2, 3, 4), 1, 0), ((1, 1, 1), -1, 3)]
 )
-def test_gather_along_axis(shape, axis, count, opset):
+def test_gather_along_axis(shape: tuple[int, ...], axis: int, count: int, opset: str) -> None:
     x = numbers(shape)
     at = tuple(count if i == axis % len(shape) else size for i, size in enumerate(shape))
     where = indices(at, shape[axis], negative=opset == "CoreML6")
@@ -95,7 +97,7 @@ def test_gather_along_axis(shape, axis, count, opset):
         ((2, 3), (0, 1), 0),
     ],
 )
-def test_gather_nd(shape, at, batch):
+def test_gather_nd(shape: tuple[int, ...], at: tuple[int, ...], batch: int) -> None:
     x = numbers(shape)
     depth = at[-1]
     where = np.stack([indices(at[:-1], size, seed) for seed, size in enumerate(shape[batch : batch + depth])], -1)
@@ -110,7 +112,7 @@ def test_gather_nd(shape, at, batch):
     ("shape", "axis", "at"),
     [((4,), 0, (6,)), ((3, 4), 1, (2,)), ((3, 4), -2, (5,)), ((2, 3, 4), 1, (2, 2)), ((1, 2), 0, (0,))],
 )
-def test_scatter(shape, axis, at, mode):
+def test_scatter(shape: tuple[int, ...], axis: int, at: tuple[int, ...], mode: str | None) -> None:
     """Several updates of one place count one after the other; without a mode they are added."""
     data, first = numbers(shape), axis % len(shape)
     where = indices(at, shape[axis])
@@ -127,7 +129,7 @@ def test_scatter(shape, axis, at, mode):
 @pytest.mark.parametrize(
     ("shape", "axis", "count"), [((4,), 0, 7), ((3, 4), 1, 6), ((3, 4), -2, 1), ((2, 3, 2), 1, 0), ((1, 1, 1), 0, 3)]
 )
-def test_scatter_along_axis(shape, axis, count, mode):
+def test_scatter_along_axis(shape: tuple[int, ...], axis: int, count: int, mode: str | None) -> None:
     data = numbers(shape)
     at = tuple(count if i == axis % len(shape) else size for i, size in enumerate(shape))
     where, updates = indices(at, shape[axis]), numbers(at, 1)
@@ -144,7 +146,7 @@ def test_scatter_along_axis(shape, axis, count, mode):
 @pytest.mark.parametrize(
     ("shape", "at"), [((4,), (5, 1)), ((2, 3), (6, 2)), ((2, 3, 2), (2, 2, 1)), ((2, 3, 2), (0, 2)), ((1, 1), (2, 1))]
 )
-def test_scatter_nd(shape, at, mode):
+def test_scatter_nd(shape: tuple[int, ...], at: tuple[int, ...], mode: str | None) -> None:
     data = numbers(shape)
     where = np.stack([indices(at[:-1], size, seed) for seed, size in enumerate(shape[: at[-1]])], -1)
     updates = numbers(at[:-1] + shape[at[-1] :], 1)
@@ -157,7 +159,7 @@ def test_scatter_nd(shape, at, mode):
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "div"])
-def test_scatter_of_integers(mode):
+def test_scatter_of_integers(mode: str | None) -> None:
     data, updates = np.arange(4, dtype=np.int32), np.array([5, -2, 7], np.int32)
     expected = data.copy()
     for index, update in zip([1, 1, 3], updates, strict=True):
@@ -167,7 +169,7 @@ def test_scatter_of_integers(mode):
     np.testing.assert_array_equal(result.numpy(), expected)
 
 
-def test_scatter_with_negative_indices_before_ios17():
+def test_scatter_with_negative_indices_before_ios17() -> None:
     put = partial(run, "scatter", data=np.zeros(3), indices=[-1], updates=[5.0], mode="update")
     assert put(opset="CoreML6").tolist() == [0, 0, 5]
 
@@ -199,6 +201,6 @@ X = np.zeros((2, 3), np.float32)
         ),
     ],
 )
-def test_what_core_ml_does_not_define_is_refused(operator, inputs, text):
+def test_what_core_ml_does_not_define_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, **inputs)

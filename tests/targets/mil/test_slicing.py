@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from mil_ops import run
 SHAPES = [(1,), (6,), (4, 5), (1, 7, 1), (3, 2, 4), (2, 3, 1, 4), (2, 2, 3, 2, 2)]
 
 
-def _case(shape, seed):
+def _case(shape: tuple[int, ...], seed: int) -> tuple[dict[str, Any], tuple[int | slice, ...]]:
     """Random parameters with their numpy slice; a squeezed axis is taken at an index within it."""
     random = np.random.default_rng([seed, *shape])
     rank = len(shape)
@@ -33,7 +35,7 @@ def _case(shape, seed):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_])
-def test_slice_by_index(shape, dtype):
+def test_slice_by_index(shape: tuple[int, ...], dtype: Any) -> None:
     x = (np.random.default_rng(0).standard_normal(shape) * 50).astype(dtype)
     for seed in range(25):
         parameters, chosen = _case(shape, seed)
@@ -42,13 +44,13 @@ def test_slice_by_index(shape, dtype):
         np.testing.assert_array_equal(result, x[chosen], strict=True)
 
 
-def test_slice_by_index_without_its_optional_parameters():
+def test_slice_by_index_without_its_optional_parameters() -> None:
     x = np.arange(12.0, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(run("slice_by_index", x=x, begin=[1, -3], end=[3, -1]).numpy(), x[1:3, -3:-1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_slice_update(shape):
+def test_slice_update(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     for seed in range(25):
         parameters, chosen = _case(shape, seed)
@@ -59,7 +61,7 @@ def test_slice_update(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_slice_by_size(shape):
+def test_slice_by_size(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     for seed in range(10):
         random = np.random.default_rng(seed)
@@ -93,6 +95,6 @@ X = np.zeros((2, 3), np.float32)
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(operator, inputs, text):
+def test_what_does_not_fit_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, x=X, **inputs)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
@@ -15,11 +19,11 @@ SHAPES = [(1,), (5,), (2, 3), (1, 4, 1), (2, 3, 4), (0, 3), (3, 1, 2, 2), (2, 1,
 DTYPES = [np.float32, np.int32, np.bool_, np.int8]
 
 
-def numbers(shape, seed=0, dtype=np.float32):
+def numbers(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> NDArray[Any]:
     return (np.random.default_rng(seed).standard_normal(shape) * 50).astype(dtype)
 
 
-def same(result, expected):
+def same(result: Tensor, expected: Any) -> None:
     expected = np.asarray(expected)
     assert tuple(result.shape) == expected.shape
     assert result.numpy().dtype == expected.dtype
@@ -43,7 +47,7 @@ def same(result, expected):
         ((0, 3), [3, -1], "CoreML8", (3, 0)),
     ],
 )
-def test_reshape(shape, asked, opset, expected):
+def test_reshape(shape: tuple[int, ...], asked: Any, opset: str, expected: tuple[int, ...] | None) -> None:
     x = numbers(shape)
     asked = np.array(asked, np.int32)
     if expected is None:
@@ -53,7 +57,7 @@ def test_reshape(shape, asked, opset, expected):
         same(run("reshape", x=x, shape=asked, opset=opset), np.array(list(x.flat), np.float32).reshape(expected))
 
 
-def test_reshape_like_takes_parts_of_other_shapes():
+def test_reshape_like_takes_parts_of_other_shapes() -> None:
     x = numbers((2, 3, 30))
     references = (np.zeros((2, 3, 4)), np.zeros((1, 5, 6)))
     result = run("reshape_like", x=x, ref_tensors=references, begins=(0, 1), ends=(2, 0), end_masks=(False, True))
@@ -64,7 +68,7 @@ def test_reshape_like_takes_parts_of_other_shapes():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "axes"), [((), [0]), ((3,), [0]), ((3,), [-1, 0]), ((2, 3), [1, 3]), ((2, 3), [-2])])
-def test_expand_dims(shape, axes, dtype):
+def test_expand_dims(shape: tuple[int, ...], axes: list[int], dtype: Any) -> None:
     x = numbers(shape, dtype=dtype)
     same(run("expand_dims", x=x, axes=axes), np.expand_dims(x, tuple(axes)))
 
@@ -80,14 +84,16 @@ def test_expand_dims(shape, axes, dtype):
         ((2, 1, 4), [0, 1], (2, 4)),
     ],
 )
-def test_squeeze_leaves_axes_that_are_not_one(shape, axes, expected):
+def test_squeeze_leaves_axes_that_are_not_one(
+    shape: tuple[int, ...], axes: list[int] | None, expected: tuple[int, ...]
+) -> None:
     x = numbers(shape)
     same(run("squeeze", x=x, axes=axes), x.reshape(expected))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(2))
-def test_transpose(shape, seed):
+def test_transpose(shape: tuple[int, ...], seed: int) -> None:
     x = numbers(shape, dtype=DTYPES[seed])
     order = np.random.default_rng(seed).permutation(len(shape))
     expected = np.transpose(x, order)
@@ -96,7 +102,7 @@ def test_transpose(shape, seed):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reverse(shape):
+def test_reverse(shape: tuple[int, ...]) -> None:
     x = numbers(shape)
     same(run("reverse", x=x), x[tuple([slice(None, None, -1)] * x.ndim)])
     same(run("reverse", x=x, axes=[-1]), x[..., ::-1])
@@ -107,7 +113,7 @@ def test_reverse(shape):
     ("shape", "along", "batch"),
     [((3, 5), 1, 0), ((5, 3), 0, 1), ((2, 4, 3), -1, 0), ((2, 4, 3), 1, -1), ((1, 1), 0, 1)],
 )
-def test_reverse_sequence(shape, along, batch):
+def test_reverse_sequence(shape: tuple[int, ...], along: int, batch: int) -> None:
     x = numbers(shape)
     lengths = np.random.default_rng(1).integers(0, shape[along] + 1, shape[batch]).astype(np.int32)
     expected = x.copy()
@@ -123,7 +129,7 @@ def test_reverse_sequence(shape, along, batch):
     ("shape", "axis", "size", "stride"),
     [((7,), 0, 3, 2), ((7,), 0, 7, None), ((2, 6, 3), 1, 2, 5), ((2, 6, 3), -1, 1, 1), ((1, 4), -2, 1, None)],
 )
-def test_sliding_windows(shape, axis, size, stride):
+def test_sliding_windows(shape: tuple[int, ...], axis: int, size: int, stride: int | None) -> None:
     x = numbers(shape)
     starts = range(0, shape[axis] - size + 1, stride or 1)
     windows = [np.take(x, range(start, start + size), axis) for start in starts]
@@ -131,14 +137,14 @@ def test_sliding_windows(shape, axis, size, stride):
     same(run("sliding_windows", x=x, axis=axis, size=size, stride=stride), expected)
 
 
-def _blocks(n, c, h, w, block):
+def _blocks(n: int, c: int, h: int, w: int, block: int) -> Iterator[tuple[int, ...]]:
     return itertools.product(range(n), range(c), range(h), range(w), range(block), range(block))
 
 
 @pytest.mark.parametrize(
     ("n", "c", "h", "w", "block"), [(1, 1, 1, 1, 2), (2, 3, 2, 1, 2), (1, 2, 3, 2, 3), (2, 1, 1, 4, 2)]
 )
-def test_depth_and_space(n, c, h, w, block):
+def test_depth_and_space(n: int, c: int, h: int, w: int, block: int) -> None:
     """The place in the block counts first in the channels of depth, last in those of a pixel shuffle."""
     small = numbers((n, c * block * block, h, w))
     large, shuffled = np.zeros((2, n, c, h * block, w * block), np.float32)
@@ -151,7 +157,7 @@ def test_depth_and_space(n, c, h, w, block):
     same(run("pixel_unshuffle", x=shuffled, downscale_factor=block), small)
 
 
-def test_space_to_batch_as_core_ml_shows_it():
+def test_space_to_batch_as_core_ml_shows_it() -> None:
     """The example that coremltools runs on Apple's runtime."""
     x = np.array([[[[1, 2, 3, 4], [5, 6, 7, 8]]], [[[9, 10, 11, 12], [13, 14, 15, 16]]]], np.float32)
     rows = [[0, 1, 3], [0, 9, 11], [0, 2, 4], [0, 10, 12], [0, 5, 7], [0, 13, 15], [0, 6, 8], [0, 14, 16]]
@@ -164,7 +170,7 @@ def test_space_to_batch_as_core_ml_shows_it():
     ("shape", "block", "edges"),
     [((1, 1, 2, 2), (2, 2), (0, 0, 0, 0)), ((2, 3, 4, 3), (2, 3), (1, 1, 0, 3)), ((2, 1, 5, 1), (1, 2), (0, 0, 1, 0))],
 )
-def test_space_to_batch(shape, block, edges):
+def test_space_to_batch(shape: tuple[int, ...], block: tuple[int, int], edges: tuple[int, int, int, int]) -> None:
     x = numbers(shape)
     top, bottom, left, right = edges
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -210,12 +216,12 @@ IMAGE = np.zeros((1, 4, 2, 2), np.float32)
         ("batch_to_space", {"x": np.zeros((4, 1, 1, 1)), "block_shape": [2, 2], "crops": [[2, 1], [0, 0]]}, "crops"),
     ],
 )
-def test_what_does_not_fit_is_refused(operator, inputs, text):
+def test_what_does_not_fit_is_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
         run(operator, **inputs)
 
 
-def test_nothing_is_changed_in_place():
+def test_nothing_is_changed_in_place() -> None:
     x = torch.arange(6.0).reshape(2, 3)
     run("reverse_sequence", x=x, lengths=[2, 3], seq_axis=1)
     run("slice_update", x=x, update=np.zeros((1, 3)), begin=[0, 0], end=[1, 3])
