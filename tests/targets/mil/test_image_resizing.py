@@ -91,14 +91,15 @@ def test_resize_defaults():
 @pytest.mark.parametrize("shape", [(1, 2, 4, 5), (2, 1, 3, 3), (1, 1, 1, 6), (1, 3, 8, 2), (2, 2, 5, 7)])
 @pytest.mark.parametrize("scales", [(2, 3), (2.5, 2.0), (1.0, 1.6), (3, 1), (0.5, 0.75)])
 @pytest.mark.parametrize("align", [True, False])
-def test_upsample_bilinear_is_torchs_with_recomputed_scales(shape, scales, align):
+def test_upsample_bilinear_recomputes_its_scales(shape, scales, align):
     x = _random(shape)
     sizes = [math.floor(n * s) for n, s in zip(shape[2:], scales, strict=True)]
     if 0 in sizes:
         sizes, scales = [1, sizes[1]], (1.0, scales[1])
-    expected = torch.nn.functional.interpolate(torch.tensor(x), size=sizes, mode="bilinear", align_corners=align)
+    mode = "STRICT_ALIGN_CORNERS" if align else "UNALIGN_CORNERS"
+    expected = _along(_along(x.astype(np.float64), 2, sizes[0], mode), 3, sizes[1], mode)
     inputs = {"x": x, "scale_factor_height": scales[0], "scale_factor_width": scales[1], "align_corners": align}
-    assert_close(run("upsample_bilinear", **inputs), expected.numpy())
+    assert_close(run("upsample_bilinear", **inputs), expected)
 
 
 @pytest.mark.parametrize(
@@ -201,5 +202,7 @@ def test_refusals():
         run("resize", **resized, interpolation_mode="NEAREST_NEIGHBOR", sampling_mode="ALIGN_CORNERS")
     with pytest.raises(Unsupported, match="with the interpolation mode CUBIC"):
         run("resize", **resized, interpolation_mode="CUBIC")
+    with pytest.raises(Unsupported, match="resize of the last 2 dimensions of 3, with 1 sizes"):
+        run("resize", x=x, shape=[3], resized_dims=2)
     with pytest.raises(Unsupported, match=r"resize of torch.int32 with the interpolation mode LINEAR"):
         run("resize", x=[1, 2], shape=[3], resized_dims=1)

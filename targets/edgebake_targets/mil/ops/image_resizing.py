@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgebake_targets.mil.call import Call, Operator, Unsupported
 
@@ -44,25 +45,35 @@ def interpolate(x: Tensor, positions: Tensor, axis: int) -> Tensor:
     return torch.lerp(x.index_select(axis, low.long()), after, fraction)
 
 
+def _resized(x: Tensor, sizes: list[int], mode: str) -> Tensor:
+    """Linear interpolation of the last dimensions, of images in torch's own modes by torch's kernel."""
+    own = {"STRICT_ALIGN_CORNERS": True, "UNALIGN_CORNERS": False}.get(mode)
+    if own is not None and len(sizes) == 2 and x.numel() > 0 and min(sizes) > 0:
+        planes = x.reshape(1, -1, *x.shape[-2:])
+        result = functional.interpolate(planes, sizes, mode="bilinear", align_corners=own)
+        return result.reshape(*x.shape[:-2], *sizes)
+    for axis, outputs in zip(range(-len(sizes), 0), sizes, strict=True):
+        x = interpolate(x, grid(0, x.shape[axis] - 1, outputs, mode), axis)
+    return x
+
+
 def _nearest(x: Tensor, outputs: int, axis: int, twice_offset: int) -> Tensor:
     """Element floor((i + offset) * in / out), in whole numbers, so that no rounding decides."""
     i = torch.arange(outputs)
     return x.index_select(axis, (2 * i + twice_offset) * x.shape[axis] // (2 * outputs))
 
 
-def _scaled(call: Call) -> list[tuple[int, int]]:
-    """(axis, outputs) of height and width; sizes are rounded down, in the precision of the scale factor."""
+def _scaled(call: Call) -> list[int]:
+    """Height and width that the scale factors ask for, rounded down in the precision of the factors."""
     one = torch.ones((), dtype=torch.int32)
-    named = ((-2, "scale_factor_height"), (-1, "scale_factor_width"))
-    scales = [(axis, one if call.get(name) is None else call[name]) for axis, name in named]
-    return [(axis, math.floor(float(scale.reshape(()) * call["x"].shape[axis]))) for axis, scale in scales]
+    scales = [call.inputs.get(f"scale_factor_{name}", one) for name in ("height", "width")]
+    sizes = call["x"].shape[-2:]
+    return [math.floor(float(scale.reshape(()) * size)) for scale, size in zip(scales, sizes, strict=True)]
 
 
 def _upsample_nearest_neighbor(call: Call) -> Tensor:
-    x = call["x"]
-    for axis, outputs in _scaled(call):
-        x = _nearest(x, outputs, axis, 0)
-    return x
+    height, width = _scaled(call)
+    return _nearest(_nearest(call["x"], height, -2, 0), width, -1, 0)
 
 
 def _upsample_bilinear(call: Call) -> Tensor:
@@ -72,10 +83,7 @@ def _upsample_bilinear(call: Call) -> Tensor:
     if align and half_pixel:
         raise Unsupported("upsample_bilinear with align_corners and half_pixel_centers at once")
     mode = "STRICT_ALIGN_CORNERS" if align else "UNALIGN_CORNERS" if half_pixel else "DEFAULT"
-    x = call["x"]
-    for axis, outputs in _scaled(call):
-        x = interpolate(x, grid(0, x.shape[axis] - 1, outputs, mode), axis)
-    return x
+    return _resized(call["x"], _scaled(call), mode)
 
 
 def _resize_nearest_neighbor(call: Call) -> Tensor:
@@ -84,10 +92,8 @@ def _resize_nearest_neighbor(call: Call) -> Tensor:
 
 
 def _resize_bilinear(call: Call) -> Tensor:
-    x, mode = call["x"], call.text("sampling_mode", "DEFAULT")
-    for axis, name in ((-2, "target_size_height"), (-1, "target_size_width")):
-        x = interpolate(x, grid(0, x.shape[axis] - 1, call.integer(name, 1), mode), axis)
-    return x
+    sizes = [call.integer("target_size_height", 1), call.integer("target_size_width", 1)]
+    return _resized(call["x"], sizes, call.text("sampling_mode", "DEFAULT"))
 
 
 def _resize(call: Call) -> Tensor:
@@ -100,12 +106,14 @@ def _resize(call: Call) -> Tensor:
         )
     if kind not in {"NEAREST_NEIGHBOR", "LINEAR"} or (kind == "LINEAR" and not x.is_floating_point()):
         raise Unsupported(f"resize of {x.dtype} with the interpolation mode {kind}")
-    for axis in range(-dims, 0):
-        outputs = call.integers("shape")[axis] or x.shape[axis]
-        if kind == "LINEAR":
-            x = interpolate(x, grid(0, x.shape[axis] - 1, outputs, mode), axis)
-        else:
-            x = _nearest(x, outputs, axis, 1)
+    asked = call.integers("shape")
+    if not 0 <= dims <= min(len(asked), x.ndim):
+        raise Unsupported(f"resize of the last {dims} dimensions of {x.ndim}, with {len(asked)} sizes")
+    sizes = [asked[axis] or x.shape[axis] for axis in range(-dims, 0)]
+    if kind == "LINEAR":
+        return _resized(x, sizes, mode)
+    for axis, outputs in zip(range(-dims, 0), sizes, strict=True):
+        x = _nearest(x, outputs, axis, 1)
     return x
 
 

@@ -50,6 +50,10 @@ class _Arithmetic:
         product = self.multiply(x, weight.transpose(0, 1))
         return product if bias is None else self.rounded(product + bias)
 
+    def peeped(self, gate: Tensor, state: Tensor, weight: Tensor | None) -> Tensor:
+        """``gate + state * weight``, element by element."""
+        return gate if weight is None else self.rounded(gate + self.rounded(state * weight))
+
 
 def _arithmetic(call: Call) -> _Arithmetic:
     if call.half_sums:
@@ -134,16 +138,16 @@ def _lstm_one_way(call: Call, steps: Tensor, h: Tensor, c: Tensor, suffix: str) 
     by, recurrent = _arithmetic(call), _activation(call, "recurrent_activation", "sigmoid")
     cell, activation = _activation(call, "cell_activation", "tanh"), _activation(call, "activation", "tanh")
     weight, peephole = call[f"weight_hh{suffix}"], call.get(f"peephole{suffix}")
-    p_input, p_forget, p_output = torch.zeros(3, weight.shape[1]) if peephole is None else peephole.reshape(3, -1)
+    p_input, p_forget, p_output = (None,) * 3 if peephole is None else peephole.chunk(3)
     limit = call.number("clip") if call.get("clip") is not None else None
     outputs = []
     for x in by.affine(steps, call[f"weight_ih{suffix}"], call.get(f"bias{suffix}")):
         i, f, o, z = by.rounded(x + by.affine(h, weight)).chunk(4, -1)
-        i = by.rounded(recurrent(by.rounded(i + by.rounded(c * p_input))))
-        f = by.rounded(recurrent(by.rounded(f + by.rounded(c * p_forget))))
+        i = by.rounded(recurrent(by.peeped(i, c, p_input)))
+        f = by.rounded(recurrent(by.peeped(f, c, p_forget)))
         c = by.rounded(by.rounded(f * c) + by.rounded(i * by.rounded(cell(z))))
         c = c if limit is None else c.clamp(-limit, limit)
-        o = by.rounded(recurrent(by.rounded(o + by.rounded(c * p_output))))
+        o = by.rounded(recurrent(by.peeped(o, c, p_output)))
         h = by.rounded(o * by.rounded(activation(c)))
         outputs.append(h)
     return outputs, h, c
