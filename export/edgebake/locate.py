@@ -40,6 +40,7 @@ def float_values(module: torch.nn.Module, args: Sequence[torch.Tensor]) -> dict[
         def record(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             tensor = _first_tensor(output)
             if tensor is not None and tensor.is_floating_point():
+                values.pop(name, None)  # a module that runs more than once stands where it ran last
                 values[name] = tensor.detach().float().numpy()
 
         return record

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgebake import signatures
 from edgebake.reference import Reference
-from edgebake.target import RUNNERS, Session
+from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
 from edgebake.worker_channel import leave
 
@@ -131,6 +131,15 @@ def open_host(request: Mapping[str, Any]) -> Host:
     )
 
 
+def _opened(host: Host) -> dict[str, Any]:
+    return {
+        "base_bytes": host.base_bytes,
+        "peak_bytes": host.peak_bytes,
+        "can_intermediates": hasattr(host.session, "intermediates"),
+        "modes": list(getattr(host.session, "modes", ())),
+    }
+
+
 def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
     """Serve one request on an opened artifact."""
     match request["do"]:
@@ -178,10 +187,11 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "open":
-            host = open_host(request)
-            reply: dict[str, Any] = {"base_bytes": host.base_bytes, "peak_bytes": host.peak_bytes}
-            reply["can_intermediates"] = hasattr(host.session, "intermediates")
-            reply["modes"] = list(getattr(host.session, "modes", ()))
+            try:
+                host = open_host(request)
+                reply = _opened(host)
+            except NotMeasured as error:
+                reply = {"not_measured": str(error)}
         else:
             assert host is not None
             reply = answer(host, request)

@@ -109,6 +109,10 @@ class GraphTarget(Target, Protocol):
         """A torchao PT2E Quantizer for ``request.assignment``."""
 
 
+class NotMeasured(Exception):
+    """Raised by a runner that cannot judge this artifact, which may be whole all the same; the text says why."""
+
+
 class Session(Protocol):
     """An opened artifact.
 
@@ -137,7 +141,7 @@ class Runner(Protocol):
         """Import the runtime: the memory of its Python bindings is not the artifact's."""
 
     def open(self, entry: Path, signature: Signature) -> Session:
-        """Load the artifact at ``entry``; runs in a process of its own."""
+        """Load the artifact at ``entry``; runs in a process of its own. It or the first calls raise NotMeasured."""
 
 
 class Inspector(Protocol):

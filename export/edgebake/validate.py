@@ -77,18 +77,18 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
     }
     runner = choose_runner(subject.target)
     if isinstance(runner, str):
-        reason = {"median_ms": None, "ratio": None, "reason": runner}
-        return {**measured, "runner": None, "not_measured": runner, "latency": reason}
+        return {**measured, **_unmeasured(runner)}
     name, kind = runner
     measured["runner"] = {"name": name, "kind": kind}
     with runclient.opened(name, subject.entry, subject.lowered["signature"], subject.reference) as client:
+        if "not_measured" in client.opened:
+            return {**measured, **_unmeasured(f"{name}: {client.opened['not_measured']}")}
         measured |= _outputs(subject, recorded, client)
         if client.opened["modes"]:
             measured["modes"] = modes.measure(client.opened["modes"], recorded, client.in_mode)
         if kind == "interpreted":  # neither its memory nor its time are the artifact's
             measured["memory"]["reason"] = f"{name} interprets the artifact: its memory is not the artifact's"
-            slow = f"{name} interprets the artifact: its speed says nothing"
-            return {**measured, "latency": {"median_ms": None, "ratio": None, "reason": slow}}
+            return {**measured, "latency": _no_latency(f"{name} interprets the artifact: its speed says nothing")}
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],
@@ -97,13 +97,21 @@ def measure(subject: Subject, float_timer: FloatTimer | None) -> dict[str, Any]:
     return measured
 
 
+def _unmeasured(reason: str) -> dict[str, Any]:
+    return {"runner": None, "not_measured": reason, "latency": _no_latency(reason)}
+
+
+def _no_latency(reason: str) -> dict[str, Any]:
+    return {"median_ms": None, "ratio": None, "reason": reason}
+
+
 def with_inside(subject: Subject, use: Callable[[Inside | None], T]) -> T:
     """Call ``use`` with a reader of values inside the artifact, None where its runtime offers none (sample 0)."""
     runner = choose_runner(subject.target)
     if isinstance(runner, str):
         return use(None)
     with runclient.opened(runner[0], subject.entry, subject.lowered["signature"], subject.reference) as client:
-        if not client.opened["can_intermediates"]:
+        if not client.opened.get("can_intermediates"):
             return use(None)
         return use(lambda modules: client.intermediates(0, modules))
 

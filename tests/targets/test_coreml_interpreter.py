@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from coreml_cases import ask, everywhere, network, spec, traced_network, traced_of
-from edgebake.errors import StageFailed
+from edgebake import runclient, signatures
 from edgebake.locate import float_values
 from edgebake.metrics import sqnr_db
-from edgebake.target import runners_of
-from edgebake.types import Lowered, MethodSignature, Signature
+from edgebake.reference import write
+from edgebake.target import NotMeasured, runners_of
+from edgebake.types import Call, Lowered, MethodSignature, ReferenceCall, Sample, SampleSet, Signature
 from edgebake_targets import coreml
 from edgebake_targets.runners import coreml_interpreter
 from mil_packages import function, model, operation, save
@@ -106,12 +107,45 @@ def test_scalars_keep_their_rank(tmp_path: Path) -> None:
     assert (y.shape, float(y)) == ((), 3.0)
 
 
-def test_operators_that_are_missing_are_named(tmp_path: Path) -> None:
-    ops = [operation("warp", {"y": ("float32", (2,))}, x="%x")]
+CANNOT = {
+    "warp": r"operator warp \(1 times\) cannot be interpreted",
+    "random_normal": r"the program draws random numbers \(random_normal\), others on every system",
+}
+
+
+@pytest.mark.parametrize("operator", CANNOT)
+def test_what_it_cannot_judge_is_not_measured(tmp_path: Path, operator: str) -> None:
+    ops = [operation(operator, {"y": ("float32", (2,))}, shape=[2])]
     path = save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
     methods = {"forward": MethodSignature(inputs=(spec("x", 2),), outputs=(spec("y", 2),))}
-    with pytest.raises(StageFailed, match=r"the interpreter cannot run this package: operator warp \(1 times\)"):
+    with pytest.raises(NotMeasured, match=CANNOT[operator]):
         coreml_interpreter.open(path, Signature(methods=methods))
+
+
+def test_a_use_that_it_cannot_evaluate_is_not_measured(tmp_path: Path) -> None:
+    ops = [operation("cast", {"y": ("float32", (2,))}, x="%x", dtype="fp7")]
+    save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
+    methods = {"forward": MethodSignature(inputs=(spec("x", 2),), outputs=(spec("y", 2),))}
+    session = coreml_interpreter.open(tmp_path / "m.mlpackage", Signature(methods=methods))
+    with pytest.raises(NotMeasured, match=r"cast y: .*fp7"):
+        session.call("forward", {"x": np.ones(2, np.float32)})
+
+
+def test_the_host_tells_what_cannot_be_measured(tmp_path: Path) -> None:
+    ops = [operation("warp", {"y": ("float32", (2,))}, x="%x")]
+    path = save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
+    signature = Signature(methods={"forward": MethodSignature(inputs=(spec("x", 2),), outputs=(spec("y", 2),))})
+    given = {"x": np.ones(2, np.float32)}
+    (tmp_path / "reference").mkdir()
+    samples = SampleSet(samples=(Sample(calls=(Call(inputs=given),), source="s"),))
+    write(
+        tmp_path / "reference",
+        samples,
+        [(ReferenceCall(method="forward", inputs=given, outputs={"y": given["x"]}),)],
+        {},
+    )
+    with runclient.opened("coreml-interpreter", path, signatures.to_json(signature), tmp_path / "reference") as client:
+        assert client.opened == {"not_measured": "operator warp (1 times) cannot be interpreted"}
 
 
 def test_apples_own_runtime_goes_first() -> None:

@@ -138,6 +138,12 @@ class MilModel:
         values = (output.type for operation in self._function.block.walk() for output in operation.outputs)
         return any(getattr(declared, "dtype", "") == dtype for declared in values)
 
+    def random_operators(self) -> set[str]:
+        """Operators of the function whose results are drawn: on a device they are others."""
+        from edgebake_targets.mil.ops.randomness import RANDOM
+
+        return {operation.operator for operation in self._function.block.walk()} & RANDOM
+
     def _evaluator(self, mode: Mode) -> Evaluator:
         if mode not in self._evaluators:
             self._evaluators[mode] = Evaluator.of(self._function, mode)

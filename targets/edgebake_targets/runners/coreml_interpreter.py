@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged, StageFailed
-from edgebake.target import Missing
+from edgebake.errors import ArtifactDamaged
+from edgebake.target import Missing, NotMeasured
 from edgebake.types import MethodSignature, RunnerKind, Signature
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def warm_up() -> None:
 
 
 def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name
-    """Read the package at ``entry``, or one per method beside it. StageFailed names operators that it lacks."""
+    """Read the package at ``entry``, or one per method beside it. NotMeasured names operators that it lacks."""
     from edgebake_targets._coreml_package import packages_of
     from edgebake_targets.mil.call import Unsupported
     from edgebake_targets.mil.model import MilModel
@@ -63,7 +63,10 @@ def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001
     try:
         models = {method: MilModel(path) for method, path in packages_of(entry, signature.methods).items()}
     except Unsupported as error:
-        raise StageFailed(f"the interpreter cannot run this package: {error}", where=str(entry)) from error
+        raise NotMeasured(str(error)) from error
+    random = sorted({name for model in models.values() for name in model.random_operators()})
+    if random:
+        raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
     return InterpreterSession(models, signature)
 
 
@@ -108,7 +111,7 @@ class InterpreterSession:
         try:
             values = self._models[method].predict(_lowered(specs, inputs), mode=mode, watch=watch)
         except Unsupported as error:
-            raise StageFailed(f"the interpreter cannot run this package: {error}", where=method) from error
+            raise NotMeasured(str(error)) from error
         shaped = {s.name: values[s.name].reshape(()) if not s.shape else values[s.name] for s in specs.outputs}
         return {s.name: shaped[s.name].astype(s.dtype) for s in specs.outputs}
 
