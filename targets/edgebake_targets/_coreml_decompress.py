@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_BLOCK = 2**20  # values looked up at once: numpy takes 8 bytes for each index
+_BLOCK = 2**17  # values looked up at once: numpy takes 8 bytes for each index
 
 
 def affine(data: Array, scale: Array, zero_point: Array, axis: int) -> Array:

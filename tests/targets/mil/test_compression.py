@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgebake_targets import _coreml_decompress as decompress
+from edgebake_targets._coreml_package import Payload, array_of
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import run
 
@@ -281,3 +285,38 @@ INDICES = np.zeros((2, 3), np.uint8)
 def test_damaged_parameters_are_refused(operator: str, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises((Unsupported, ValueError), match=text):
         run(operator, **inputs)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 40])
+def test_streams_of_several_blocks(bits: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgebake_targets._coreml_package._BLOCK", 2)
+    values = numbers((count,), 0, 2**bits, np.uint8)
+    stream = Payload(dtype=f"uint{bits}", bits=bits, shape=(count,), data=memoryview(packed(values, bits)), key=None)
+    np.testing.assert_array_equal(array_of(stream), values, strict=True)
+
+
+def _peak(evaluate: Callable[[], NDArray[Any]]) -> float:
+    """Memory at the highest point, in sizes of the result."""
+    tracemalloc.start()
+    try:
+        result = evaluate()
+        return tracemalloc.get_traced_memory()[1] / result.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_little_more_than_that_of_the_result() -> None:
+    """Of large weights at most a fraction is held twice."""
+    size = 2**11
+    indices = numbers((size, size), 0, 16, np.uint8)
+    stream, scale = packed(indices[:8], 4).repeat(size // 8), scales((size, size // 32))
+    tables = {width: scales((1, 1, 16, width)) for width in (1, 4)}
+    peaks = {
+        "blockwise": _peak(lambda: decompress.blockwise(indices, scale, None)),
+        "affine": _peak(lambda: decompress.affine(indices, scale[:, 0], indices[:, 0], 0)),
+        "table": _peak(lambda: decompress.table(indices, tables[1], None)),
+        "vectors": _peak(lambda: decompress.table(indices[: size // 4], tables[4], 0)),
+        "packed": _peak(lambda: decompress.packed_table(stream, tables[1].reshape(16), (size, size))),
+    }
+    assert max(peaks.values()) < 1.4, peaks
