@@ -14,15 +14,18 @@ def _plain(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda call: function(call["x"], call["y"])
 
 
-def _quotient(rounding: str) -> Operator:
-    """Integers divide exactly: ``real_div`` of integers drops the fraction, as its integer result type says."""
+def _floor_div(call: Call) -> Tensor:
+    return torch.div(*_dividends(call), rounding_mode="floor")
 
-    def operator(call: Call) -> Tensor:
-        x, y = _dividends(call)
-        floats = x.is_floating_point() or y.is_floating_point()
-        return torch.div(x, y, rounding_mode=None if floats and rounding == "trunc" else rounding)
 
-    return operator
+def _real_div(call: Call) -> Tensor:
+    """Integers lose the fraction, as their integer result type says."""
+    x, y = _dividends(call)
+    if x.is_floating_point() or y.is_floating_point():
+        return torch.div(x, y)
+    # Not torch's own truncation: it ends the process where the smallest integer is divided by -1.
+    floor = torch.div(x, y, rounding_mode="floor")
+    return floor + ((torch.remainder(x, y) != 0) & ((x < 0) != (y < 0)))
 
 
 def _mod(call: Call) -> Tensor:
@@ -47,7 +50,7 @@ def _dividends(call: Call) -> tuple[Tensor, Tensor]:
 OPERATORS: Mapping[str, Operator] = {
     "add": _plain(torch.add),
     "equal": _plain(torch.eq),
-    "floor_div": _quotient("floor"),
+    "floor_div": _floor_div,
     "greater": _plain(torch.gt),
     "greater_equal": _plain(torch.ge),
     "less": _plain(torch.lt),
@@ -61,6 +64,6 @@ OPERATORS: Mapping[str, Operator] = {
     "mul": _plain(torch.mul),
     "not_equal": _plain(torch.ne),
     "pow": _pow,
-    "real_div": _quotient("trunc"),
+    "real_div": _real_div,
     "sub": _plain(torch.sub),
 }
