@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.special
 
 from edgebake_targets.mil.call import Mode, Unsupported
 from mil_ops import assert_close, run
 
+Array = npt.NDArray[Any]
+
 SHAPES = [(), (1,), (9,), (3, 4), (1, 5, 1), (2, 3, 2, 2), (1, 2, 1, 3, 2), (0, 2)]
 
 
-def _sigmoid(x):
+def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-CASES = {
+CASES: dict[str, Any] = {
     "clamped_relu": ({"alpha": 0.3, "beta": 1.5}, lambda x: np.minimum(1.5, np.where(x >= 0, x, 0.3 * x))),
     "elu": ({"alpha": 0.7}, lambda x: np.where(x > 0, x, 0.7 * (np.exp(x) - 1))),
     "gelu": ({}, lambda x: 0.5 * x * (1 + scipy.special.erf(x / np.sqrt(2)))),
@@ -40,31 +45,31 @@ CASES = {
 }
 
 
-def _random(shape, seed=0, scale=4.0):
+def _random(shape: tuple[int, ...], seed: int = 0, scale: float = 4.0) -> Array:
     return (np.random.default_rng([seed, *shape]).standard_normal(shape) * scale).astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", CASES)
-def test_activation(case, shape):
+def test_activation(case: str, shape: tuple[int, ...]) -> None:
     parameters, formula = CASES[case]
     x = _random(shape)
-    assert_close(run(case.split()[0], x=x, **parameters), formula(x.astype(np.float64)))
+    assert_close(run(case.split(maxsplit=1)[0], x=x, **parameters), formula(x.astype(np.float64)))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_zero_and_large_values(case):
+def test_zero_and_large_values(case: str) -> None:
     parameters, formula = CASES[case]
     x = np.array([0.0, -0.0, 80.0, -80.0], np.float32)
-    assert_close(run(case.split()[0], x=x, **parameters), formula(x.astype(np.float64)))
+    assert_close(run(case.split(maxsplit=1)[0], x=x, **parameters), formula(x.astype(np.float64)))
 
 
-def test_softplus_does_not_overflow():
+def test_softplus_does_not_overflow() -> None:
     assert run("softplus", x=[1000.0, -1000.0]).tolist() == [1000.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (2, 3, 5), (2, 4, 3, 2), (1, 2, 3, 1, 2), (3, 1, 2)])
-def test_parameters_per_channel(shape):
+def test_parameters_per_channel(shape: tuple[int, ...]) -> None:
     x = _random(shape)
     alpha, beta = _random((shape[1],), 1, 1.0), _random((shape[1],), 2, 1.0)
     channels = np.moveaxis(x.astype(np.float64), 1, -1)
@@ -77,7 +82,7 @@ def test_parameters_per_channel(shape):
 @pytest.mark.parametrize(
     ("shape", "axis"), [((5,), None), ((5,), 0), ((2, 3), -2), ((2, 3, 4), 1), ((1, 3, 1, 2), -1), ((2, 1, 3, 2, 2), 1)]
 )
-def test_softmax(shape, axis):
+def test_softmax(shape: tuple[int, ...], axis: int | None) -> None:
     x = _random(shape)
     expected = scipy.special.softmax(x.astype(np.float64), axis=-1 if axis is None else axis)
     assert_close(run("softmax", x=x, axis=axis), expected)
@@ -85,19 +90,19 @@ def test_softmax(shape, axis):
     assert_close(worst, expected, 2e-3 * 4)
 
 
-def test_softmax_of_many_equal_values_loses_its_sum_in_half():
+def test_softmax_of_many_equal_values_loses_its_sum_in_half() -> None:
     """In float16 a sum of ones stops at 2048: every share of 4096 is twice what it should be."""
     assert_close(run("softmax", x=np.zeros(4096)), np.full(4096, 1 / 4096), 1e-7)
     worst = run("softmax", x=np.zeros(4096), outputs=("float16",), rounding=Mode.FP16_WORST)
     assert worst.tolist() == [1 / 2048] * 4096
 
 
-def test_gelu_refuses_an_unknown_mode():
+def test_gelu_refuses_an_unknown_mode() -> None:
     with pytest.raises(Unsupported, match="gelu with the mode QUICK"):
         run("gelu", x=[1.0], mode="QUICK")
 
 
-def test_as_measured_on_macs():
+def test_as_measured_on_macs() -> None:
     """Values from coremltools' own tests of these operators."""
     x = np.array([[-1.0, 2.0, -3.0], [4.0, -5.0, 6.0]])
     assert run("clamped_relu", x=x, alpha=2.0, beta=1.0).tolist() == [[-2, 1, -6], [1, -10, 1]]

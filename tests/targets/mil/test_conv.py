@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edgebake_targets.mil.call import Mode, Unsupported
 from mil_ops import assert_close, run
 
+Array = npt.NDArray[Any]
+
 WORST = {"outputs": ("float16",), "rounding": Mode.FP16_WORST}
 
 
-def _random(shape, seed=0):
+def _random(shape: tuple[int, ...], seed: int = 0) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def _convolve(x, weight, bias, strides, dilations, groups, pads, sizes):
+def _convolve(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    strides: list[int],
+    dilations: list[int],
+    groups: int,
+    pads: Any,
+    sizes: list[int],
+) -> Array:
     """Every output element on its own; what lies outside is zero."""
     expected = np.zeros((x.shape[0], weight.shape[0], *sizes))
     inner, outer = weight.shape[1], weight.shape[0] // groups
@@ -29,7 +43,16 @@ def _convolve(x, weight, bias, strides, dilations, groups, pads, sizes):
     return expected
 
 
-def _scatter(x, weight, bias, strides, dilations, groups, begin, sizes):
+def _scatter(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    strides: list[int],
+    dilations: list[int],
+    groups: int,
+    begin: list[int],
+    sizes: list[int],
+) -> Array:
     """Every input element adds its kernel to the outputs it reaches."""
     expected = np.zeros((x.shape[0], weight.shape[1] * groups, *sizes))
     if bias is not None:
@@ -58,7 +81,16 @@ CUSTOM = [
 
 @pytest.mark.parametrize(("x_shape", "kernel", "outputs", "groups", "strides", "dilations", "pad"), CUSTOM)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_conv_with_custom_padding(x_shape, kernel, outputs, groups, strides, dilations, pad, with_bias):
+def test_conv_with_custom_padding(
+    x_shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    outputs: int,
+    groups: int,
+    strides: list[int],
+    dilations: list[int],
+    pad: list[int],
+    with_bias: bool,
+) -> None:
     x, weight = _random(x_shape), _random((outputs, x_shape[1] // groups, *kernel), 1)
     bias = _random((outputs,), 2) if with_bias else None
     pads = list(zip(pad[::2], pad[1::2], strict=True))
@@ -76,29 +108,31 @@ def test_conv_with_custom_padding(x_shape, kernel, outputs, groups, strides, dil
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "dilation"), [(7, 2, 1, 1), (7, 3, 2, 1), (8, 4, 3, 1), (5, 2, 3, 2), (4, 1, 2, 1)]
 )
-def test_same_padding_makes_outputs_of_size_over_stride(kind, size, kernel, stride, dilation):
+def test_same_padding_makes_outputs_of_size_over_stride(
+    kind: str, size: int, kernel: int, stride: int, dilation: int
+) -> None:
     x, weight = _random((1, 2, size, size)), _random((3, 2, kernel, kernel), 1)
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
     short, long = total // 2, total - total // 2
     pads = [(short, long) if kind == "same" else (long, short)] * 2
-    both = {"strides": [stride] * 2, "dilations": [dilation] * 2, "groups": 1}
+    both: dict[str, Any] = {"strides": [stride] * 2, "dilations": [dilation] * 2, "groups": 1}
     expected = _convolve(x, weight, None, **both, pads=pads, sizes=[outputs] * 2)
     assert_close(run("conv", x=x, weight=weight, pad_type=kind, **both), expected)
 
 
-def test_conv_with_everything_left_out_is_valid_and_ignores_pad():
+def test_conv_with_everything_left_out_is_valid_and_ignores_pad() -> None:
     x, weight = _random((1, 2, 5)), _random((3, 2, 2), 1)
     expected = _convolve(x, weight, None, [1], [1], 1, [(0, 0)], [4])
     assert_close(run("conv", x=x, weight=weight), expected)
     assert_close(run("conv", x=x, weight=weight, pad_type="valid", pad=[3, 3]), expected)
 
 
-def test_an_empty_batch_stays_empty():
+def test_an_empty_batch_stays_empty() -> None:
     assert run("conv", x=np.zeros((0, 2, 5, 5)), weight=np.ones((3, 2, 2, 2))).shape == (0, 3, 4, 4)
 
 
-def test_conv_refusals():
+def test_conv_refusals() -> None:
     x, weight = np.ones((1, 1, 4)), np.ones((1, 1, 2))
     with pytest.raises(Unsupported, match="conv with the pad_type same_lower in op set CoreML5"):
         run("conv", x=x, weight=weight, pad_type="same_lower", opset="CoreML5")
@@ -112,7 +146,16 @@ def test_conv_refusals():
 
 @pytest.mark.parametrize(("x_shape", "kernel", "outputs", "groups", "strides", "dilations", "pad"), CUSTOM)
 @pytest.mark.parametrize("kind", ["custom", "valid", "same"])
-def test_conv_transpose(x_shape, kernel, outputs, groups, strides, dilations, pad, kind):
+def test_conv_transpose(
+    x_shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    outputs: int,
+    groups: int,
+    strides: list[int],
+    dilations: list[int],
+    pad: list[int],
+    kind: str,
+) -> None:
     x, weight, bias = _random(x_shape), _random((x_shape[1], outputs // groups, *kernel), 1), _random((outputs,), 2)
     whole = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(x_shape[2:], strides, kernel, dilations, strict=True)]
     if kind == "same":
@@ -131,7 +174,7 @@ def test_conv_transpose(x_shape, kernel, outputs, groups, strides, dilations, pa
     ("kind", "pad", "sizes"),
     [("valid", [0, 0, 0, 0], [12, 9]), ("same", [0, 0, 0, 0], [9, 7]), ("custom", [1, 0, 0, 2], [9, 8])],
 )
-def test_a_declared_output_shape_decides(kind, pad, sizes):
+def test_a_declared_output_shape_decides(kind: str, pad: list[int], sizes: list[int]) -> None:
     """Longer than the scatter: the rest holds the bias alone. Shorter: it is cut behind."""
     x, weight, bias = _random((2, 3, 4, 3)), _random((3, 2, 3, 3), 1), _random((2,), 2)
     strides = [3, 3]
@@ -143,6 +186,6 @@ def test_a_declared_output_shape_decides(kind, pad, sizes):
     assert_close(run("conv_transpose", **inputs, pad_type=kind, pad=pad, **WORST), expected, 0.01)
 
 
-def test_conv_transpose_refuses_same_lower():
+def test_conv_transpose_refuses_same_lower() -> None:
     with pytest.raises(Unsupported, match="conv_transpose with the pad_type same_lower"):
         run("conv_transpose", x=np.ones((1, 1, 2)), weight=np.ones((1, 1, 2)), pad_type="same_lower")

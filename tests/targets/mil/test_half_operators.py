@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from mil_ops import run
 BIG = 200.0  # twice its square is more than float16 holds, once is not
 PAIR = {"kernel_sizes": [2], "pad_type": "valid"}
 STATE = {"initial_h": np.zeros((1, 1)), "weight_hh": np.zeros((1, 1)), "activation": "linear"}
-CASES = {
+CASES: dict[str, Any] = {
     "linear": {"x": np.full((1, 2), BIG), "weight": np.full((1, 2), BIG)},
     "matmul": {"x": np.full((1, 2), BIG), "y": np.full((2, 1), BIG)},
     "einsum": {
@@ -47,13 +49,13 @@ CASES = {
 }
 
 
-def _values(operator, **options):
+def _values(operator: str, **options: Any) -> torch.Tensor:
     result = run(operator, **CASES[operator], **options)
     return torch.cat([r.reshape(-1) for r in (result if isinstance(result, tuple) else (result,))])
 
 
 @pytest.mark.parametrize("operator", CASES)
-def test_only_half_sums_overflow(operator):
+def test_only_half_sums_overflow(operator: str) -> None:
     exact = _values(operator, outputs=("float16",) * 3, rounding=Mode.DECLARED)
     assert torch.isfinite(exact).all()
     assert exact.abs().max() > 0

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from edgebake_targets.mil.call import Unsupported
 from mil_ops import assert_close, run
 
+Array = npt.NDArray[Any]
+
 SQUARE = np.arange(1.0, 17.0).reshape(1, 1, 4, 4)
 TWO = np.array([11.0, 22.0, 33.0, 44.0]).reshape(1, 1, 2, 2)
 
 
-def _random(shape, low=None, high=None):
+def _random(shape: tuple[int, ...], low: float | None = None, high: float | None = None) -> Array:
     random = np.random.default_rng(list(shape))
-    values = random.standard_normal(shape) if low is None else random.uniform(low, high, shape)
+    values = random.standard_normal(shape) if low is None or high is None else random.uniform(low, high, shape)
     return values.astype(np.float32)
 
 
@@ -33,7 +37,9 @@ def _random(shape, low=None, high=None):
 )
 @pytest.mark.parametrize("opset", ["CoreML5", "CoreML6", "CoreML8"])
 @pytest.mark.parametrize("indexed", [True, False])
-def test_crop_resize_as_measured(box, size, normalized, expected, opset, indexed):
+def test_crop_resize_as_measured(
+    box: list[float], size: int, normalized: bool, expected: Any, opset: str, indexed: bool
+) -> None:
     inputs = {"x": SQUARE, "target_height": size, "target_width": size, "sampling_mode": "ALIGN_CORNERS"}
     if opset == "CoreML8":
         inputs |= {"boxes": [box], "box_indices": [0] if indexed else None}
@@ -45,7 +51,7 @@ def test_crop_resize_as_measured(box, size, normalized, expected, opset, indexed
 
 @pytest.mark.parametrize("pad_value", [None, 0.0, 1.0, 10.0])
 @pytest.mark.parametrize("opset", ["CoreML6", "CoreML7"])
-def test_crop_resize_beyond_the_image_as_measured(pad_value, opset):
+def test_crop_resize_beyond_the_image_as_measured(pad_value: float | None, opset: str) -> None:
     boxes = np.array([[0.1, 0.3, 1.3, 1.0], [0.5, 1.8, 1.0, 0.3], [0.0, 0.4, 0.6, 0.7]])
     inputs = {"x": SQUARE, "target_height": 2, "target_width": 2, "sampling_mode": "ALIGN_CORNERS"}
     if opset == "CoreML7":
@@ -58,7 +64,7 @@ def test_crop_resize_beyond_the_image_as_measured(pad_value, opset):
     assert_close(result, expected.reshape((3, 1, 2, 2) if opset == "CoreML7" else (3, 1, 1, 2, 2)))
 
 
-def _bilinear(image, row, column):
+def _bilinear(image: Array, row: float, column: float) -> Array:
     """One value between four elements of (channels, height, width)."""
     top, left = math.floor(row), math.floor(column)
     bottom, right = min(top + 1, image.shape[1] - 1), min(left + 1, image.shape[2] - 1)
@@ -67,7 +73,7 @@ def _bilinear(image, row, column):
     return upper * (1 - row + top) + lower * (row - top)
 
 
-def _spaced(start, end, outputs, mode):
+def _spaced(start: Any, end: Any, outputs: int, mode: str) -> list[float]:
     size = end - start + 1
     spacing, first = {
         "ALIGN_CORNERS": ((size - 1) / max(outputs - 1, 1), (size - 1) / 2 if outputs == 1 else 0),
@@ -84,7 +90,7 @@ def _spaced(start, end, outputs, mode):
 )
 @pytest.mark.parametrize("order", ["CORNERS_HEIGHT", "CORNERS_WIDTH", "CENTER_SIZE_HEIGHT", "CENTER_SIZE_WIDTH"])
 @pytest.mark.parametrize("target", [(1, 1), (3, 2), (2, 6)])
-def test_crop_resize_of_boxes_inside(mode, order, target):
+def test_crop_resize_of_boxes_inside(mode: str, order: Any, target: tuple[int, int]) -> None:
     """Five random boxes in images of two channels, given in elements after a spatial scale of a half."""
     x = _random((3, 2, 6, 9))
     random = np.random.default_rng(7)
@@ -107,7 +113,7 @@ def test_crop_resize_of_boxes_inside(mode, order, target):
     assert_close(result, expected, 1e-4)
 
 
-def test_crop_resize_shapes():
+def test_crop_resize_shapes() -> None:
     """Before iOS 17 a region without an index is cut out of every image; later the first box is of the first image."""
     x = _random((2, 3, 5, 5))
     roi = np.array([[0.0, 0, 4, 4], [1, 1, 2, 2]]).reshape(2, 1, 4, 1, 1)
@@ -120,7 +126,7 @@ def test_crop_resize_shapes():
     assert run("crop_resize", x=x, boxes=[[0.0, 0, 4, 4]]).shape == (1, 3, 1, 1)
 
 
-def test_crop_resize_refusals():
+def test_crop_resize_refusals() -> None:
     with pytest.raises(Unsupported, match="before iOS 16 its values are not defined"):
         roi = np.array([0.0, 0, 4, 4]).reshape(1, 1, 4, 1, 1)
         run("crop_resize", opset="CoreML5", x=SQUARE, roi=roi, target_height=2, sampling_mode="ALIGN_CORNERS")
@@ -140,7 +146,7 @@ AFFINE |= {"coordinates_mode": "normalized_minus_one_to_one", "align_corners": T
     ("sizes", "expected"),
     [((3, 3), [10.7525, 2.5025, 0, 1.98, 0, 0, 0, 0, 0]), ((2, 5), [10.7525, 5.94, 2.5025, 0.44, 0, 0, 0, 0, 0, 0])],
 )
-def test_affine_as_measured(sizes, expected):
+def test_affine_as_measured(sizes: tuple[int, int], expected: list[float]) -> None:
     inputs = {"x": TWO, "transform_matrix": [[-1.0, -2.0, -3.7, -1.0, 3.5, 1.2]], **AFFINE}
     result = run("affine", **inputs, output_height=sizes[0], output_width=sizes[1])
     assert_close(result, np.reshape(expected, (1, 1, *sizes)))
@@ -156,7 +162,7 @@ def test_affine_as_measured(sizes, expected):
         ((1, 2, 8, 8), 1, (4, 4)),
     ],
 )
-def test_affine_is_torchs(shape, matrices, sizes):
+def test_affine_is_torchs(shape: tuple[int, ...], matrices: int, sizes: tuple[int, int]) -> None:
     x, matrix = torch.tensor(_random(shape)), torch.tensor(_random((matrices, 2, 3)))
     places = torch.nn.functional.affine_grid(matrix.expand(shape[0], 2, 3), [*shape[:2], *sizes], align_corners=True)
     expected = torch.nn.functional.grid_sample(x, places, align_corners=True).numpy()
@@ -168,7 +174,7 @@ def test_affine_is_torchs(shape, matrices, sizes):
     "changed",
     [{"align_corners": False}, {"padding_value": 1.0}, {"sampling_mode": "nearest"}, {"output_width": 1}],
 )
-def test_affine_refusals(changed):
+def test_affine_refusals(changed: dict[str, Any]) -> None:
     inputs = {"x": TWO, "transform_matrix": np.zeros((1, 6)), "output_height": 2, "output_width": 2, **AFFINE}
     with pytest.raises(Unsupported, match=r"affine (to 2 x|with a padding_value)"):
         run("affine", **(inputs | changed))
@@ -184,7 +190,16 @@ def test_affine_refusals(changed):
         ("nearest", "symmetric", -1.0, "normalized_zero_to_one", False, [22, 33, 11, 33], [11, 44] * 2),
     ],
 )
-def test_resample_as_measured(sampling, padding, value, mode, align, fractional, integral, whole):
+def test_resample_as_measured(
+    sampling: str,
+    padding: str,
+    value: float,
+    mode: str,
+    align: bool | None,
+    fractional: list[float],
+    integral: list[float],
+    whole: bool,
+) -> None:
     at = np.array([0, 0, 1, 1, 0, 0, 1, 1]) if whole else np.array([-1, -2, -3.7, -1, 0, 0, 3.5, 1.2])
     inputs = {"sampling_mode": sampling, "padding_mode": padding, "padding_value": value, "coordinates_mode": mode}
     result = run("resample", x=TWO, coordinates=at.reshape(1, 2, 2, 2), **inputs, align_corners=align)
@@ -195,7 +210,7 @@ def test_resample_as_measured(sampling, padding, value, mode, align, fractional,
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align", [True, False])
 @pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
-def test_resample_is_torchs(shape, padding, align, sampling):
+def test_resample_is_torchs(shape: tuple[int, ...], padding: str, align: bool | None, sampling: str) -> None:
     """Torch mirrors at the outer edge where corners are not aligned, which is ``symmetric`` here."""
     x, at = torch.tensor(_random(shape)), torch.tensor(_random((shape[0], 5, 3, 2), -3, 3))
     expected = torch.nn.functional.grid_sample(x, at, sampling, padding, align_corners=align).numpy()
@@ -207,12 +222,14 @@ def test_resample_is_torchs(shape, padding, align, sampling):
 
 @pytest.mark.parametrize("padding", ["constant", "border", "reflection", "symmetric"])
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_paddings_are_those_of_a_padded_row(padding, size):
+def test_paddings_are_those_of_a_padded_row(padding: str, size: int) -> None:
     """Unnormalized positions far outside, read from a row that numpy padded."""
     row = _random((size,))
     margin = 2 * size - 2
-    numpy_mode = {"constant": "constant", "border": "edge", "reflection": "reflect", "symmetric": "symmetric"}[padding]
-    options = {"constant_values": 7.0} if padding == "constant" else {}
+    numpy_mode: Any = {"constant": "constant", "border": "edge", "reflection": "reflect", "symmetric": "symmetric"}[
+        padding
+    ]
+    options: dict[str, Any] = {"constant_values": 7.0} if padding == "constant" else {}
     padded = np.pad(row.astype(np.float64), margin, mode=numpy_mode, **options)
     at = np.linspace(-margin, size - 1 + margin, 37)
     expected = np.interp(at, np.arange(-margin, size + margin), padded)
@@ -222,7 +239,7 @@ def test_paddings_are_those_of_a_padded_row(padding, size):
     assert_close(run("resample", **inputs, align_corners=True), expected.reshape(1, 1, 1, -1), 1e-4)
 
 
-def test_resample_refusals():
+def test_resample_refusals() -> None:
     inputs = {"x": TWO, "coordinates": np.zeros((1, 1, 1, 2)), "padding_value": 0.0, "align_corners": True}
     with pytest.raises(Unsupported, match="padding_mode wrap"):
         run("resample", **inputs, sampling_mode="nearest", padding_mode="wrap", coordinates_mode="unnormalized")

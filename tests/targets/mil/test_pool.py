@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from edgebake_targets.mil.call import Mode, Unsupported
 from mil_ops import assert_close, run
+
+Array = npt.NDArray[Any]
 
 WORST = {"outputs": ("float16",), "rounding": Mode.FP16_WORST}
 
@@ -23,11 +29,18 @@ CASES = [
 ]
 
 
-def _random(shape):
+def _random(shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(list(shape)).standard_normal(shape).astype(np.float32)
 
 
-def _pool(x, kernel, strides, pads, sizes, function):
+def _pool(
+    x: Array,
+    kernel: list[int],
+    strides: list[int],
+    pads: Any,
+    sizes: list[int],
+    function: Callable[[Array, int], float],
+) -> Array:
     """``function`` of the elements inside a window and of how many places it has within the padded input."""
     result = np.zeros((*x.shape[:2], *sizes))
     for at in np.ndindex(result.shape):
@@ -48,7 +61,9 @@ FUNCTIONS = {
 }
 
 
-def _check(name, x, kernel, steps, pads, sizes, **inputs):
+def _check(
+    name: str, x: Array, kernel: list[int], steps: list[int], pads: Any, sizes: list[int], **inputs: Any
+) -> None:
     operator, parameters, function = FUNCTIONS[name]
     expected = _pool(x, kernel, steps, pads, sizes, function)
     inputs |= {"x": x, "kernel_sizes": kernel, **parameters}
@@ -60,7 +75,9 @@ def _check(name, x, kernel, steps, pads, sizes, **inputs):
     ("name", "shape", "kernel", "strides", "pad"),
     [(name, *case) for case in CASES for name in FUNCTIONS if name != "l2" or len(case[1]) < 3],
 )
-def test_custom_padding(name, shape, kernel, strides, pad):
+def test_custom_padding(
+    name: str, shape: tuple[int, ...], kernel: list[int], strides: list[int], pad: list[int]
+) -> None:
     pads = list(zip(pad[::2], pad[1::2], strict=True))
     sizes = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(shape[2:], pads, kernel, strides, strict=True)]
     _check(name, _random(shape), kernel, strides, pads, sizes, strides=strides, pad_type="custom", pad=pad)
@@ -69,7 +86,7 @@ def test_custom_padding(name, shape, kernel, strides, pad):
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["same", "same_lower"])
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(7, 2, 1), (7, 3, 2), (8, 4, 3), (5, 5, 2), (4, 1, 2)])
-def test_same_padding(name, kind, size, kernel, stride):
+def test_same_padding(name: str, kind: str, size: int, kernel: int, stride: int) -> None:
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     pair = (total // 2, total - total // 2)
     pads = [pair if kind == "same" else pair[::-1]] * 2
@@ -78,7 +95,7 @@ def test_same_padding(name, kind, size, kernel, stride):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_strides_left_out_are_one(name):
+def test_strides_left_out_are_one(name: str) -> None:
     _check(name, _random((1, 2, 5)), [2], [1], [(0, 0)], [4], pad_type="valid", pad=[1, 1])
 
 
@@ -94,7 +111,9 @@ def test_strides_left_out_are_one(name):
     ],
 )
 @pytest.mark.parametrize("exclude", [False, True])
-def test_sizes_rounded_up_are_those_of_torch(operator, shape, kernel, stride, pad, exclude):
+def test_sizes_rounded_up_are_those_of_torch(
+    operator: str, shape: tuple[int, ...], kernel: int, stride: int, pad: int, exclude: bool
+) -> None:
     rank = len(shape) - 2
     x = _random(shape)
     options = {} if operator == "max_pool" else {"count_include_pad": not exclude}
@@ -124,14 +143,16 @@ PLANES = np.array([[[-10.0, -6.0], [-7.0, 9.0]], [[-3.0, 0.0], [11.0, 7.0]]])[No
         ("l2", PLANES, [1, 2], [2, 1], "valid", [11.661904, 3.0]),
     ],
 )
-def test_as_measured_on_macs(name, x, kernel, stride, kind, expected):
+def test_as_measured_on_macs(
+    name: str, x: Array, kernel: list[int], stride: list[int] | None, kind: str, expected: list[float]
+) -> None:
     """Values from coremltools' own tests of these operators."""
     operator, parameters, _ = FUNCTIONS[name]
     result = run(operator, x=x, kernel_sizes=kernel, strides=stride, pad_type=kind, **parameters)
     assert_close(result.reshape(-1), expected)
 
 
-def test_refusals():
+def test_refusals() -> None:
     plane = {"x": np.ones((1, 1, 5, 5)), "kernel_sizes": [2, 2]}
     with pytest.raises(Unsupported, match="max_pool with ceil_mode and three dimensions, pad_type same or uneven"):
         run("max_pool", **plane, pad_type="same", ceil_mode=True)
@@ -149,7 +170,7 @@ def test_refusals():
         run("avg_pool", **plane, pad_type="same_lower", opset="CoreML5")
 
 
-def test_squares_overflow_in_half():
+def test_squares_overflow_in_half() -> None:
     x = {"x": np.full((1, 1, 2), 300.0), "kernel_sizes": [2], "pad_type": "valid"}
     assert_close(run("l2_pool", **x), [[[300 * np.sqrt(2)]]])
     assert run("l2_pool", **x, **WORST).item() == np.inf

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from edgebake_targets.mil.call import Mode, Unsupported
 from mil_ops import assert_close, run
 
+Array = npt.NDArray[Any]
+
 SIZES = [(1, 1, 1, 1), (3, 1, 2, 4), (1, 2, 3, 2), (5, 3, 1, 3), (8, 2, 6, 5)]  # steps, batch, inputs, hidden
 
 
-def _random(*shape, seed=0):
+def _random(*shape: int, seed: int = 0) -> Array:
     values = np.random.default_rng([seed, *shape]).standard_normal(shape) * 0.5
     return values.astype(np.float16).astype(np.float32)
 
 
-def _sigmoid(x):
+def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Any] = {
     "tanh": np.tanh,
     "scaled_tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
@@ -31,7 +36,7 @@ FUNCTIONS = {
 }
 
 
-def _check(operator, expected, outputs, **inputs):
+def _check(operator: str, expected: tuple[Array, ...], outputs: Array, **inputs: Any) -> None:
     for whole in (True, False):
         sequence = outputs if whole else outputs[-1:]
         for result, wanted in zip(run(operator, **inputs, output_sequence=whole), (sequence, *expected), strict=True):
@@ -40,7 +45,7 @@ def _check(operator, expected, outputs, **inputs):
     assert_close(worst[0], outputs, 0.02)
 
 
-def _ordered(layer, name, order):
+def _ordered(layer: Any, name: str, order: Any) -> torch.Tensor:
     """A parameter of torch's layer with its gates in another order, detached."""
     parts = getattr(layer, name).detach().chunk(len(order))
     return torch.cat([parts[i] for i in order])
@@ -49,10 +54,10 @@ def _ordered(layer, name, order):
 @pytest.mark.parametrize(("steps", "batch", "width", "hidden"), SIZES)
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_rnn_is_torchs(steps, batch, width, hidden, direction, bias):
+def test_rnn_is_torchs(steps: int, batch: int, width: int, hidden: int, direction: str, bias: bool) -> None:
     """Read backwards, outputs stay in the order of reading."""
     torch.manual_seed(steps)
-    layer = torch.nn.RNN(width, hidden, bias=bias)
+    layer: Any = torch.nn.RNN(width, hidden, bias=bias)
     x, h = torch.tensor(_random(steps, batch, width)), torch.tensor(_random(batch, hidden, seed=1))
     with torch.no_grad():
         outputs, last = layer(x.flip(0) if direction == "reverse" else x, h[None])
@@ -63,7 +68,7 @@ def test_rnn_is_torchs(steps, batch, width, hidden, direction, bias):
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "sigmoid_hard"])
-def test_rnn_activations(name):
+def test_rnn_activations(name: str) -> None:
     x, h, weight_ih, weight_hh = (_random(*s, seed=i) for i, s in enumerate([(3, 2, 3), (2, 4), (4, 3), (4, 4)]))
     function, state, outputs = FUNCTIONS["hard_sigmoid" if name == "sigmoid_hard" else name], h.astype(np.float64), []
     for step in x:
@@ -75,7 +80,7 @@ def test_rnn_activations(name):
 
 @pytest.mark.parametrize(("steps", "batch", "width", "hidden"), SIZES)
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_gru_with_reset_after_is_torchs(steps, batch, width, hidden, direction):
+def test_gru_with_reset_after_is_torchs(steps: int, batch: int, width: int, hidden: int, direction: str) -> None:
     """Torch has its gates in the order reset, update, new."""
     torch.manual_seed(steps)
     layer = torch.nn.GRU(width, hidden)
@@ -83,7 +88,7 @@ def test_gru_with_reset_after_is_torchs(steps, batch, width, hidden, direction):
     with torch.no_grad():
         outputs, last = layer(x.flip(0) if direction == "reverse" else x, h[None])
     names = {"weight_ih": "weight_ih_l0", "weight_hh": "weight_hh_l0", "input_bias": "bias_ih_l0", "bias": "bias_hh_l0"}
-    inputs = {name: _ordered(layer, own, (0, 2, 1)) for name, own in names.items()}
+    inputs: dict[str, Any] = {name: _ordered(layer, own, (0, 2, 1)) for name, own in names.items()}
     inputs |= {"reset_after": True, "direction": direction}
     _check("gru", (last[0].numpy(),), outputs.numpy(), x=x, initial_h=h, **inputs)
 
@@ -91,7 +96,9 @@ def test_gru_with_reset_after_is_torchs(steps, batch, width, hidden, direction):
 @pytest.mark.parametrize(("steps", "batch", "width", "hidden"), SIZES)
 @pytest.mark.parametrize("given", [(), ("bias",), ("bias", "input_bias")])
 @pytest.mark.parametrize("functions", [("sigmoid", "tanh"), ("tanh", "sigmoid"), ("hard_sigmoid", "relu")])
-def test_gru_resets_the_state_before_the_product(steps, batch, width, hidden, given, functions):
+def test_gru_resets_the_state_before_the_product(
+    steps: int, batch: int, width: int, hidden: int, given: tuple[str, ...], functions: tuple[str, str]
+) -> None:
     x, h, weight_ih, weight_hh = (
         _random(*shape, seed=seed)
         for seed, shape in enumerate(
@@ -109,26 +116,25 @@ def test_gru_resets_the_state_before_the_product(steps, batch, width, hidden, gi
         new = outer(step @ w_o.T + (reset * state) @ u_o.T + b_o)
         state = (1 - update) * new + update * state
         outputs.append(state)
-    inputs = {"x": x, "initial_h": h, "weight_ih": weight_ih, "weight_hh": weight_hh, **biases}
+    inputs: dict[str, Any] = {"x": x, "initial_h": h, "weight_ih": weight_ih, "weight_hh": weight_hh, **biases}
     inputs |= {"recurrent_activation": functions[0], "activation": functions[1]}
     _check("gru", (state,), np.stack(outputs), **inputs)
 
 
-def _lstm_inputs(layer, suffix=""):
+def _lstm_inputs(layer: Any, suffix: str = "") -> dict[str, torch.Tensor]:
     """Torch has its gates in the order input, forget, cell, output."""
     order = (0, 1, 3, 2)
     inputs = {"weight_ih": _ordered(layer, f"weight_ih_l0{suffix}", order)}
     inputs["weight_hh"] = _ordered(layer, f"weight_hh_l0{suffix}", order)
     if layer.bias:
-        names = (f"bias_ih_l0{suffix}", f"bias_hh_l0{suffix}")
-        inputs["bias"] = sum(_ordered(layer, name, order) for name in names)
+        inputs["bias"] = _ordered(layer, f"bias_ih_l0{suffix}", order) + _ordered(layer, f"bias_hh_l0{suffix}", order)
     return inputs
 
 
 @pytest.mark.parametrize(("steps", "batch", "width", "hidden"), SIZES)
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_lstm_is_torchs(steps, batch, width, hidden, direction, bias):
+def test_lstm_is_torchs(steps: int, batch: int, width: int, hidden: int, direction: str, bias: bool) -> None:
     torch.manual_seed(steps)
     layer = torch.nn.LSTM(width, hidden, bias=bias)
     x, h, c = (torch.tensor(_random(*s)) for s in ((steps, batch, width), (batch, hidden), (batch, hidden)))
@@ -140,7 +146,7 @@ def test_lstm_is_torchs(steps, batch, width, hidden, direction, bias):
 
 @pytest.mark.parametrize(("steps", "batch", "width", "hidden"), SIZES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_lstm_both_ways_is_torchs(steps, batch, width, hidden, bias):
+def test_lstm_both_ways_is_torchs(steps: int, batch: int, width: int, hidden: int, bias: bool) -> None:
     """The way back is put into the order of the input; its last output is that of the first step."""
     torch.manual_seed(steps)
     layer = torch.nn.LSTM(width, hidden, bias=bias, bidirectional=True)
@@ -161,7 +167,7 @@ def test_lstm_both_ways_is_torchs(steps, batch, width, hidden, bias):
 @pytest.mark.parametrize("clip", [None, 50.0, 0.2, 0.01])
 @pytest.mark.parametrize("peephole", [True, False])
 @pytest.mark.parametrize("outer", ["relu", "scaled_tanh", "hard_sigmoid", "linear"])
-def test_lstm_peephole_clip_and_activations(clip, peephole, outer):
+def test_lstm_peephole_clip_and_activations(clip: float | None, peephole: bool, outer: str) -> None:
     """Input and forget gate see the old cell state, the output gate the new one, which is clipped before."""
     steps, batch, width, hidden = 6, 3, 4, 2
     x, weight_ih = _random(steps, batch, width), _random(4 * hidden, width, seed=1)
@@ -184,7 +190,7 @@ def test_lstm_peephole_clip_and_activations(clip, peephole, outer):
     _check("lstm", (h, c), np.stack(outputs), **inputs, peephole=p if peephole else None)
 
 
-def test_refusals():
+def test_refusals() -> None:
     common = {"x": np.ones((1, 1, 1)), "initial_h": np.ones((1, 1)), "weight_ih": np.ones((1, 1))}
     common["weight_hh"] = np.ones((1, 1))
     with pytest.raises(Unsupported, match="rnn with the activation softsign; known are hard_sigmoid, linear"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgebake_targets.mil.call import Call, Operator, Unsupported
+from edgebake_targets.mil.ops._shapes import bounded
 
 
 def grid(start: float, end: float, outputs: int, mode: str) -> Tensor:
@@ -45,8 +46,10 @@ def interpolate(x: Tensor, positions: Tensor, axis: int) -> Tensor:
     return torch.lerp(x.index_select(axis, low.long()), after, fraction)
 
 
-def _resized(x: Tensor, sizes: list[int], mode: str) -> Tensor:
+def _resized(call: Call, sizes: list[int], mode: str) -> Tensor:
     """Linear interpolation of the last dimensions, of images in torch's own modes by torch's kernel."""
+    x = call["x"]
+    bounded(call, [*x.shape[: x.ndim - len(sizes)], *sizes])
     own = {"STRICT_ALIGN_CORNERS": True, "UNALIGN_CORNERS": False}.get(mode)
     if own is not None and len(sizes) == 2 and x.numel() > 0 and min(sizes) > 0:
         planes = x.reshape(1, -1, *x.shape[-2:])
@@ -57,10 +60,14 @@ def _resized(x: Tensor, sizes: list[int], mode: str) -> Tensor:
     return x
 
 
-def _nearest(x: Tensor, outputs: int, axis: int, twice_offset: int) -> Tensor:
-    """Element floor((i + offset) * in / out), in whole numbers, so that no rounding decides."""
-    i = torch.arange(outputs)
-    return x.index_select(axis, (2 * i + twice_offset) * x.shape[axis] // (2 * outputs))
+def _nearest(call: Call, sizes: list[int], *, twice_offset: int) -> Tensor:
+    """Element floor((i + offset) * in / out) of the last dimensions, in whole numbers: no rounding decides."""
+    x = call["x"]
+    bounded(call, [*x.shape[: x.ndim - len(sizes)], *sizes])
+    for axis, outputs in zip(range(-len(sizes), 0), sizes, strict=True):
+        places = (2 * torch.arange(outputs) + twice_offset) * x.shape[axis] // (2 * outputs)
+        x = x.index_select(axis, places)
+    return x
 
 
 def _scaled(call: Call) -> list[int]:
@@ -72,8 +79,7 @@ def _scaled(call: Call) -> list[int]:
 
 
 def _upsample_nearest_neighbor(call: Call) -> Tensor:
-    height, width = _scaled(call)
-    return _nearest(_nearest(call["x"], height, -2, 0), width, -1, 0)
+    return _nearest(call, _scaled(call), twice_offset=0)
 
 
 def _upsample_bilinear(call: Call) -> Tensor:
@@ -83,17 +89,17 @@ def _upsample_bilinear(call: Call) -> Tensor:
     if align and half_pixel:
         raise Unsupported("upsample_bilinear with align_corners and half_pixel_centers at once")
     mode = "STRICT_ALIGN_CORNERS" if align else "UNALIGN_CORNERS" if half_pixel else "DEFAULT"
-    return _resized(call["x"], _scaled(call), mode)
+    return _resized(call, _scaled(call), mode)
 
 
 def _resize_nearest_neighbor(call: Call) -> Tensor:
-    x = _nearest(call["x"], call.integer("target_size_height"), -2, 1)
-    return _nearest(x, call.integer("target_size_width"), -1, 1)
+    sizes = [call.integer("target_size_height"), call.integer("target_size_width")]
+    return _nearest(call, sizes, twice_offset=1)
 
 
 def _resize_bilinear(call: Call) -> Tensor:
     sizes = [call.integer("target_size_height", 1), call.integer("target_size_width", 1)]
-    return _resized(call["x"], sizes, call.text("sampling_mode", "DEFAULT"))
+    return _resized(call, sizes, call.text("sampling_mode", "DEFAULT"))
 
 
 def _resize(call: Call) -> Tensor:
@@ -110,11 +116,7 @@ def _resize(call: Call) -> Tensor:
     if not 0 <= dims <= min(len(asked), x.ndim):
         raise Unsupported(f"resize of the last {dims} dimensions of {x.ndim}, with {len(asked)} sizes")
     sizes = [asked[axis] or x.shape[axis] for axis in range(-dims, 0)]
-    if kind == "LINEAR":
-        return _resized(x, sizes, mode)
-    for axis, outputs in zip(range(-dims, 0), sizes, strict=True):
-        x = _nearest(x, outputs, axis, 1)
-    return x
+    return _resized(call, sizes, mode) if kind == "LINEAR" else _nearest(call, sizes, twice_offset=1)
 
 
 def _crop(call: Call) -> Tensor:

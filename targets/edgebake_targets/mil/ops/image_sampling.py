@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgebake_targets.mil.call import Call, Operator, Unsupported
+from edgebake_targets.mil.ops._shapes import bounded
 from edgebake_targets.mil.ops.image_resizing import grid, interpolate
 
 _Corners = tuple[float, float, float, float]  # top, left, bottom, right
@@ -43,6 +44,7 @@ def _stacked(regions: list[Tensor], call: Call) -> Tensor:
 def _region(call: Call, image: Tensor, box: Tensor) -> Tensor:
     """One box of ``(..., height, width)``; samples outside the image are ``pad_value``."""
     mode = call.text("sampling_mode", "DEFAULT")
+    bounded(call, [*image.shape[:-2], call.integer("target_height", 1), call.integer("target_width", 1)])
     top, left, bottom, right = _corners(call, box, image.shape[-2], image.shape[-1])
     rows = grid(top, bottom, call.integer("target_height", 1), mode)
     columns = grid(left, right, call.integer("target_width", 1), mode)
@@ -74,6 +76,7 @@ def _corners(call: Call, box: Tensor, height: int, width: int) -> _Corners:
 def _affine(call: Call) -> Tensor:
     x, matrix = call["x"], call["transform_matrix"].reshape(-1, 2, 3)
     height, width = call.integer("output_height"), call.integer("output_width")
+    bounded(call, [*x.shape[:2], height, width])
     chosen = (call.text("sampling_mode"), call.text("padding_mode"), call.text("coordinates_mode"))
     plain = ("bilinear", "constant", "normalized_minus_one_to_one")
     if tuple(text.lower() for text in chosen) != plain or not call.flag("align_corners") or min(height, width) < 2:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from edgebake_targets.mil.call import Call, Operator, Unsupported
 from edgebake_targets.mil.half import half_sum, to_half
+from edgebake_targets.mil.ops._shapes import positions
 
 
 def _batch_norm(call: Call) -> Tensor:
@@ -31,7 +32,7 @@ def _instance_norm(call: Call) -> Tensor:
 
 def _layer_norm(call: Call) -> Tensor:
     x = call["x"]
-    axes = sorted(axis % x.ndim for axis in call.integers("axes", range(x.ndim)))
+    axes = positions(call, call.integers("axes", range(x.ndim)), x.ndim)
     shape = [x.shape[axis] for axis in axes]
     if not call.half_sums and axes == list(range(x.ndim - len(axes), x.ndim)):
         gamma, beta = (None if v is None else v.reshape(shape) for v in (call.get("gamma"), call.get("beta")))
