@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = 1
+CHECKS_FILE = "weights.check.json"  # beside the packages
 _BUCKETS = 64
 _TOLERANCE = 1e-3  # of the distance; what is stored is rounded to 7 digits
 _FORMATS = {"w8": "int8", "palette4": "palette4", "palette6": "palette6", "palette8": "palette8"}

@@ -55,8 +55,6 @@ SOURCES = (
     "edgebake_targets._coreml_weights",
 )
 
-CHECKS_FILE = "weights.check.json"
-
 
 def missing() -> Missing | None:
     """None when coremltools is installed; it converts on Linux and macOS."""
@@ -96,10 +94,10 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
             fix=f"keep it: keep: {{{lost[0]}: fp16}}",
         )
-    _coreml_checks.write_checks(request.folder / CHECKS_FILE, checks)
+    _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
     packages = tuple(checks["packages"])
     return Lowered(
-        files=(*packages, CHECKS_FILE),
+        files=(*packages, _coreml_checks.CHECKS_FILE),
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
@@ -137,7 +135,7 @@ def read_checks(folder: Path) -> Mapping[str, Any]:
     """What ``lower`` recorded in the artifact ``folder``: of the float weights, for ``structure``, and of modules."""
     from edgebake_targets import _coreml_checks
 
-    return _coreml_checks.read_checks(folder / CHECKS_FILE)
+    return _coreml_checks.read_checks(folder / _coreml_checks.CHECKS_FILE)
 
 
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:

@@ -124,10 +124,10 @@ def _lowered(specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict
 
 def modules_of(package: Path) -> Mapping[str, str]:
     """The value that each module hands on, from the record beside the package; empty where there is none."""
-    from edgebake_targets import coreml
+    from edgebake_targets import _coreml_checks
 
     try:
-        checks = coreml.read_checks(package.parent)
+        checks = _coreml_checks.read_checks(package.parent / _coreml_checks.CHECKS_FILE)
     except ArtifactDamaged:
         return {}
     found: Mapping[str, str] = checks.get("modules", {}).get(package.name, {})
