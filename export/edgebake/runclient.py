@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
+from edgebake.errors import BY_NAME, Problem, StageFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,11 @@ class Client:
     scratch: Path
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """One request, one answer."""
-        return _exchange(self.process, self.log, request)
+        """One request, one answer. StageFailed when the runner cannot do what it could with other inputs."""
+        answer = _exchange(self.process, self.log, request)
+        if "not_measured" in answer:
+            raise StageFailed(f"the artifact ran on other inputs, and not on these: {answer['not_measured']}")
+        return answer
 
     def outputs(self, *, free: bool = False) -> Mapping[str, NDArray[Any]]:
         """All outputs by ``<sample>.<call>.<name>``, read lazily."""
@@ -87,6 +90,8 @@ def _exchange(process: subprocess.Popen[str], log: IO[str], request: Mapping[str
             fix=f"its last words:\n{said}" if said else "it left no message",
         )
     answer: dict[str, Any] = json.loads(line)
+    if "failed" in answer:
+        raise BY_NAME[answer["failed"]]([Problem(**problem) for problem in answer["problems"]])
     return answer
 
 

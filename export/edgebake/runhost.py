@@ -21,6 +21,7 @@ import psutil
 from numpy.typing import NDArray
 
 from edgebake import signatures
+from edgebake.errors import EdgebakeError, problem_to_json
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
@@ -186,15 +187,17 @@ def main() -> None:
     host: Host | None = None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "open":
-            try:
+        try:
+            if request["do"] == "open":
                 host = open_host(request)
                 reply = _opened(host)
-            except NotMeasured as error:
-                reply = {"not_measured": str(error)}
-        else:
-            assert host is not None
-            reply = answer(host, request)
+            else:
+                assert host is not None
+                reply = answer(host, request)
+        except NotMeasured as error:
+            reply = {"not_measured": str(error)}
+        except EdgebakeError as error:  # the runner's own words; anything else ends the process, and says so
+            reply = {"failed": type(error).__name__, "problems": [problem_to_json(p) for p in error.problems]}
         channel.write(json.dumps(reply) + "\n")
         channel.flush()
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from coreml_cases import ask, everywhere, network, spec, traced_network, traced_of
 from edgebake import runclient, signatures
+from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.locate import float_values
 from edgebake.metrics import sqnr_db
 from edgebake.reference import write
@@ -19,7 +20,7 @@ from edgebake.target import NotMeasured, runners_of
 from edgebake.types import Call, Lowered, MethodSignature, ReferenceCall, Sample, SampleSet, Signature
 from edgebake_targets import coreml
 from edgebake_targets.runners import coreml_interpreter
-from mil_packages import function, model, operation, save
+from mil_packages import block, function, model, operation, save
 
 IDS = np.arange(12, dtype=np.int64)[None] % 50
 
@@ -131,21 +132,57 @@ def test_a_use_that_it_cannot_evaluate_is_not_measured(tmp_path: Path) -> None:
         session.call("forward", {"x": np.ones(2, np.float32)})
 
 
-def test_the_host_tells_what_cannot_be_measured(tmp_path: Path) -> None:
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    given = {"x": np.ones(2, np.float32)}
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    samples = SampleSet(samples=(Sample(calls=(Call(inputs=given),), source="s"),))
+    write(folder, samples, [(ReferenceCall(method="forward", inputs=given, outputs={"y": given["x"]}),)], {})
+    return folder
+
+
+PROMISED = Signature(methods={"forward": MethodSignature(inputs=(spec("x", 2),), outputs=(spec("y", 2),))})
+
+
+def test_the_host_tells_what_cannot_be_measured(tmp_path: Path, recorded: Path) -> None:
     ops = [operation("warp", {"y": ("float32", (2,))}, x="%x")]
     path = save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
-    signature = Signature(methods={"forward": MethodSignature(inputs=(spec("x", 2),), outputs=(spec("y", 2),))})
-    given = {"x": np.ones(2, np.float32)}
-    (tmp_path / "reference").mkdir()
-    samples = SampleSet(samples=(Sample(calls=(Call(inputs=given),), source="s"),))
-    write(
-        tmp_path / "reference",
-        samples,
-        [(ReferenceCall(method="forward", inputs=given, outputs={"y": given["x"]}),)],
-        {},
-    )
-    with runclient.opened("coreml-interpreter", path, signatures.to_json(signature), tmp_path / "reference") as client:
+    with runclient.opened("coreml-interpreter", path, signatures.to_json(PROMISED), recorded) as client:
         assert client.opened == {"not_measured": "operator warp (1 times) cannot be interpreted"}
+
+
+def test_a_later_call_that_cannot_be_evaluated_is_a_failure_in_words(tmp_path: Path, recorded: Path) -> None:
+    """The choice is made by the values: the largest sample took the other branch."""
+    yes = block([operation("cast", {"a": ("float32", (2,))}, x="%x", dtype="fp7")], ["a"])
+    ops = [
+        operation("reduce_sum", {"sum": ("float32", ())}, x="%x", axes=[0], keep_dims=False),
+        operation("less", {"few": ("bool", ())}, x="%sum", y=0.0),
+        operation("cond", {"y": ("float32", (2,))}, [yes, block([], ["x"])], pred="%few"),
+    ]
+    path = save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
+    given = {"x": np.full(2, -1, np.float32)}
+    folder = tmp_path / "two"
+    folder.mkdir()
+    inputs = [*[{"x": np.ones(2, np.float32)}] * 3, given]
+    samples = SampleSet(samples=tuple(Sample(calls=(Call(inputs=i),), source="s") for i in inputs))
+    write(folder, samples, [(ReferenceCall(method="forward", inputs=i, outputs={"y": i["x"]}),) for i in inputs], {})
+    with (
+        runclient.opened("coreml-interpreter", path, signatures.to_json(PROMISED), folder) as client,
+        pytest.raises(StageFailed, match=r"ran on other inputs, and not on these: .*cast a: .*fp7"),
+    ):
+        client.outputs()
+
+
+def test_the_host_tells_what_is_damaged_in_the_runners_words(tmp_path: Path, recorded: Path) -> None:
+    ops = [operation("relu", {"y": ("float32", (2,))}, x="%nobody")]
+    path = save(tmp_path / "m.mlpackage", model(function({"x": ("float32", (2,))}, ops, ["y"])))
+    with (
+        pytest.raises(ArtifactDamaged, match="relu y: x reads 'nobody', which nothing before it defines") as caught,
+        runclient.opened("coreml-interpreter", path, signatures.to_json(PROMISED), recorded),
+    ):
+        pass
+    assert "Traceback" not in str(caught.value)
 
 
 def test_apples_own_runtime_goes_first() -> None:
