@@ -33,7 +33,10 @@ _SOURCES = {
     "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
-    "validate": ("metrics.py", "agreement.py", "bootstrap.py", "validate.py", "run*.py", "size.py", "reference.py"),
+    "validate": (
+        *("metrics.py", "agreement.py", "bootstrap.py", "validate.py", "run*.py", "size.py", "reference.py"),
+        "modes.py",
+    ),
     "locate": ("locate.py", "metrics.py"),
 }
 
@@ -218,10 +221,10 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         lower=keys["lower"],
         reference=keys["reference"],
         runners={name: r.missing() is None for name, _, r in runners},
-        sources=sources([m for _, m, _ in runners], file_digest),
+        sources=sources([s for _, m, r in runners for s in (m, *getattr(r, "SOURCES", ()))], file_digest),
         versions=versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
         agreement=unit.spec.limits.agreement.model_dump(exclude={"min"}) if unit.spec.limits.agreement else None,
         task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,
     )
-    add("locate", lower=keys["lower"], reference=keys["reference"])
+    add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

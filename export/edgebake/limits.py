@@ -180,7 +180,8 @@ def _memory(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
         peak, blocked = memory.get("run_peak_bytes"), _no_runner(measurements)
         value = None if peak is None else (peak - (memory.get("run_base_bytes") or 0)) / MIB
         if blocked or value is None:
-            yield unmeasured("memory.peak_mib", bound, blocked or _absent(measurements, "peak memory"), value=value)
+            reason = blocked or str(memory.get("reason") or _absent(measurements, "peak memory"))
+            yield unmeasured("memory.peak_mib", bound, reason, value=value)
         else:
             yield decide("memory.peak_mib", value, bound)
     if (bound := limits.memory.planned_mib) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgebake.metrics import CAP_DB, sqnr_db, to_json
-from edgebake.types import Loaded, ReferenceCall, Traced, canonical_module_name
+from edgebake.types import Loaded, ReferenceCall, Traced, canonical_module_name, module_of_stack_entry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,7 @@ def float_values(module: torch.nn.Module, args: Sequence[torch.Tensor]) -> dict[
         def record(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             tensor = _first_tensor(output)
             if tensor is not None and tensor.is_floating_point():
+                values.pop(name, None)  # a module that runs more than once stands where it ran last
                 values[name] = tensor.detach().float().numpy()
 
         return record
@@ -55,12 +56,6 @@ def float_values(module: torch.nn.Module, args: Sequence[torch.Tensor]) -> dict[
     return values
 
 
-def _path_of(entry: Any) -> str:
-    """Canonical module name of an ``nn_module_stack`` entry."""
-    path = entry[0] if isinstance(entry, tuple) else str(entry)
-    return canonical_module_name(path.removeprefix("L['self']").removeprefix("L__self___").strip("."))
-
-
 def program_values(
     program: torch.export.ExportedProgram, args: Sequence[torch.Tensor]
 ) -> dict[str, NDArray[np.float32]]:
@@ -72,7 +67,7 @@ def program_values(
     for node in graph_module.graph.nodes:
         if node.op == "call_function":
             for entry in (node.meta.get("nn_module_stack") or {}).values():
-                if path := _path_of(entry):
+                if path := module_of_stack_entry(entry):
                     last[path] = node.name
     wanted = set(last.values())
     seen: dict[str, torch.Tensor] = {}

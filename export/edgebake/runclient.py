@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgebake import weighing
-from edgebake.errors import StageFailed
+from edgebake.errors import BY_NAME, Problem, StageFailed
 from edgebake.target import RUNNERS
 
 if TYPE_CHECKING:
@@ -29,27 +29,42 @@ _TAIL = 12  # lines of the host's own words shown when it dies
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """One opened artifact: ``ask`` takes a request to wherever it runs."""
+    """One opened artifact: ``send`` takes a request to wherever it runs."""
 
-    ask: Callable[[Mapping[str, Any]], dict[str, Any]]
+    send: Callable[[Mapping[str, Any]], dict[str, Any]]
     opened: Mapping[str, Any]
     scratch: Path
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request, one answer. StageFailed when the runner cannot do what it could with other inputs."""
+        answer = self.send(request)
+        if "not_measured" in answer:
+            raise StageFailed(f"the artifact ran on other inputs, and not on these: {answer['not_measured']}")
+        return answer
 
     def outputs(self, *, free: bool = False) -> Mapping[str, NDArray[Any]]:
         """All outputs by ``<sample>.<call>.<name>``, read lazily."""
         out = self.scratch / ("free.npz" if free else "forced.npz")
-        self.ask({"do": "run", "out": str(out), "free": free})
+        self.ask(do="run", out=str(out), free=free)
         return _load(out)
 
     def time(self, sample: int, repetitions: int) -> list[float]:
         """Milliseconds of each call."""
-        return list(self.ask({"do": "time", "sample": sample, "repetitions": repetitions})["ms"])
+        return list(self.ask(do="time", sample=sample, repetitions=repetitions)["ms"])
 
     def intermediates(self, sample: int, modules: list[str]) -> Mapping[str, NDArray[np.float32]]:
         """Values inside the artifact by module name, where its runtime can give them."""
         out = self.scratch / "inside.npz"
-        self.ask({"do": "intermediates", "sample": sample, "modules": modules, "out": str(out)})
+        self.ask(do="intermediates", sample=sample, modules=modules, out=str(out))
         return _load(out)
+
+    def in_mode(
+        self, mode: str, samples: list[int]
+    ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Mapping[str, str]]]:
+        """Outputs by ``<sample>.<name>`` in one of the runner's modes; values not finite by sample: name, operator."""
+        out = self.scratch / f"{mode}.npz"
+        answer = self.ask(do="mode", mode=mode, samples=samples, out=str(out))
+        return _load(out), answer["strange"]
 
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
@@ -80,6 +95,8 @@ def _exchange(process: subprocess.Popen[str], log: IO[str], request: Mapping[str
             fix=f"its last words:\n{said}" if said else "it left no message",
         )
     answer: dict[str, Any] = json.loads(line)
+    if "failed" in answer:
+        raise BY_NAME[answer["failed"]]([Problem(**problem) for problem in answer["problems"]])
     return answer
 
 
@@ -100,16 +117,16 @@ def opened(
     }
     apart = not inside or getattr(RUNNERS.find(runner), "APART", False) or not weighing.forgets()
     with tempfile.TemporaryDirectory(prefix="edgebake-run-") as scratch, (_apart if apart else _inside)(request) as at:
-        ask, answer = at
-        yield Client(ask=ask, opened=answer, scratch=Path(scratch))
+        send, answer = at
+        yield Client(send=send, opened=answer, scratch=Path(scratch))
 
 
 @contextmanager
 def _inside(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]]:
     from edgebake import runhost
 
-    host = runhost.open_host(request)
-    yield lambda asked: runhost.answer(host, asked), runhost.opened(host)
+    host, told = runhost.serve(None, request)
+    yield lambda asked: runhost.serve(host, asked)[1], told
 
 
 @contextmanager

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebake import signatures, weighing
+from edgebake.errors import EdgebakeError, problem_to_json
 from edgebake.reference import Reference
-from edgebake.target import RUNNERS, Session
+from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
 from edgebake.worker_channel import leave
 
@@ -107,12 +108,12 @@ def open_host(request: Mapping[str, Any]) -> Host:
     )
 
 
-def opened(host: Host) -> dict[str, Any]:
-    """What whoever opened the artifact is told."""
+def _opened(host: Host) -> dict[str, Any]:
     return {
         "base_bytes": host.base_bytes,
         "peak_bytes": host.peak_bytes,
         "can_intermediates": hasattr(host.session, "intermediates"),
+        "modes": list(getattr(host.session, "modes", ())),
     }
 
 
@@ -125,6 +126,8 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"ms": host.time(request["sample"], request["repetitions"])}
         case "intermediates":
             return {"calls": _intermediates(host, request)}
+        case "mode":
+            return {"strange": _in_mode(host, request)}
     raise ValueError(f"unknown request {request['do']!r}")
 
 
@@ -133,6 +136,31 @@ def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
     values = host.session.intermediates(method, inputs, request["modules"])  # type: ignore[attr-defined]
     np.savez(Path(request["out"]), **values)
     return len(values)
+
+
+def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """First call of each sample in one of the session's modes; returns values inside that are not finite."""
+    outputs: Arrays = {}
+    strange = {}
+    for index in request["samples"]:
+        _, method, inputs = next(recorded_calls(host.reference, index))
+        values, found = host.session.call_mode(request["mode"], method, inputs)  # type: ignore[attr-defined]
+        outputs.update({f"{index}.{name}": value for name, value in values.items()})
+        strange[str(index)] = dict(found)
+    np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
+    return strange
+
+
+def serve(host: Host | None, request: Mapping[str, Any]) -> tuple[Host | None, dict[str, Any]]:
+    """The opened artifact and the answer to ``request``; what its runner cannot measure is an answer, too."""
+    try:
+        if request["do"] == "open":
+            host = open_host(request)
+            return host, _opened(host)
+        assert host is not None
+        return host, answer(host, request)
+    except NotMeasured as error:
+        return host, {"not_measured": str(error)}
 
 
 def _private_channel() -> IO[str]:
@@ -147,12 +175,10 @@ def main() -> None:
     host: Host | None = None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "open":
-            host = open_host(request)
-            reply = opened(host)
-        else:
-            assert host is not None
-            reply = answer(host, request)
+        try:
+            host, reply = serve(host, request)
+        except EdgebakeError as error:  # the runner's own words; anything else ends the process, and says so
+            reply = {"failed": type(error).__name__, "problems": [problem_to_json(p) for p in error.problems]}
         channel.write(json.dumps(reply) + "\n")
         channel.flush()
 

@@ -109,8 +109,17 @@ class GraphTarget(Target, Protocol):
         """A torchao PT2E Quantizer for ``request.assignment``."""
 
 
+class NotMeasured(Exception):
+    """Raised by a runner that cannot judge this artifact, which may be whole all the same; the text says why."""
+
+
 class Session(Protocol):
-    """An opened artifact."""
+    """An opened artifact.
+
+    Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
+    round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
+    the values inside that are not finite, name to operator (see ``edgebake.modes``).
+    """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once. ``inputs`` by signature name in the signature's dtypes; outputs by name, likewise."""
@@ -119,7 +128,8 @@ class Session(Protocol):
 class Runner(Protocol):
     """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts.
 
-    An optional ``APART = True`` asks for a process of its own in builds too (vendors' simulators).
+    Optional: ``SOURCES``, modules besides itself whose source is part of the store key; ``APART = True`` for a process
+    of its own in builds too (vendors' simulators).
     """
 
     RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
@@ -132,7 +142,7 @@ class Runner(Protocol):
         """Import the runtime: the memory of its Python bindings is not the artifact's."""
 
     def open(self, entry: Path, signature: Signature) -> Session:
-        """Load the artifact at ``entry``."""
+        """Load the artifact at ``entry``. It or the first calls raise NotMeasured."""
 
 
 class Inspector(Protocol):

@@ -35,6 +35,12 @@ def rule_for(module: str, scheme: str) -> str:
     return f'compress: {{modules: {{"{module}": {scheme}}}}}'
 
 
+def module_of_stack_entry(entry: Any) -> str:
+    """Canonical module name of an entry of torch's ``nn_module_stack``; empty for the network itself."""
+    path = entry[0] if isinstance(entry, tuple) else str(entry)
+    return canonical_module_name(path.removeprefix("L['self']").removeprefix("L__self___").strip("."))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One input or output: ``shape`` of ints and dimension names, ``dtype`` as numpy names it (``float32`` ...)."""

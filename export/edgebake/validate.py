@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgebake import runclient, signatures, size
+from edgebake import modes, runclient, signatures, size
 from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -77,19 +77,33 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
     }
     runner = choose_runner(subject.target)
     if isinstance(runner, str):
-        reason = {"median_ms": None, "ratio": None, "reason": runner}
-        return {**measured, "runner": None, "not_measured": runner, "latency": reason}
+        return {**measured, **_unmeasured(runner)}
     name, kind = runner
     measured["runner"] = {"name": name, "kind": kind}
     signature = subject.lowered["signature"]
     with runclient.opened(name, subject.entry, signature, subject.reference, inside=inside) as client:
+        if "not_measured" in client.opened:
+            return {**measured, **_unmeasured(f"{name}: {client.opened['not_measured']}")}
+        measured |= _outputs(subject, recorded, client)
+        if client.opened["modes"]:
+            measured["modes"] = modes.measure(client.opened["modes"], recorded, client.in_mode)
+        if kind == "interpreted":  # neither its memory nor its time are the artifact's
+            measured["memory"]["reason"] = f"{name} interprets the artifact: its memory is not the artifact's"
+            return {**measured, "latency": _no_latency(f"{name} interprets the artifact: its speed says nothing")}
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],
         }
-        measured |= _outputs(subject, recorded, client)
         measured["latency"] = _latency(client, recorded, float_timer)
     return measured
+
+
+def _unmeasured(reason: str) -> dict[str, Any]:
+    return {"runner": None, "not_measured": reason, "latency": _no_latency(reason)}
+
+
+def _no_latency(reason: str) -> dict[str, Any]:
+    return {"median_ms": None, "ratio": None, "reason": reason}
 
 
 def with_inside(subject: Subject, use: Callable[[Inside | None], T]) -> T:
@@ -102,7 +116,7 @@ def with_inside(subject: Subject, use: Callable[[Inside | None], T]) -> T:
         return use(None)
     signature = subject.lowered["signature"]
     with runclient.opened(runner[0], subject.entry, signature, subject.reference, inside=True) as client:
-        if not client.opened["can_intermediates"]:
+        if not client.opened.get("can_intermediates"):
             return use(None)
         return use(lambda modules: client.intermediates(0, modules))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
 from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec, canonical_module_name
-from edgebake_targets import _coreml_compress, _coreml_rewrites
+from edgebake_targets import _coreml_compress, _coreml_modules, _coreml_rewrites
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
 
@@ -59,11 +59,15 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A MIL program that still holds float weights, where they are, and how it came about."""
+    """A MIL program that still holds float weights, where they are, and how it came about.
+
+    ``modules``: names under which each module's value may be found in it.
+    """
 
     program: Any
     held: tuple[Held, ...]
     decomposition: str
+    modules: Mapping[str, list[str]]
 
 
 @contextmanager
@@ -127,7 +131,8 @@ def convert(
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
             failures.append((name, error))
             continue
-        return Converted(program=mil, held=_located(mil, weights), decomposition=name)
+        modules = _coreml_modules.handed_on(decomposed, method)
+        return Converted(program=mil, held=_located(mil, weights), decomposition=name, modules=modules)
     reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
     raise StageFailed(
         f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
@@ -281,4 +286,5 @@ def write(converted: Converted, request: LowerRequest, path: Path) -> None:
         facts.clear()
         facts["com.github.apple.coremltools.version"] = str(ct.__version__)
         facts["com.github.apple.coremltools.source"] = "torch.export"
-        write_package(path, spec, Path(model.weights_dir) / "weight.bin")
+        weights = Path(model.weights_dir) / "weight.bin"
+        write_package(path, spec, weights if weights.exists() else None)  # none: every constant is small

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets._coreml_constants import Constant, constants, decode, format_of
+from edgebake_targets import _coreml_modules
+from edgebake_targets._coreml_constants import Constant, constants, decode, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, array_of, open_package, payload_of
 from edgebake_targets._coreml_weights import Held
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = 1
+CHECKS_FILE = "weights.check.json"  # beside the packages
 _BUCKETS = 64
 _TOLERANCE = 1e-3  # of the distance; what is stored is rounded to 7 digits
 _FORMATS = {"w8": "int8", "palette4": "palette4", "palette6": "palette6", "palette8": "palette8"}
@@ -55,6 +57,12 @@ def record(path: Path, named: Mapping[str, Held]) -> dict[str, Any]:
     if problems:
         raise StageFailed(problems)
     return kept
+
+
+def record_modules(path: Path, modules: Mapping[str, list[str]]) -> dict[str, str]:
+    """The value of the package at ``path`` that each module hands on, by module name."""
+    values = [output.name for operation in operations(open_package(path)) for output in operation.outputs]
+    return _coreml_modules.found_among(values, modules)
 
 
 def _wrong(package: Package, constant: Constant | None, held: Held) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
+from edgebake_targets import _coreml_decompress as decompress
 from edgebake_targets._coreml_package import Package, Payload, array_of, payload_of
 
 if TYPE_CHECKING:
@@ -107,18 +108,13 @@ def _table_bits(package: Package, constant: Constant) -> int:
 def decode(package: Package, constant: Constant) -> NDArray[np.float64]:
     """The weights before the runtime rounds them to the program's precision; float64 of ``constant.shape``.
 
-    ValueError for the operators that edgebake does not write (sparse and nested ones).
+    ValueError for what edgebake does not write: constants that are read from others, and those of two outputs.
     """
-    parts = {name: array_of(payload_of(package, value)) for name, value in constant.parts.items()}
-    decoder = {
-        "const": _plain,
-        "constexpr_affine_dequantize": _affine,
-        "constexpr_blockwise_shift_scale": _blockwise,
-        "constexpr_lut_to_dense": _table,
-    }.get(constant.operator)
+    decoder = _DECODERS.get(constant.operator)
     if decoder is None or constant.inputs:
         raise ValueError(f"{constant.name} is a {constant.operator} that edgebake cannot decode")
-    decoded = decoder(parts)
+    parts = {name: _wide(array_of(payload_of(package, value))) for name, value in constant.parts.items()}
+    decoded: NDArray[np.float64] = decoder(parts).astype("float64", copy=False)
     if decoded.shape != constant.shape:
         raise ArtifactDamaged(
             f"{constant.name} decodes to {decoded.shape}, not {constant.shape}", where=str(package.path)
@@ -126,54 +122,34 @@ def decode(package: Package, constant: Constant) -> NDArray[np.float64]:
     return decoded
 
 
-def _plain(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = parts["val"].astype("float64")
-    return values
+def _wide(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype("float64") if values.dtype.kind == "f" else values
 
 
-def _affine(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """iOS 16: ``scale * (data - zero_point)``, scale and zero point along ``axis``."""
-    data = parts["quantized_data"].astype("float64")
-    along = [1] * data.ndim
-    along[int(parts["axis"])] = -1
-    scale = parts["scale"].astype("float64").reshape(along if parts["scale"].ndim else [1] * data.ndim)
-    zero = parts["zero_point"].astype("float64").reshape(along if parts["zero_point"].ndim else [1] * data.ndim)
-    values: NDArray[np.float64] = (data - zero) * scale
-    return values
+def _table(parts: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    indices, table = parts["indices"], parts["lut"]
+    if "shape" in parts:
+        return decompress.packed_table(indices, table, parts["shape"].tolist())
+    return decompress.table(indices, table, int(parts["vector_axis"]) if "vector_axis" in parts else None)
 
 
-def _blockwise(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """iOS 18: ``scale * (data - offset)``, each scale repeated over its block."""
-    data = parts["data"].astype("float64")
-    scale = _repeated(parts["scale"].astype("float64"), data.shape)
-    if "offset" in parts:
-        data = data - _repeated(parts["offset"].astype("float64"), data.shape)
-    values: NDArray[np.float64] = data * scale
-    return values
+def _sparse(parts: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    values, mask = parts["nonzero_data"], parts["mask"]
+    return (
+        decompress.packed_sparse(values, mask, parts["shape"].tolist())
+        if "shape" in parts
+        else decompress.sparse(values, mask)
+    )
 
 
-def _repeated(blocks: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    for axis, size in enumerate(shape):
-        blocks = blocks.repeat(size // blocks.shape[axis], axis=axis)
-    return blocks
-
-
-def _table(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """iOS 16: flat table and a packed stream of indices; iOS 18: indices of the weight's shape, one table per group."""
-    import numpy as np
-
-    table = parts["lut"].astype("float64")
-    if table.ndim == 1:
-        bits = table.size.bit_length() - 1
-        count = int(np.prod(parts["shape"], dtype=np.int64))
-        packed = Payload(
-            dtype=f"uint{bits}", bits=bits, shape=(count,), data=memoryview(parts["indices"].tobytes()), key=None
-        )
-        return np.asarray(table[array_of(packed)].reshape(parts["shape"]), np.float64)
-    if table.shape[-1] != 1:
-        raise ValueError("edgebake cannot decode a table of vectors")
-    indices = parts["indices"]
-    groups = table.shape[:-2]
-    group = [np.arange(size) // (size // count) for size, count in zip(indices.shape, groups, strict=True)]
-    where = np.meshgrid(*group, indexing="ij", sparse=True)
-    return np.asarray(table[(*where, indices, 0)], np.float64)
+_DECODERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "const": lambda parts: parts["val"],
+    "constexpr_affine_dequantize": lambda parts: decompress.affine(
+        parts["quantized_data"], parts["scale"], parts["zero_point"], int(parts["axis"])
+    ),
+    "constexpr_blockwise_shift_scale": lambda parts: decompress.blockwise(
+        parts["data"], parts["scale"], parts.get("offset")
+    ),
+    "constexpr_lut_to_dense": _table,
+    "constexpr_sparse_to_dense": _sparse,
+}

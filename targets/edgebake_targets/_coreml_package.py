@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import mmap
 import shutil
 import struct
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, ToolchainMissing
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 AUTHOR = "com.apple.CoreML"
 _ALIAS = "_edgebake_coremltools_proto"
 _SENTINEL = 0xDEADBEEF
+_BLOCK = 2**17  # words of eight numbers unpacked at once: each takes 8 bytes on the way
 _ENTRY = struct.Struct("<IIQQQ")  # sentinel, dtype, bytes, offset, bits of padding at the end
 
 # BlobDataType of MILBlob/Blob/BlobDataType.hpp: (name, bits of one value).
@@ -128,12 +131,29 @@ def open_package(path: Path) -> Package:
     if spec.WhichOneof("Type") is None:
         raise ArtifactDamaged(f"{model.name} holds no model", where=str(path))
     blobs = {
-        f"@model_path/{file.relative_to(model.parent).as_posix()}": memoryview(file.read_bytes())
+        f"@model_path/{file.relative_to(model.parent).as_posix()}": _mapped(_inside(path, str(file.resolve()), path))
         for file in sorted((model.parent / "weights").glob("*"))
         if path.is_dir() and file.is_file()
     }
     files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
     return Package(path=path, spec=spec, blobs=blobs, total_bytes=sum(f.stat().st_size for f in files))
+
+
+def _mapped(file: Path) -> memoryview:
+    """The bytes of ``file``, read when touched; writable as torch wants it, and what is written never gets there."""
+    if not file.stat().st_size:
+        return memoryview(b"")
+    with file.open("rb") as opened:
+        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def packages_of(entry: Path, methods: Iterable[str]) -> dict[str, Path]:
+    """The package of each method: the only one, or the one named after the method beside or below ``entry``."""
+    names = list(methods)
+    if len(names) == 1 and entry.suffix == ".mlpackage":
+        return {names[0]: entry}
+    folder = entry.parent if entry.suffix == ".mlpackage" else entry
+    return {name: folder / f"{name}.mlpackage" for name in names}
 
 
 def payload_of(package: Package, value: Any) -> Payload:
@@ -192,13 +212,28 @@ def array_of(payload: Payload) -> NDArray[Any]:
     if payload.bits >= 8:
         flat: NDArray[Any] = np.frombuffer(payload.data, np.dtype(payload.dtype), count)
         return flat.reshape(payload.shape)
-    bits = np.unpackbits(np.frombuffer(payload.data, np.uint8), bitorder="little", count=count * payload.bits)
-    weights = (1 << np.arange(payload.bits)).astype(np.uint8)
-    values = (bits.reshape(count, payload.bits) * weights).sum(axis=1, dtype=np.uint8)
+    values = _unpacked(np.frombuffer(payload.data, np.uint8), payload.bits, count)
     if payload.dtype.startswith("int"):
         half = 1 << (payload.bits - 1)
         return np.asarray((values.astype(np.int8) ^ half) - half, np.int8).reshape(payload.shape)
-    return np.asarray(values).reshape(payload.shape)
+    return values.reshape(payload.shape)
+
+
+def _unpacked(packed: NDArray[np.uint8], width: int, count: int) -> NDArray[np.uint8]:
+    """``count`` numbers of ``width`` bits. Eight of them fill ``width`` bytes, which one 64-bit word holds."""
+    import numpy as np
+
+    values = np.empty((-(-count // 8), 8), np.uint8)
+    for start in range(0, len(values), _BLOCK):
+        part = values[start : start + _BLOCK]
+        stored = packed[start * width : (start + len(part)) * width]
+        whole = np.pad(stored, (0, len(part) * width - len(stored))).reshape(-1, width)
+        words = np.zeros(len(part), np.uint64)
+        for byte in range(width):
+            words |= whole[:, byte].astype(np.uint64) << np.uint64(8 * byte)
+        for place in range(8):
+            part[:, place] = (words >> np.uint64(width * place)) & np.uint64(2**width - 1)
+    return values.reshape(-1)[:count]
 
 
 def write_package(path: Path, spec: Any, weights: Path | None) -> None:

@@ -47,13 +47,13 @@ SOURCES = (
     "edgebake_targets._coreml_checks",
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
+    "edgebake_targets._coreml_decompress",
     "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_modules",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_weights",
 )
-
-CHECKS_FILE = "weights.check.json"
 
 
 def missing() -> Missing | None:
@@ -74,7 +74,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     _refuse(request)
     methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}}
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}}
     seen: set[str] = set()
     decompositions = set()
     with _coreml.quiet():
@@ -85,6 +85,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
+            checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
             decompositions.add(converted.decomposition)
     lost = sorted(set(request.assignment.of(*_coreml.COMPRESSED)) - seen)
@@ -93,10 +94,10 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
             fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
         )
-    _coreml_checks.write_checks(request.folder / CHECKS_FILE, checks)
+    _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
     packages = tuple(checks["packages"])
     return Lowered(
-        files=(*packages, CHECKS_FILE),
+        files=(*packages, _coreml_checks.CHECKS_FILE),
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
@@ -131,10 +132,10 @@ def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, An
 
 
 def read_checks(folder: Path) -> Mapping[str, Any]:
-    """What ``lower`` recorded of the float weights in the artifact ``folder``, for ``structure``."""
+    """What ``lower`` recorded in the artifact ``folder``: of the float weights, for ``structure``, and of modules."""
     from edgebake_targets import _coreml_checks
 
-    return _coreml_checks.read_checks(folder / CHECKS_FILE)
+    return _coreml_checks.read_checks(folder / _coreml_checks.CHECKS_FILE)
 
 
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:

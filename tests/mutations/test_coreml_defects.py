@@ -1,4 +1,4 @@
-"""Nothing here runs Core ML, so a defect in compressed weights has to show in their structure: `structure.weights`."""
+"""A defect in compressed weights shows in their structure (`structure.weights`), also where outputs hardly change."""
 
 from __future__ import annotations
 

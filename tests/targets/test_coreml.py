@@ -37,7 +37,7 @@ from edgebake.types import (
     Signature,
     Traced,
 )
-from edgebake_targets import _coreml, coreml
+from edgebake_targets import _coreml, _coreml_checks, coreml
 from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package
 from edgebake_targets._coreml_weights import float_weights
@@ -334,7 +334,7 @@ def test_quiet_leaves_the_logger_as_it_was() -> None:
 
 def test_the_record_of_weights_names_modules_and_errors(traced: Traced, tmp_path: Path) -> None:
     coreml.lower(traced, ask(tmp_path, {"first": "palette4"}, "palette4"))
-    (entry,) = json.loads((tmp_path / coreml.CHECKS_FILE).read_text())["packages"]["model.mlpackage"].values()
+    (entry,) = json.loads((tmp_path / _coreml_checks.CHECKS_FILE).read_text())["packages"]["model.mlpackage"].values()
     assert (entry["modules"], entry["scheme"], entry["shape"]) == (["first"], "palette4", [16, 24])
     assert 0.02 < entry["relative_l2"] < 0.2
     assert entry["distance"] / entry["norm"] == pytest.approx(entry["relative_l2"], rel=0.5)

@@ -64,6 +64,9 @@ def isolated(folder: str, repetitions: int) -> dict[str, Any]:
     runner = validate.choose_runner(subject.target)
     if isinstance(runner, str):
         return {"unit": subject.unit, "folder": folder, "not_measured": runner}
+    if runner[1] == "interpreted":
+        reason = f"{runner[0]} interprets the artifact: neither its speed nor its memory are the artifact's"
+        return {"unit": subject.unit, "folder": folder, "not_measured": reason}
     recorded = Reference(subject.reference)
     sample = validate.median_sample(recorded)
     with runclient.opened(runner[0], subject.entry, subject.lowered["signature"], subject.reference) as client:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edgebake import modes
 from edgebake.limits import AT_MOST, ENOUGH_DECISIONS
 from edgebake.reports._advice import advice
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
@@ -245,7 +246,7 @@ def _lines(result: Result) -> list[Line]:
     latency = found.get("latency") or {}
     if latency.get("reason") and latency.get("ratio") is None:
         lines.append(Line(kind="info", label="speed", text=str(latency["reason"])))
-    notes = [*(found.get("notes") or ()), *_few(found)]
+    notes = [*(found.get("notes") or ()), *_few(found), *modes.warnings(found.get("modes") or {})]
     lines += [Line(kind="note", label="note", text=str(note)) for note in notes]
     return lines
 

@@ -39,11 +39,12 @@ def warm_up() -> None:
 
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
-    """Compile and load the package at ``entry``, or one package per method in that folder."""
+    """Compile and load the package at ``entry``, or one package per method beside it."""
     import coremltools as ct
 
-    single = entry.suffix == ".mlpackage"
-    paths = {m: entry if single else entry / f"{m}.mlpackage" for m in signature.methods}
+    from edgebake_targets._coreml_package import packages_of
+
+    paths = packages_of(entry, signature.methods)
     return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, signature)
 
 

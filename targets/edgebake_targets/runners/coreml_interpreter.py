@@ -1,0 +1,134 @@
+"""Runs .mlpackage artifacts in the reference interpreter (edgebake_targets.mil): on any system, not Apple's runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import ArtifactDamaged
+from edgebake.target import Missing, NotMeasured
+from edgebake.types import MethodSignature, RunnerKind, Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgebake_targets.mil.evaluate import Watch
+    from edgebake_targets.mil.model import MilModel
+
+RUNS = ("coreml",)
+KIND: RunnerKind = "interpreted"
+DISTRIBUTIONS = ("coremltools", "torch", "protobuf", "numpy")
+_FOLDER = Path(__file__).parents[1]
+SOURCES = tuple(
+    sorted(
+        ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
+        for file in (
+            *_FOLDER.glob("mil/**/*.py"),
+            *(_FOLDER / f"_coreml_{part}.py" for part in ("decompress", "package")),
+        )
+    )
+)
+
+
+def missing() -> Missing | None:
+    """None with torch, protobuf and coremltools, of which the format's description alone is used."""
+    absent = [name for name in ("torch", "google.protobuf", "coremltools") if not _there(name)]
+    if not absent:
+        return None
+    return Missing(reason=f"not installed: {', '.join(absent)}", remedy="pip install 'edgebake[coreml]'")
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that the module lies in
+        return False
+
+
+def warm_up() -> None:
+    """Import torch and the operators."""
+    from edgebake_targets.mil.operators import operators
+
+    operators()
+
+
+def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name
+    """Read the package at ``entry``, or one per method beside it. NotMeasured names operators that it lacks."""
+    from edgebake_targets._coreml_package import packages_of
+    from edgebake_targets.mil.call import Unsupported
+    from edgebake_targets.mil.model import MilModel
+
+    try:
+        models = {method: MilModel(path) for method, path in packages_of(entry, signature.methods).items()}
+    except Unsupported as error:
+        raise NotMeasured(str(error)) from error
+    random = sorted({name for model in models.values() for name in model.random_operators()})
+    if random:
+        raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
+    return InterpreterSession(models, signature)
+
+
+class InterpreterSession:
+    """One model per method."""
+
+    def __init__(self, models: Mapping[str, MilModel], signature: Signature) -> None:
+        self._models = models
+        self._signature = signature
+        half = any(model.holds("float16") for model in models.values())
+        self.modes = ("fp32", "declared", "fp16-worst") if half else ()
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Predict once, every value rounded to its declared type."""
+        return self._predict(method, inputs, "declared", None)
+
+    def call_mode(
+        self, mode: str, method: str, inputs: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        """Outputs in one of ``modes``; and values inside that are not finite, in order, with their operators."""
+        from edgebake_targets.mil.overflow import not_finite
+
+        found: dict[str, str] = {}
+        return self._predict(method, inputs, mode, not_finite(found)), found
+
+    def intermediates(
+        self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Value that each of ``modules`` hands on, float32; modules that the program no longer shows are absent."""
+        model = self._models[method]
+        names = modules_of(model.path)
+        wanted = {module: names[module] for module in modules if module in names}
+        values = model.intermediates(_lowered(self._signature.methods[method], inputs), wanted.values())
+        return {module: values[name] for module, name in wanted.items() if name in values}
+
+    def _predict(
+        self, method: str, inputs: Mapping[str, NDArray[Any]], mode: str, watch: Watch | None
+    ) -> dict[str, NDArray[Any]]:
+        from edgebake_targets.mil.call import Unsupported
+
+        specs = self._signature.methods[method]
+        try:
+            values = self._models[method].predict(_lowered(specs, inputs), mode=mode, watch=watch)
+        except Unsupported as error:
+            raise NotMeasured(str(error)) from error
+        shaped = {s.name: values[s.name].reshape(()) if not s.shape else values[s.name] for s in specs.outputs}
+        return {s.name: shaped[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _lowered(specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Inputs in the package's dtypes; a scalar is a vector of one."""
+    given = {s.name: inputs[s.name].astype(s.lowered_dtype or s.dtype) for s in specs.inputs}
+    return {name: array.reshape(1) if array.ndim == 0 else array for name, array in given.items()}
+
+
+def modules_of(package: Path) -> Mapping[str, str]:
+    """The value that each module hands on, from the record beside the package; empty where there is none."""
+    from edgebake_targets import _coreml_checks
+
+    try:
+        checks = _coreml_checks.read_checks(package.parent / _coreml_checks.CHECKS_FILE)
+    except ArtifactDamaged:
+        return {}
+    found: Mapping[str, str] = checks.get("modules", {}).get(package.name, {})
+    return found
