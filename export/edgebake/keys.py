@@ -34,7 +34,16 @@ _SOURCES = {
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
     "validate": (
-        *("metrics.py", "agreement.py", "bootstrap.py", "validate.py", "run*.py", "size.py", "reference.py"),
+        *(
+            "metrics.py",
+            "agreement.py",
+            "bootstrap.py",
+            "validate.py",
+            "run*.py",
+            "weighing.py",
+            "size.py",
+            "reference.py",
+        ),
         "modes.py",
     ),
     "locate": ("locate.py", "metrics.py"),
