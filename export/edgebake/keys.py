@@ -29,7 +29,8 @@ FileDigest = Callable[[Path], str]
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
     "model": ("types.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
-    "reference": ("samples*.py", "reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
+    "samples": ("samples*.py",),
+    "reference": ("reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
     "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
@@ -150,7 +151,8 @@ def _samples_part(unit: Unit, purpose: str, file_digest: FileDigest) -> dict[str
     if spec is None:
         return None
     kept = spec.model_dump(mode="json", exclude={"file", "images", "text"})
-    return {"spec": kept, "files": dict(samples.fingerprint(spec, unit.base, file_digest))}
+    files = dict(samples.fingerprint(spec, unit.base, file_digest))
+    return {"spec": kept, "files": files, "code": own_sources("samples", file_digest)}
 
 
 def needs_calibration(unit: Unit) -> bool:
