@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SHOWN = 8  # modules listed in a report
+_RECOVERY = 3  # modules within which a value that only looks wrong is itself again: convolution, normalisation, ReLU6
 _NOISE_DB = 120.0  # beyond float32's own rounding, differences mean nothing
 
 
@@ -91,17 +92,15 @@ def rank(
 ) -> list[dict[str, Any]]:
     """Modules by how much signal they lose against the module that ran before them, largest loss first.
 
-    SQNR in dB per module output; ``before_db`` is that of the previous compared module (None for the first).
+    SQNR in dB per module output, settled; ``before_db`` is that of the previous compared module (None for the first).
     """
-    rows: list[dict[str, Any]] = []
-    before: float | None = None
-    for name, value in floats.items():
-        other = compressed.get(name)
-        if other is None or other.shape != value.shape:
-            continue
-        now = sqnr_db(value, other)
-        rows.append({"module": name, "sqnr_db": now, "before_db": before})
-        before = now
+    compared = [n for n, value in floats.items() if n in compressed and compressed[n].shape == value.shape]
+    measured = [sqnr_db(floats[n], compressed[n]) for n in compared]
+    settled = [_settled(measured[at : at + _RECOVERY]) for at in range(len(measured))]
+    rows: list[dict[str, Any]] = [
+        {"module": name, "sqnr_db": now, "before_db": before}
+        for name, now, before in zip(compared, settled, [None, *settled], strict=False)
+    ]
 
     def loss(row: Mapping[str, Any]) -> float:
         start = _NOISE_DB if row["before_db"] is None else min(row["before_db"], _NOISE_DB)
@@ -110,6 +109,15 @@ def rank(
 
     worst = sorted((row for row in rows if loss(row) > 0), key=loss, reverse=True)[:_SHOWN]
     return [{**row, **{key: _plain(row[key]) for key in ("sqnr_db", "before_db")}} for row in worst]
+
+
+def _settled(own_and_next: Sequence[float]) -> float:
+    """SQNR of a module's value, or of what follows at once where that is closer to the float model again.
+
+    No operator undoes an error. Compressed networks hold another value there: a convolution whose batch normalisation
+    is in its weights, a sum that is already clamped as the ReLU6 behind it will.
+    """
+    return own_and_next[0] if math.isnan(own_and_next[0]) else max(v for v in own_and_next if not math.isnan(v))
 
 
 def _plain(value: float | None) -> float | None:

@@ -65,3 +65,16 @@ def test_modules_of_other_shapes_are_not_compared_and_nan_counts_as_lost() -> No
     floats = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}
     broken = {"a": np.ones(5, np.float32), "b": np.full(4, np.nan, np.float32)}
     assert [row["module"] for row in rank(floats, broken)] == ["b"]
+
+
+def test_a_value_that_is_right_again_at_once_is_no_beginning() -> None:
+    rng = np.random.default_rng(0)
+    floats = {n: rng.normal(size=64).astype(np.float32) for n in ("conv", "norm", "relu", "next", "last")}
+    noise = {n: rng.normal(size=64).astype(np.float32) for n in floats}
+    scale = {"conv": 1.0, "norm": 0.5, "relu": 0.01, "next": 0.3, "last": 0.3}  # conv holds its norm, norm a clamp
+    compressed = {n: floats[n] + scale[n] * noise[n] for n in floats}
+    rows = rank(floats, compressed)
+    assert [row["module"] for row in rows[:2]] == ["conv", "next"]  # conv: from nothing to its rounding, 40 dB
+    assert rows[0]["sqnr_db"] > 35
+    assert rows[1]["before_db"] > 35
+    assert rows[1]["sqnr_db"] < 15
