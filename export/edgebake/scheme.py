@@ -2,9 +2,10 @@
 
 ``fp32`` ``fp16``                      float weights and activations
 ``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
-``palette<bits>``                      weights as indices into a table of 2**bits values
+``palette<bits>[g<group>]``            weights as indices into a table of 2**bits values, one for all or one per group
 
-``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic).
+``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic). A group of integers
+counts input channels that share a scale; a group of palettes counts output channels that share a table.
 """
 
 from __future__ import annotations
@@ -30,19 +31,26 @@ ALIASES = {
     "half": "fp16",
     "float32": "fp32",
     "float": "fp32",
+    "pal1": "palette1",
+    "pal2": "palette2",
+    "pal3": "palette3",
     "pal4": "palette4",
     "pal6": "palette6",
     "pal8": "palette8",
 }
 
 _FLOAT = re.compile(r"fp(32|16)")
-_PALETTE = re.compile(r"palette([1-8])")
+_PALETTE = re.compile(r"palette([1-8])(?:g([1-9]\d*))?")
 _INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """A decoded scheme. ``group`` is the number of weights that share a scale; None means one per output channel."""
+    """A decoded scheme.
+
+    ``group``: how many input channels share a scale (None: one scale per output channel), or, of palettes, how many
+    output channels share a table (None: one table per weight).
+    """
 
     name: str
     family: str  # "float", "integer", "palette"
@@ -62,7 +70,8 @@ class Scheme:
         if self.family == "float":
             return payload
         if self.family == "palette":
-            return payload + 2 * (1 << self.weight_bits)
+            tables = max(1, channels // self.group) if self.group else 1
+            return payload + 2 * tables * (1 << self.weight_bits)
         groups = weights // self.group if self.group else channels
         return payload + 4 * groups
 
@@ -90,7 +99,8 @@ def parse(name: str) -> Scheme:
     if match := _FLOAT.fullmatch(text):
         return Scheme(name=text, family="float", weight_bits=int(match[1]))
     if match := _PALETTE.fullmatch(text):
-        return Scheme(name=text, family="palette", weight_bits=int(match[1]))
+        channels = int(match[2]) if match[2] else None
+        return Scheme(name=text, family="palette", weight_bits=int(match[1]), group=channels)
     if match := _INTEGER.fullmatch(text):
         bits, group, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):
