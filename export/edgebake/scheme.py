@@ -3,6 +3,7 @@
 ``fp32`` ``fp16``                      float weights and activations
 ``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
 ``palette<bits>[g<group>]``            weights as indices into a table of 2**bits values, one for all or one per group
+``sparse<percent>``                    that share of each weight is zero (the smallest values), the others are float16
 
 ``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic). A group of integers
 counts input channels that share a scale; a group of palettes counts output channels that share a table.
@@ -41,6 +42,7 @@ ALIASES = {
 
 _FLOAT = re.compile(r"fp(32|16)")
 _PALETTE = re.compile(r"palette([1-8])(?:g([1-9]\d*))?")
+_SPARSE = re.compile(r"sparse([1-9]\d?)")
 _INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
 
 
@@ -53,22 +55,33 @@ class Scheme:
     """
 
     name: str
-    family: str  # "float", "integer", "palette"
+    family: str  # "float", "integer", "palette", "sparse"
     weight_bits: int
     group: int | None = None
     activation_bits: int | None = None  # None: activations stay float
     dynamic: bool = False
+    zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
 
     @property
     def needs_calibration(self) -> bool:
         """Static activations need ranges seen on calibration samples."""
         return self.activation_bits is not None and not self.dynamic
 
+    def kept(self, weights: int) -> int:
+        """How many of ``weights`` values are stored."""
+        return weights - weights * self.zero_percent // 100
+
+    def payload_bytes(self, weights: int) -> int:
+        """Smallest size of ``weights`` values, without scales, tables and masks."""
+        return (self.kept(weights) * self.weight_bits + 7) // 8
+
     def floor_bytes(self, weights: int, channels: int) -> int:
         """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
-        payload = (weights * self.weight_bits + 7) // 8
+        payload = self.payload_bytes(weights)
         if self.family == "float":
             return payload
+        if self.family == "sparse":
+            return payload + (weights + 7) // 8
         if self.family == "palette":
             tables = max(1, channels // self.group) if self.group else 1
             return payload + 2 * tables * (1 << self.weight_bits)
@@ -101,6 +114,8 @@ def parse(name: str) -> Scheme:
     if match := _PALETTE.fullmatch(text):
         channels = int(match[2]) if match[2] else None
         return Scheme(name=text, family="palette", weight_bits=int(match[1]), group=channels)
+    if match := _SPARSE.fullmatch(text):
+        return Scheme(name=text, family="sparse", weight_bits=16, zero_percent=int(match[1]))
     if match := _INTEGER.fullmatch(text):
         bits, group, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):

@@ -96,7 +96,7 @@ def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
     if decoded.shape != held.values.shape:
         return f"the weight has the shape {decoded.shape}, not {held.values.shape}"
     if is_compressed(held.scheme) and (found := _table_count(package, constant)) != (promised := _promised_count(held)):
-        return f"the weight has {found} scales or tables, where {held.scheme} has {promised}"
+        return f"the weight has {found} {_stored_as(held.scheme)}, where {held.scheme} has {promised}"
     excess = abs(decoded - held.values) - _allowed(package, constant, held)  # nan, which is not <= 0, fails too
     worst = float(excess.max())
     return "" if worst <= 0 else f"a value is {worst:.3g} farther off than {held.scheme} allows"
@@ -105,7 +105,8 @@ def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
 def _other_format(package: Package, constant: Constant, scheme: str) -> str:
     """How a weight of the compressed ``scheme`` is stored when that is not in this scheme; empty when it is."""
     stored = format_of(package, constant)
-    return stored if is_compressed(scheme) and stored != _coreml_schemes.format_of(scheme) else ""
+    same = (stored.replace("sparse-float32", "sparse-float16")) == _coreml_schemes.format_of(scheme)
+    return stored if is_compressed(scheme) and not same else ""
 
 
 def _table_count(package: Package, constant: Constant) -> int:
@@ -113,22 +114,35 @@ def _table_count(package: Package, constant: Constant) -> int:
     return size // 2 ** int(format_of(package, constant)[len("palette") :]) if "lut" in constant.parts else size
 
 
+def _stored_as(scheme: str) -> str:
+    return {"integer": "scales", "palette": "tables", "sparse": "values"}[parse(scheme).family]
+
+
 def _promised_count(held: Held) -> int:
+    if parse(held.scheme).family == "sparse":
+        return parse(held.scheme).kept(held.values.size)
     return math.prod(counts_of(held.scheme, held.values.shape, held.axis))
 
 
 def _table_of(package: Package, constant: Constant) -> Payload:
-    """The scales or the tables of a compressed weight."""
-    return payload_of(package, constant.parts["lut" if "lut" in constant.parts else "scale"])
+    """The scales or the tables of a compressed weight, or what is not zero of it."""
+    return payload_of(package, next(constant.parts[n] for n in ("lut", "scale", "nonzero_data") if n in constant.parts))
 
 
 def _allowed(package: Package, constant: Constant, held: Held) -> Any:
-    """Largest error of each value: half a step of its scale, the nearest entry of its table, rounding of a float."""
+    """Largest error of each value: half a step of its scale, the nearest entry of its table, rounding of a float.
+
+    Of a pruned weight, the whole value where no larger one could have been dropped.
+    """
     import numpy as np
 
     exact, scheme = held.values.astype(np.float64), parse(held.scheme)
     if scheme.family == "float":
         return abs(exact) * 2.0**-10 + 2.0**-24
+    if scheme.family == "sparse":
+        magnitude = abs(exact)
+        smallest_kept = np.sort(magnitude, axis=None)[-scheme.kept(exact.size)]
+        return np.where(magnitude <= smallest_kept, magnitude, magnitude * 2.0**-10) + 2.0**-24
     counts = counts_of(held.scheme, exact.shape, held.axis)
     if scheme.family == "integer":
         return _half_step(exact, counts, scheme.weight_bits)

@@ -1,4 +1,4 @@
-"""Rounds weights to integers with scales or to tables of values, and puts them into the Core ML program."""
+"""Rounds weights to integers or to tables of values, or drops the smallest, and puts them into the Core ML program."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def quantise(
     scale = np.where(exact == 0, dtype(1), scale).astype(dtype)
     q = np.rint(apart / np.expand_dims(scale.astype(np.float64), within))
     return q.astype(np.int8).reshape(values.shape), scale
+
+
+def prune(values: NDArray[np.float32], kept: int) -> NDArray[np.bool_]:
+    """Where the ``kept`` largest magnitudes of ``values`` are; of equal ones, the first in row-major order."""
+    import numpy as np
+
+    mask = np.zeros(values.size, np.bool_)
+    mask[np.argsort(-np.abs(values.ravel()), kind="stable")[:kept]] = True
+    return mask.reshape(values.shape)
 
 
 def palettise_blocks(
@@ -136,23 +145,40 @@ def replace(held: Held, name: str) -> None:
     old = operation.outputs[0]
     dtype = np.float16 if old.val.dtype == np.float16 else np.float32
     modern = is_current_opset_version_compatible_with(AvailableTarget.iOS18)
-    scheme, counts = parse(held.scheme), counts_of(held.scheme, held.values.shape, held.axis)
-    if scheme.family == "integer":
-        q, scale = quantise(held.values, counts, scheme.weight_bits, dtype)
-        parts = _shift_scale(q, scale, scheme.weight_bits) if modern else _affine(q, scale, held.axis)
-        make = mb.constexpr_blockwise_shift_scale if modern else mb.constexpr_affine_dequantize
-    else:
-        indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype)
-        pack = _grouped_table if modern else _packed_table
-        parts = pack(indices, tables, scheme.weight_bits)
-        make = mb.constexpr_lut_to_dense
+    operator, parts = _constant(held, dtype, modern=modern)
     # A program from torch.export is only valid when every operator has these two scopes.
     scopes = (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
     with mb.scope(*(ScopeInfo(source=source, data=[None]) for source in scopes)):
-        new = make(**parts, name=name, before_op=operation)
+        new = getattr(mb, operator)(**parts, name=name, before_op=operation)
     block = operation.enclosing_block
     block.replace_uses_of_var_after_op(anchor_op=operation, old_var=old, new_var=new, no_check_var_types=True)
     block.remove_ops([operation])
+
+
+def _constant(held: Held, dtype: type[np.floating[Any]], *, modern: bool) -> tuple[str, dict[str, Any]]:
+    """The operator that holds the weight in its scheme, and what it holds; ``modern``: in the op set of iOS 18."""
+    scheme, counts = parse(held.scheme), counts_of(held.scheme, held.values.shape, held.axis)
+    if scheme.family == "integer":
+        q, scale = quantise(held.values, counts, scheme.weight_bits, dtype)
+        if modern:
+            return "constexpr_blockwise_shift_scale", _shift_scale(q, scale, scheme.weight_bits)
+        return "constexpr_affine_dequantize", _affine(q, scale, held.axis)
+    if scheme.family == "sparse":
+        mask = prune(held.values, scheme.kept(held.values.size))
+        return "constexpr_sparse_to_dense", _masked(held.values[mask].astype(dtype), mask, modern=modern)
+    indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype)
+    pack = _grouped_table if modern else _packed_table
+    return "constexpr_lut_to_dense", pack(indices, tables, scheme.weight_bits)
+
+
+def _masked(values: NDArray[Any], mask: NDArray[np.bool_], *, modern: bool) -> dict[str, Any]:
+    """What is not zero, in row-major order, and one bit for each place."""
+    import numpy as np
+
+    if modern:
+        return {"nonzero_data": values, "mask": mask.astype(_narrow("uint1"))}
+    stream = np.packbits(mask.ravel(), bitorder="little")
+    return {"nonzero_data": values, "mask": stream, "shape": np.array(mask.shape, np.uint32)}
 
 
 def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def is_compressed(scheme: str) -> bool:
 def format_of(scheme: str) -> str:
     """What ``_coreml_constants.format_of`` says of a weight in ``scheme``: ``int4``, ``palette3``."""
     parsed = parse(scheme)
-    if parsed.family == "float":
-        return f"float{parsed.weight_bits}"
+    if parsed.family in ("float", "sparse"):
+        return f"{'sparse-' if parsed.family == 'sparse' else ''}float{parsed.weight_bits}"
     return f"int{parsed.weight_bits}" if parsed.family == "integer" else f"palette{parsed.weight_bits}"
 
 

@@ -57,6 +57,16 @@ SUPPORTS = (
         )
         for bits, group in ((2, 16), (3, 16), (4, 8), (4, 16), (4, 32), (6, 16))
     ),
+    *(
+        Support(
+            scheme=f"sparse{percent}",
+            kinds=_ALL,
+            needs=_IOS16,
+            note=f"the smallest {percent} % of each weight become zero and are not stored, without training after it: "
+            "check the task; from iOS 16, macOS 13",
+        )
+        for percent in (50, 75)
+    ),
 )
 
 OPTIONS = (

@@ -84,3 +84,10 @@ def test_scales_and_tables_lie_along_the_axes_of_their_channels(
     scheme: str, shape: tuple[int, ...], axis: int, counts: tuple[int, ...]
 ) -> None:
     assert _coreml_schemes.counts_of(scheme, shape, axis) == counts
+
+
+def test_pruning_drops_the_smallest_and_keeps_as_many_as_it_says() -> None:
+    values = np.array([[3, -1, 0, 2], [-4, 1, 0, 0]], np.float32)
+    assert _coreml_compress.prune(values, 3).tolist() == [[True, False, False, True], [True, False, False, False]]
+    assert _coreml_compress.prune(values, 4).tolist() == [[True, True, False, True], [True, False, False, False]]
+    assert _coreml_compress.prune(np.zeros((2, 3), np.float32), 2).sum() == 2

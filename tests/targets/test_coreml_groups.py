@@ -113,6 +113,32 @@ def test_a_scheme_that_needs_ios18_is_refused_below_it(traced_wide: Traced, tmp_
         coreml.lower(traced_wide, ask(tmp_path, {"first": scheme}, "fp16"))
 
 
+@pytest.mark.parametrize(("percent", "system"), [(50, "iOS16"), (75, "iOS18")])
+def test_a_pruned_weight_stores_its_largest_values_alone(
+    traced_wide: Traced, tmp_path: Path, percent: int, system: str
+) -> None:
+    scheme = f"sparse{percent}"
+    lowered = coreml.lower(traced_wide, ask(tmp_path, dict.fromkeys(MODULES, scheme), scheme, system))
+    assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
+    assert {formats(tmp_path / lowered.entry)[f"{name}_weight_{scheme}"] for name in MODULES} == {"sparse-float16"}
+    package = open_package(tmp_path / lowered.entry)
+    rounded = wide()
+    for name in MODULES:
+        values = decode(package, constants(package)[f"{name}_weight_{scheme}"])
+        exact = floats()[f"{name}.weight"]
+        assert np.count_nonzero(values) == values.size - values.size * percent // 100
+        assert abs(exact[values == 0]).max() <= abs(exact[values != 0]).min()
+        assert np.allclose(values[values != 0], exact[values != 0], rtol=2**-10)
+        getattr(rounded, name).weight.data = torch.from_numpy(values).float()
+    x = np.random.default_rng(1).standard_normal((1, 32, 10)).astype(np.float32)
+    y = coreml_interpreter.open(tmp_path / lowered.entry, lowered.signature).call("forward", {"x": x})["y"]
+    assert sqnr_db(rounded(torch.from_numpy(x)).detach().numpy(), y) > 50
+    at, stored = stored_part(tmp_path / lowered.entry, f"first_weight_{scheme}", "nonzero_data")
+    overwrite(tmp_path / lowered.entry, at, np.roll(stored, 1))
+    verdict = verdicts(tmp_path, lowered)["structure.weights"]
+    assert (verdict.state, "first" in verdict.reason) == ("fail", True)
+
+
 def test_a_scheme_that_gains_nothing_is_an_error(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = traced_of(nn.Linear(8, 16), [spec("x", 1, 8)], [spec("y", 1, 16)])
@@ -121,7 +147,8 @@ def test_a_scheme_that_gains_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "part"), [("w4", "scale"), ("w4g32", "scale"), ("palette3g16", "lut"), ("palette4g16", "lut")]
+    ("scheme", "part"),
+    [("w4", "scale"), ("w4g32", "scale"), ("palette3g16", "lut"), ("palette4g16", "lut")],
 )
 def test_one_damaged_scale_or_table_entry_of_a_group_is_found(
     traced_wide: Traced, tmp_path: Path, scheme: str, part: str
