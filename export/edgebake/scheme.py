@@ -2,9 +2,11 @@
 
 ``fp32`` ``fp16``                      float weights and activations
 ``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
-``palette<bits>``                      weights as indices into a table of 2**bits values
+``palette<bits>[g<group>]``            weights as indices into a table of 2**bits values, one for all or one per group
+``sparse<percent>``                    that share of each weight is zero (the smallest values), the others are float16
 
-``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic).
+``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic). A group of integers
+counts input channels that share a scale; a group of palettes counts output channels that share a table.
 """
 
 from __future__ import annotations
@@ -30,39 +32,59 @@ ALIASES = {
     "half": "fp16",
     "float32": "fp32",
     "float": "fp32",
+    "pal1": "palette1",
+    "pal2": "palette2",
+    "pal3": "palette3",
     "pal4": "palette4",
     "pal6": "palette6",
     "pal8": "palette8",
 }
 
 _FLOAT = re.compile(r"fp(32|16)")
-_PALETTE = re.compile(r"palette([1-8])")
+_PALETTE = re.compile(r"palette([1-8])(?:g([1-9]\d*))?")
+_SPARSE = re.compile(r"sparse([1-9]\d?)")
 _INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """A decoded scheme. ``group`` is the number of weights that share a scale; None means one per output channel."""
+    """A decoded scheme.
+
+    ``group``: how many input channels share a scale (None: one scale per output channel), or, of palettes, how many
+    output channels share a table (None: one table per weight).
+    """
 
     name: str
-    family: str  # "float", "integer", "palette"
+    family: str  # "float", "integer", "palette", "sparse"
     weight_bits: int
     group: int | None = None
     activation_bits: int | None = None  # None: activations stay float
     dynamic: bool = False
+    zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
 
     @property
     def needs_calibration(self) -> bool:
         """Static activations need ranges seen on calibration samples."""
         return self.activation_bits is not None and not self.dynamic
 
+    def kept(self, weights: int) -> int:
+        """How many of ``weights`` values are stored."""
+        return weights - weights * self.zero_percent // 100
+
+    def payload_bytes(self, weights: int) -> int:
+        """Smallest size of ``weights`` values, without scales, tables and masks."""
+        return (self.kept(weights) * self.weight_bits + 7) // 8
+
     def floor_bytes(self, weights: int, channels: int) -> int:
         """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
-        payload = (weights * self.weight_bits + 7) // 8
+        payload = self.payload_bytes(weights)
         if self.family == "float":
             return payload
+        if self.family == "sparse":
+            return payload + (weights + 7) // 8
         if self.family == "palette":
-            return payload + 2 * (1 << self.weight_bits)
+            tables = max(1, channels // self.group) if self.group else 1
+            return payload + 2 * tables * (1 << self.weight_bits)
         groups = weights // self.group if self.group else channels
         return payload + 4 * groups
 
@@ -90,7 +112,10 @@ def parse(name: str) -> Scheme:
     if match := _FLOAT.fullmatch(text):
         return Scheme(name=text, family="float", weight_bits=int(match[1]))
     if match := _PALETTE.fullmatch(text):
-        return Scheme(name=text, family="palette", weight_bits=int(match[1]))
+        channels = int(match[2]) if match[2] else None
+        return Scheme(name=text, family="palette", weight_bits=int(match[1]), group=channels)
+    if match := _SPARSE.fullmatch(text):
+        return Scheme(name=text, family="sparse", weight_bits=16, zero_percent=int(match[1]))
     if match := _INTEGER.fullmatch(text):
         bits, group, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):

@@ -86,7 +86,7 @@ def floor_of(
     inventory, rest = _once(modules, float_bytes)
     for module in inventory:
         chosen = parse(schemes.get(module.name, "fp32"))
-        payload = (module.parameters * chosen.weight_bits + 7) // 8
+        payload = chosen.payload_bytes(module.parameters)
         if chosen.family == "float":
             floats += payload
         else:

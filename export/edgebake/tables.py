@@ -13,7 +13,7 @@ from edgebake.target import TARGETS, Support, Target, find_target
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- targets:begin (made by `make tables`) -->", "<!-- targets:end -->"
 KINDS = ("linear", "conv", "embedding")
-FAMILIES = ("float", "integer", "palette")
+FAMILIES = ("float", "integer", "palette", "sparse")
 
 
 def table() -> str:
@@ -33,7 +33,7 @@ def _own_targets() -> list[str]:
 
 
 def _schemes(targets: Mapping[str, Target]) -> list[str]:
-    """Every supported scheme: floats, then integers, then palettes; wide before narrow."""
+    """Every supported scheme: floats, integers, palettes, pruned ones; wide before narrow."""
     names = {row.scheme for target in targets.values() for row in target.SUPPORTS}
 
     def rank(name: str) -> tuple[int, int, int, str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -45,13 +45,15 @@ class Support:
     ``kinds``: module kinds that the scheme compresses; modules of other kinds stay float32 when the scheme is the
     recipe's default and are an error when a rule names them. ``method``: the file under compress/ that applies the
     scheme before lowering; empty when ``lower`` applies it. ``override_only``: never as a recipe's default scheme.
-    ``note``: the kernel or hardware reason.
+    ``needs``: values that a target option must have one of, such as the systems that take the scheme. ``note``: the
+    kernel or hardware reason.
     """
 
     scheme: str
     kinds: tuple[ModuleKind, ...]
     method: str = ""
     override_only: bool = False
+    needs: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
     note: str = ""
 
 
@@ -253,6 +255,15 @@ def runners_of(target: str) -> tuple[tuple[str, Runner], ...]:
 def support_of(target: Target, scheme: str) -> Support | None:
     """The row of ``scheme``, or None."""
     return next((row for row in target.SUPPORTS if row.scheme == scheme), None)
+
+
+def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(what, fix) for each option that ``row`` needs other than it is in ``options``, where every option stands."""
+    for name, values in row.needs.items():
+        if options[name] not in values:
+            able = " or ".join(map(str, values))
+            what = f"{target} takes {row.scheme} with {name} {able}, not {options[name]}"
+            yield what, f"options: {{{name}: {values[0]}}}"
 
 
 # --- what the compress/ and models/ files are given -----------------------------------------------------------------

@@ -17,12 +17,11 @@ from edgebake.target import LowerRequest
 from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec, canonical_module_name
 from edgebake_targets import _coreml_compress, _coreml_modules, _coreml_rewrites
 from edgebake_targets._coreml_package import write_package
+from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
 
 if TYPE_CHECKING:
     import torch
-
-COMPRESSED = ("w8", "palette4", "palette6", "palette8")
 
 # Operators that Core ML has natively: decomposed, they cost speed, and the fused forms compute in higher precision.
 _KEPT = frozenset(
@@ -120,6 +119,8 @@ def convert(
 ) -> Converted:
     """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
     weights = float_weights(program, request.assignment)
+    if problems := list(misfits((w.module, w.scheme, w.values.shape, w.axis) for w in weights)):
+        raise StageFailed(problems)
     failures = []
     for name, table in _tables():
         decomposed = program.run_decompositions(table)
@@ -142,10 +143,10 @@ def convert(
 def _located(mil: Any, weights: Iterable[FloatWeight]) -> tuple[Held, ...]:
     """Where the weights are. One that stays float may be gone (merged into another constant): nothing hangs on it."""
     operations = mil.functions["main"].operations
-    compressed, problems = locate(operations, [w for w in weights if w.scheme in COMPRESSED])
+    compressed, problems = locate(operations, [w for w in weights if is_compressed(w.scheme)])
     if problems:
         raise StageFailed(list(problems))
-    floats, _ = locate(operations, [w for w in weights if w.scheme not in COMPRESSED])
+    floats, _ = locate(operations, [w for w in weights if not is_compressed(w.scheme)])
     taken = {held.operation.name: held for held in compressed}
     for held in floats:
         other = taken.get(held.operation.name)
@@ -247,7 +248,7 @@ def compress(converted: Converted) -> dict[str, Held]:
 
     def within(_block: Any) -> None:
         for name, held in names.items():
-            if held.scheme in COMPRESSED:
+            if is_compressed(held.scheme):
                 _coreml_compress.replace(held, name)
             else:
                 held.operation.name = held.operation.outputs[0].name = name

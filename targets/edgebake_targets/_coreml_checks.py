@@ -7,16 +7,19 @@ signs, from which the distance to the decoded weight can be estimated without ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
+from edgebake.scheme import parse
 from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets import _coreml_modules
+from edgebake_targets import _coreml_modules, _coreml_schemes
 from edgebake_targets._coreml_constants import Constant, constants, decode, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
-from edgebake_targets._coreml_package import Package, array_of, open_package, payload_of
+from edgebake_targets._coreml_package import Package, Payload, array_of, open_package, payload_of
+from edgebake_targets._coreml_schemes import blocks, counts_of, is_compressed
 from edgebake_targets._coreml_weights import Held
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ VERSION = 1
 CHECKS_FILE = "weights.check.json"  # beside the packages
 _BUCKETS = 64
 _TOLERANCE = 1e-3  # of the distance; what is stored is rounded to 7 digits
-_FORMATS = {"w8": "int8", "palette4": "palette4", "palette6": "palette6", "palette8": "palette8"}
 
 
 def record(path: Path, named: Mapping[str, Held]) -> dict[str, Any]:
@@ -56,7 +58,26 @@ def record(path: Path, named: Mapping[str, Held]) -> dict[str, Any]:
         }
     if problems:
         raise StageFailed(problems)
+    _refuse_growth(package, [(stored[name], held) for name, held in named.items() if is_compressed(held.scheme)])
     return kept
+
+
+def _refuse_growth(package: Package, compressed: Sequence[tuple[Constant, Held]]) -> None:
+    """StageFailed when scales, tables and narrow values together are not smaller than the floats in their place."""
+    held_as = sum(
+        len(payload_of(package, part).data)
+        for constant, _ in compressed
+        for name, part in constant.parts.items()
+        if name not in ("axis", "shape")
+    )
+    floats = sum(held.values.size * _table_of(package, constant).bits // 8 for constant, held in compressed)
+    if compressed and held_as >= floats:
+        schemes = ", ".join(sorted({held.scheme for _, held in compressed}))
+        raise StageFailed(
+            f"{schemes} compresses nothing: weights, scales and tables take {held_as} bytes, as floats {floats}",
+            where=package.path.name,
+            fix="choose fp16, or a scheme with fewer tables or larger groups",
+        )
 
 
 def record_modules(path: Path, modules: Mapping[str, list[str]]) -> dict[str, str]:
@@ -69,31 +90,87 @@ def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
     """Why the stored weight is not ``held`` in its scheme; empty when it is."""
     if constant is None:
         return f"no constant of the package holds the weight as {held.scheme}"
-    expected = _FORMATS.get(held.scheme)
-    if expected and format_of(package, constant) != expected:
-        return f"the weight is stored as {format_of(package, constant)}, not {held.scheme}"
+    if other := _other_format(package, constant, held.scheme):
+        return f"the weight is stored as {other}, not {held.scheme}"
     decoded = decode(package, constant)
     if decoded.shape != held.values.shape:
         return f"the weight has the shape {decoded.shape}, not {held.values.shape}"
+    if is_compressed(held.scheme) and (found := _table_count(package, constant)) != (promised := _promised_count(held)):
+        return f"the weight has {found} {_stored_as(held.scheme)}, where {held.scheme} has {promised}"
     excess = abs(decoded - held.values) - _allowed(package, constant, held)  # nan, which is not <= 0, fails too
     worst = float(excess.max())
     return "" if worst <= 0 else f"a value is {worst:.3g} farther off than {held.scheme} allows"
 
 
+def _other_format(package: Package, constant: Constant, scheme: str) -> str:
+    """How a weight of the compressed ``scheme`` is stored when that is not in this scheme; empty when it is."""
+    stored = format_of(package, constant)
+    same = (stored.replace("sparse-float32", "sparse-float16")) == _coreml_schemes.format_of(scheme)
+    return stored if is_compressed(scheme) and not same else ""
+
+
+def _table_count(package: Package, constant: Constant) -> int:
+    size = math.prod(_table_of(package, constant).shape)
+    return size // 2 ** int(format_of(package, constant)[len("palette") :]) if "lut" in constant.parts else size
+
+
+def _stored_as(scheme: str) -> str:
+    return {"integer": "scales", "palette": "tables", "sparse": "values"}[parse(scheme).family]
+
+
+def _promised_count(held: Held) -> int:
+    if parse(held.scheme).family == "sparse":
+        return parse(held.scheme).kept(held.values.size)
+    return math.prod(counts_of(held.scheme, held.values.shape, held.axis))
+
+
+def _table_of(package: Package, constant: Constant) -> Payload:
+    """The scales or the tables of a compressed weight, or what is not zero of it."""
+    return payload_of(package, next(constant.parts[n] for n in ("lut", "scale", "nonzero_data") if n in constant.parts))
+
+
 def _allowed(package: Package, constant: Constant, held: Held) -> Any:
-    """Largest error of each value: half a step for int8, the nearest entry for a table, rounding for a float."""
+    """Largest error of each value: half a step of its scale, the nearest entry of its table, rounding of a float.
+
+    Of a pruned weight, the whole value where no larger one could have been dropped.
+    """
     import numpy as np
 
-    exact = held.values.astype(np.float64)
-    if held.scheme == "w8":
-        others = tuple(a for a in range(exact.ndim) if a != held.axis)
-        step = np.abs(exact).max(axis=others, keepdims=True) / 127
-        return step / 2 * (1 + 2.0**-9) + 2.0**-24  # scales are float16, rounded up; 2**-24 is its smallest number
-    if held.scheme.startswith("palette"):
-        table = np.sort(array_of(payload_of(package, constant.parts["lut"])).astype(np.float64).ravel())
-        right = np.clip(np.searchsorted(table, exact), 1, len(table) - 1)
-        return np.minimum(abs(exact - table[right - 1]), abs(exact - table[right])) * (1 + 1e-9)
-    return abs(exact) * 2.0**-10 + 2.0**-24
+    exact, scheme = held.values.astype(np.float64), parse(held.scheme)
+    if scheme.family == "float":
+        return abs(exact) * 2.0**-10 + 2.0**-24
+    if scheme.family == "sparse":
+        magnitude = abs(exact)
+        smallest_kept = np.sort(magnitude, axis=None)[-scheme.kept(exact.size)]
+        return np.where(magnitude <= smallest_kept, magnitude, magnitude * 2.0**-10) + 2.0**-24
+    counts = counts_of(held.scheme, exact.shape, held.axis)
+    if scheme.family == "integer":
+        return _half_step(exact, counts, scheme.weight_bits)
+    tables = np.sort(array_of(_table_of(package, constant)).astype(np.float64).reshape(*counts, -1))
+    allowed = np.empty(exact.shape)
+    for at, block in blocks(exact.shape, counts):
+        allowed[block] = _to_nearest(exact[block], tables[at])
+    return allowed
+
+
+def _half_step(exact: NDArray[np.float64], counts: Sequence[int], bits: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    sizes = [size // count for size, count in zip(exact.shape, counts, strict=True)]
+    split = [n for pair in zip(counts, sizes, strict=True) for n in pair]
+    step: NDArray[np.float64] = abs(exact).reshape(split).max(axis=tuple(range(1, len(split), 2)))
+    step = step / (2 ** (bits - 1) - 1)
+    for axis, size in enumerate(sizes):
+        step = np.repeat(step, size, axis)
+    return step / 2 * (1 + 2.0**-9) + 2.0**-24  # scales are float16, rounded up; 2**-24 is its smallest number
+
+
+def _to_nearest(exact: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    right = np.clip(np.searchsorted(table, exact), 1, len(table) - 1)
+    nearest: NDArray[np.float64] = np.minimum(abs(exact - table[right - 1]), abs(exact - table[right]))
+    return nearest * (1 + 1e-9)
 
 
 def sketch(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -233,14 +310,8 @@ def _weights(package: Package, kept: Mapping[str, Any]) -> Verdict:
         constant = stored.get(name)
         if constant is None or list(constant.shape) != entry["shape"]:
             return Verdict(limit=limit, state="fail", subject=subject, reason=f"the weight of {label} is not there")
-        expected = _FORMATS.get(entry["scheme"])
-        if expected and format_of(package, constant) != expected:
-            return Verdict(
-                limit=limit,
-                state="fail",
-                subject=subject,
-                reason=f"{label} is stored as {format_of(package, constant)}",
-            )
+        if other := _other_format(package, constant, entry["scheme"]):
+            return Verdict(limit=limit, state="fail", subject=subject, reason=f"{label} is stored as {other}")
         distance = _norm(sketch(decode(package, constant)) - entry["sketch"])
         size = entry["norm"] or 1.0
         change = abs(distance - entry["distance"]) / (_TOLERANCE * entry["distance"] + 1e-6 * size)

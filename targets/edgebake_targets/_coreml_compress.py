@@ -1,39 +1,64 @@
-"""Rounds weights to int8 per channel or to a table of values, and puts them into the Core ML program."""
+"""Rounds weights to integers or to tables of values, or drops the smallest, and puts them into the Core ML program."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgebake.scheme import parse
+from edgebake_targets._coreml_schemes import blocks, counts_of
 from edgebake_targets._coreml_weights import Held
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_MAX_INT8 = 127  # symmetric: -128 is not used
 _LLOYD_ROUNDS = 300
 _SMALL = 8192  # different values
+_FEW = 8  # levels
 
 
 def quantise(
-    values: NDArray[np.float32], axis: int, dtype: type[np.floating[Any]]
+    values: NDArray[np.float32], counts: Sequence[int], bits: int, dtype: type[np.floating[Any]]
 ) -> tuple[NDArray[np.int8], NDArray[Any]]:
-    """Symmetric int8 with one scale per channel: ``values ~ q * scale``, error at most ``scale / 2`` everywhere.
+    """Symmetric integers with one scale per block: ``values ~ q * scale``, error at most ``scale / 2`` everywhere.
 
-    Returns ``q`` (int8, shape of ``values``) and ``scale`` (``dtype``, one per channel of ``axis``). Scales are rounded
-    up to ``dtype``, so that the largest value never clips. coremltools' own pass divides by zero on a channel of zeros.
+    Returns ``q`` (int8, shape of ``values``) and ``scale`` (``dtype``, shape ``counts``: blocks along each axis). The
+    most negative integer is not used. Scales are rounded up to ``dtype``, so that the largest value never clips.
+    coremltools' own pass divides by zero on a channel of zeros.
     """
     import numpy as np
 
-    others = tuple(a for a in range(values.ndim) if a != axis)
-    exact = np.abs(values.astype(np.float64)).max(axis=others) / _MAX_INT8
+    split = [n for size, count in zip(values.shape, counts, strict=True) for n in (count, size // count)]
+    apart = values.astype(np.float64).reshape(split)
+    within = tuple(range(1, len(split), 2))
+    exact = np.abs(apart).max(axis=within) / (2 ** (bits - 1) - 1)
     scale = exact.astype(dtype)
     scale = np.where(scale < exact, np.nextafter(scale, dtype(np.inf)), scale)
     scale = np.where(exact == 0, dtype(1), scale).astype(dtype)
-    along = [1] * values.ndim
-    along[axis] = -1
-    q = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(along))
-    return q.astype(np.int8), scale
+    q = np.rint(apart / np.expand_dims(scale.astype(np.float64), within))
+    return q.astype(np.int8).reshape(values.shape), scale
+
+
+def prune(values: NDArray[np.float32], kept: int) -> NDArray[np.bool_]:
+    """Where the ``kept`` largest magnitudes of ``values`` are; of equal ones, the first in row-major order."""
+    import numpy as np
+
+    mask = np.zeros(values.size, np.bool_)
+    mask[np.argsort(-np.abs(values.ravel()), kind="stable")[:kept]] = True
+    return mask.reshape(values.shape)
+
+
+def palettise_blocks(
+    values: NDArray[np.float32], counts: Sequence[int], bits: int, dtype: type[np.floating[Any]]
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """``palettise`` block by block; the tables have the shape ``(*counts, 2**bits)``."""
+    import numpy as np
+
+    indices, tables = np.empty(values.shape, np.uint8), np.empty((*counts, 2**bits), dtype)
+    for at, part in blocks(values.shape, counts):
+        indices[part], tables[at] = palettise(values[part], bits, dtype)
+    return indices, tables
 
 
 def palettise(
@@ -49,7 +74,7 @@ def palettise(
     if len(points) <= 2**bits:
         centres = np.concatenate([points, np.repeat(points[-1:], 2**bits - len(points))])
     else:
-        centres = (_optimum if len(points) <= _SMALL else _lloyd)(points, counts, 2**bits)
+        centres = (_optimum if len(points) <= _SMALL or 2**bits <= _FEW else _lloyd)(points, counts, 2**bits)
     table = np.sort(centres.astype(dtype))
     exact = table.astype(np.float64)
     indices = np.searchsorted((exact[1:] + exact[:-1]) / 2, values.astype(np.float64).ravel())
@@ -73,7 +98,10 @@ def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _optimum(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
-    """The best centres, by dynamic programming; 0.8 s for ``_SMALL`` points and 256 levels."""
+    """The best centres, by dynamic programming; 0.8 s for ``_SMALL`` points and 256 levels.
+
+    Few levels are as fast for all 63,489 half-precision values, and there Lloyd's algorithm ends far from the best.
+    """
     import numpy as np
     from coremltools._deps import kmeans1d
 
@@ -117,49 +145,74 @@ def replace(held: Held, name: str) -> None:
     old = operation.outputs[0]
     dtype = np.float16 if old.val.dtype == np.float16 else np.float32
     modern = is_current_opset_version_compatible_with(AvailableTarget.iOS18)
-    if held.scheme == "w8":
-        q, scale = quantise(held.values, held.axis, dtype)
-        parts = _shift_scale(q, scale, held.axis) if modern else _affine(q, scale, held.axis)
-        make = mb.constexpr_blockwise_shift_scale if modern else mb.constexpr_affine_dequantize
-    else:
-        bits = int(held.scheme.removeprefix("palette"))
-        indices, table = palettise(held.values, bits, dtype)
-        parts = _grouped_table(indices, table, bits) if modern else _packed_table(indices, table, bits)
-        make = mb.constexpr_lut_to_dense
+    operator, parts = _constant(held, dtype, modern=modern)
     # A program from torch.export is only valid when every operator has these two scopes.
     scopes = (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
     with mb.scope(*(ScopeInfo(source=source, data=[None]) for source in scopes)):
-        new = make(**parts, name=name, before_op=operation)
+        new = getattr(mb, operator)(**parts, name=name, before_op=operation)
     block = operation.enclosing_block
     block.replace_uses_of_var_after_op(anchor_op=operation, old_var=old, new_var=new, no_check_var_types=True)
     block.remove_ops([operation])
 
 
-def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
+def _constant(held: Held, dtype: type[np.floating[Any]], *, modern: bool) -> tuple[str, dict[str, Any]]:
+    """The operator that holds the weight in its scheme, and what it holds; ``modern``: in the op set of iOS 18."""
+    scheme, counts = parse(held.scheme), counts_of(held.scheme, held.values.shape, held.axis)
+    if scheme.family == "integer":
+        q, scale = quantise(held.values, counts, scheme.weight_bits, dtype)
+        if modern:
+            return "constexpr_blockwise_shift_scale", _shift_scale(q, scale, scheme.weight_bits)
+        return "constexpr_affine_dequantize", _affine(q, scale, held.axis)
+    if scheme.family == "sparse":
+        mask = prune(held.values, scheme.kept(held.values.size))
+        return "constexpr_sparse_to_dense", _masked(held.values[mask].astype(dtype), mask, modern=modern)
+    indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype)
+    pack = _grouped_table if modern else _packed_table
+    return "constexpr_lut_to_dense", pack(indices, tables, scheme.weight_bits)
+
+
+def _masked(values: NDArray[Any], mask: NDArray[np.bool_], *, modern: bool) -> dict[str, Any]:
+    """What is not zero, in row-major order, and one bit for each place."""
     import numpy as np
 
-    return {"quantized_data": q, "zero_point": np.zeros(scale.shape, np.int8), "scale": scale, "axis": np.int32(axis)}
+    if modern:
+        return {"nonzero_data": values, "mask": mask.astype(_narrow("uint1"))}
+    stream = np.packbits(mask.ravel(), bitorder="little")
+    return {"nonzero_data": values, "mask": stream, "shape": np.array(mask.shape, np.uint32)}
 
 
-def _shift_scale(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
-    return {"data": q, "scale": scale.reshape([-1 if a == axis else 1 for a in range(q.ndim)])}
+def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
+    """iOS 16: one scale per channel."""
+    import numpy as np
+
+    flat = scale.reshape(-1)
+    return {"quantized_data": q, "zero_point": np.zeros(flat.shape, np.int8), "scale": flat, "axis": np.int32(axis)}
 
 
-def _packed_table(indices: NDArray[np.uint8], table: NDArray[Any], bits: int) -> dict[str, Any]:
-    """iOS 16: indices as one little-endian stream of bits."""
+def _shift_scale(q: NDArray[np.int8], scale: NDArray[Any], bits: int) -> dict[str, Any]:
+    """iOS 18: one scale per block."""
+    return {"data": q.astype(_narrow(f"int{bits}")), "scale": scale}
+
+
+def _packed_table(indices: NDArray[np.uint8], tables: NDArray[Any], bits: int) -> dict[str, Any]:
+    """iOS 16: indices as one little-endian stream of bits, one table."""
     import numpy as np
 
     planes = np.unpackbits(indices.reshape(-1, 1), axis=1, bitorder="little")[:, :bits]
     return {
         "indices": np.packbits(planes.ravel(), bitorder="little"),
-        "lut": table,
+        "lut": tables.reshape(-1),
         "shape": np.array(indices.shape, np.uint32),
     }
 
 
-def _grouped_table(indices: NDArray[np.uint8], table: NDArray[Any], bits: int) -> dict[str, Any]:
-    """iOS 18: indices in their own type, one table for the whole weight."""
+def _grouped_table(indices: NDArray[np.uint8], tables: NDArray[Any], bits: int) -> dict[str, Any]:
+    """iOS 18: indices in their own type, one table per block; vectors of one value."""
+    return {"indices": indices.astype(_narrow(f"uint{bits}")), "lut": tables[..., None]}
+
+
+def _narrow(name: str) -> Any:
+    """numpy's type for MIL's type ``name``, which coremltools marks as narrower than a byte."""
     from coremltools.converters.mil.mil import types
 
-    narrow = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
-    return {"indices": indices.astype(narrow), "lut": table.reshape(*[1] * indices.ndim, -1, 1)}
+    return types.nptype_from_builtin(types.string_to_builtin(name))

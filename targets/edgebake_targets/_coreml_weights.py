@@ -21,11 +21,15 @@ _VIEWS = ("aten.t.default", "aten.alias.default", "aten.detach.default", "aten.p
 
 @dataclass(frozen=True, kw_only=True)
 class FloatWeight:
-    """The float32 weight of ``module`` as the program uses it: batch normalisation that follows is folded in."""
+    """The float32 weight of ``module`` as the program uses it: batch normalisation that follows is folded in.
+
+    ``axis`` is that of the output channels.
+    """
 
     module: str
     scheme: str
     placeholder: str
+    axis: int
     values: NDArray[np.float32]
 
 
@@ -58,7 +62,9 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
             )
             continue
         values = weights.folded(node, placeholder)
-        found.append(FloatWeight(module=module, scheme=scheme, placeholder=placeholder, values=values))
+        axis = 1 if (_convolution(node) or (False,))[0] else 0
+        weight = FloatWeight(module=module, scheme=scheme, placeholder=placeholder, axis=axis, values=values)
+        found.append(weight)
     if problems:
         raise StageFailed(problems)
     return tuple(found)

@@ -8,21 +8,65 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgebake.errors import RecipeError, StageFailed
-from edgebake.target import LowerRequest, Missing, Option, Support
+from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.target import LowerRequest, Missing, Option, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
+
+_IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18")}
+_IOS18 = {"minimum_os": ("iOS18",)}
 
 SUPPORTS = (
     Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
     Support(scheme="fp16", kinds=_ALL),
     Support(
-        scheme="w8", kinds=_ALL, note="int8 per output channel, decompressed at load or on the fly; computes in float16"
+        scheme="w8",
+        kinds=_ALL,
+        needs=_IOS16,
+        note="int8 per output channel, decompressed at load or on the fly; computes in float16; from iOS 16, macOS 13",
     ),
-    Support(scheme="palette4", kinds=_ALL, note="one table of 16 values per weight"),
-    Support(scheme="palette6", kinds=_ALL, note="one table of 64 values per weight"),
-    Support(scheme="palette8", kinds=_ALL, note="one table of 256 values per weight"),
+    Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
+    *(
+        Support(
+            scheme=f"w4g{group}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"int4, one scale per output channel and {group} input channels, which must be divisible by {group}; "
+            "from iOS 18, macOS 15",
+        )
+        for group in (16, 32, 64, 128)
+    ),
+    *(
+        Support(
+            scheme=f"palette{bits}",
+            kinds=_ALL,
+            needs=_IOS18 if bits == 3 else _IOS16,
+            note=f"one table of {2**bits} values per weight; from "
+            + ("iOS 18, macOS 15" if bits == 3 else "iOS 16, macOS 13"),
+        )
+        for bits in (1, 2, 3, 4, 6, 8)
+    ),
+    *(
+        Support(
+            scheme=f"palette{bits}g{group}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of {2**bits} values per {group} output channels, which must be divisible by {group}; "
+            "from iOS 18, macOS 15",
+        )
+        for bits, group in ((2, 16), (3, 16), (4, 8), (4, 16), (4, 32), (6, 16))
+    ),
+    *(
+        Support(
+            scheme=f"sparse{percent}",
+            kinds=_ALL,
+            needs=_IOS16,
+            note=f"the smallest {percent} % of each weight become zero and are not stored, without training after it: "
+            "check the task; from iOS 16, macOS 13",
+        )
+        for percent in (50, 75)
+    ),
 )
 
 OPTIONS = (
@@ -52,6 +96,7 @@ SOURCES = (
     "edgebake_targets._coreml_modules",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_rewrites",
+    "edgebake_targets._coreml_schemes",
     "edgebake_targets._coreml_weights",
 )
 
@@ -70,6 +115,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     network or a module that is to be compressed did not come out compressed.
     """
     from edgebake_targets import _coreml, _coreml_checks
+    from edgebake_targets._coreml_schemes import is_compressed
 
     _refuse(request)
     methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
@@ -88,7 +134,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
             decompositions.add(converted.decomposition)
-    lost = sorted(set(request.assignment.of(*_coreml.COMPRESSED)) - seen)
+    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
     if lost:
         raise StageFailed(
             f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
@@ -106,22 +152,23 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
 
 
 def _refuse(request: LowerRequest) -> None:
-    from edgebake_targets._coreml import COMPRESSED
-
-    system = request.options["minimum_os"]
-    if system == "iOS15" and request.assignment.of(*COMPRESSED):
-        raise RecipeError("Core ML packages for iOS 15 hold no compressed weights", fix="options: {minimum_os: iOS16}")
+    """RecipeError for schemes that the system does not take, also when no recipe's check came before."""
+    rows = [row for row in SUPPORTS if row.scheme in {request.scheme, *request.assignment.schemes.values()}]
+    problems = [Problem(what=what, fix=fix) for row in rows for what, fix in unmet("coreml", row, request.options)]
+    if problems:
+        raise RecipeError(problems)
 
 
 def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, Any]:
-    from edgebake_targets._coreml import COMPRESSED, precision_of
+    from edgebake_targets._coreml import precision_of
+    from edgebake_targets._coreml_schemes import is_compressed
 
     precision = precision_of(request)
     schemes: dict[str, list[str]] = {}
     for module, scheme in sorted(request.assignment.schemes.items()):
         schemes.setdefault(scheme, []).append(module)
     notes = []
-    if any(scheme in COMPRESSED for scheme in schemes) and precision == "fp16":
+    if any(map(is_compressed, schemes)) and precision == "fp16":
         notes.append("weights that are not compressed, biases and activations are float16")
     return {
         "schemes": schemes,

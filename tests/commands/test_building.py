@@ -18,6 +18,8 @@ from edgebake.commands import sweep
 from edgebake.commands.init import one_shot
 from edgebake.commands.sweep import table
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE, EXIT_STAGE, UsageError
+from edgebake.recipe import TargetRule
+from edgebake.recipe_yaml import list_shipped, read
 from edgebake.result import Result
 from edgebake.types import Verdict
 from verbs import Baked, Edgebake, Said, config, refused, resign
@@ -352,6 +354,20 @@ def test_sweep_refuses_schemes_that_nothing_can_do(edgebake: Edgebake, baked: Ba
     refused(edgebake("sweep", baked.recipe, "--scheme", "nonsense"), EXIT_RECIPE, "'nonsense' is not a scheme")
     refused(edgebake("sweep", baked.recipe, "--scheme", "palette4"), EXIT_RECIPE, "palette4 is supported by none")
     refused(edgebake("sweep", baked.recipe, "--target", "onnx"), EXIT_RECIPE, "there is no target 'onnx'")
+
+
+def test_a_sweep_tries_the_schemes_that_the_options_allow() -> None:
+    component = read(list_shipped()["minilm-l6"]).recipe.components["model"]
+
+    def swept(*schemes: str, **options: str) -> list[str]:
+        targets = (TargetRule(target="coreml", options=options),)
+        rules = sweep._rules(component.model_copy(update={"targets": targets}), schemes, ())
+        return [rule.scheme for rule in rules if rule.scheme]
+
+    assert swept(minimum_os="iOS15") == ["fp32", "fp16"]
+    assert "palette4" in swept() and not {"palette3", "w4g32"} & set(swept())
+    assert {"palette3", "w4g32", "palette4g16"} < set(swept(minimum_os="iOS18"))
+    assert swept("w4g32") == ["w4g32"]  # the check refuses it and says what it needs
 
 
 def test_clean_says_what_it_freed_and_what_is_left(edgebake: Edgebake, tmp_path: Path) -> None:

@@ -57,6 +57,26 @@ def test_options_of_the_target_are_filled_in(tmp_path: Path) -> None:
     assert units[0].options["minimum_os"] == "iOS18"
 
 
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("scheme: w4g32", "coreml takes w4g32 with minimum_os iOS18, not iOS17\n    -> options: {minimum_os: iOS18}"),
+        (
+            "scheme: w8, options: {minimum_os: iOS15}",
+            "coreml takes w8 with minimum_os iOS16 or iOS17 or iOS18, not iOS15",
+        ),
+        ("scheme: w8, compress: {modules: {a: palette3}}", "coreml takes palette3 with minimum_os iOS18, not iOS17"),
+    ],
+)
+def test_a_scheme_that_the_chosen_system_does_not_take_is_refused(tmp_path: Path, rule: str, text: str) -> None:
+    found = refused(recipe(tmp_path, targets=f"{{target: coreml, {rule}}}"))
+    assert text in found and "one.yaml:" in found
+    assert not (tmp_path / "imported").exists()
+    check(
+        [read(recipe(tmp_path, targets="{target: coreml, scheme: w4g32, options: {minimum_os: iOS18}}"))], trust=False
+    )
+
+
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -15,6 +15,8 @@ from edgebake.scheme import ALIASES, aliases_of, canonical, parse, shown
         ("w8a8d", 8, None, 8, True),
         ("w4g32a8d", 4, 32, 8, True),
         ("w4g32", 4, 32, None, False),
+        ("palette4", 4, None, None, False),
+        ("palette4g16", 4, 16, None, False),
     ],
 )
 def test_a_name_is_decoded(name: str, bits: int, group: int | None, activations: int | None, dynamic: bool) -> None:
@@ -41,7 +43,10 @@ def test_aliases_are_printed_beside_the_canonical_name() -> None:
     assert "int4wo" in aliases_of("w4g32")
 
 
-@pytest.mark.parametrize("name", ["", "w5", "int8", "w8g0", "palette9", "fp8", "w8a8x", "a8w8"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "w5", "int8", "w8g0", "palette9", "palette4g0", "palette4a8", "sparse0", "sparse100", "fp8", "w8a8x", "a8w8"],
+)
 def test_what_is_no_scheme_is_refused_with_the_grammar(name: str) -> None:
     with pytest.raises(ValueError, match=r"is not a scheme; write fp32, fp16, palette4, or w<bits>"):
         parse(name)
@@ -52,3 +57,5 @@ def test_the_floor_is_payload_and_scales() -> None:
     assert parse("w8").floor_bytes(1000, 10) == 1000 + 4 * 10
     assert parse("w4g32a8d").floor_bytes(3200, 10) == 1600 + 4 * 100
     assert parse("palette4").floor_bytes(1000, 10) == 500 + 2 * 16
+    assert parse("sparse75").floor_bytes(1001, 10) == 2 * 251 + 126
+    assert parse("palette4g16").floor_bytes(3200, 32) == 1600 + 2 * 2 * 16

@@ -137,7 +137,7 @@ def formats(package: Path) -> dict[str, str]:
     return {record.name: record.dtype for record in mlpackage.inspect(package).weights}
 
 
-FORMATS = {"w8": "int8", "fp16": "float16", "fp32": "float32"}
+FORMATS = {"w8": "int8", "w4": "int4", "fp16": "float16", "fp32": "float32"}
 
 
 MIXED = {**everywhere("w8"), "first": "palette6", "last": "fp32"}

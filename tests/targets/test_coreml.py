@@ -48,7 +48,8 @@ from edgebake_targets.inspectors import mlpackage
     ("scheme", "system"),
     [
         *[("fp32", "iOS15"), ("fp16", "iOS17"), ("w8", "iOS17"), ("w8", "iOS18"), ("palette4", "iOS16")],
-        *[("palette6", "iOS17"), ("palette6", "iOS18"), ("palette8", "iOS18")],
+        *[("palette6", "iOS17"), ("palette6", "iOS18"), ("palette8", "iOS18"), ("palette1", "iOS16")],
+        *[("palette2", "iOS17"), ("palette3", "iOS18"), ("w4", "iOS18")],
     ],
 )
 def test_each_scheme_is_stored_and_passes_its_checks(traced: Traced, tmp_path: Path, scheme: str, system: str) -> None:
@@ -238,7 +239,9 @@ def test_modules_that_share_a_weight_share_the_constant(tmp_path: Path) -> None:
 
 
 def test_ios15_refuses_compressed_weights(traced: Traced, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="iOS 15"):
+    with pytest.raises(
+        RecipeError, match=r"w8 with minimum_os iOS16 or iOS17 or iOS18, not iOS15\n.*minimum_os: iOS16"
+    ):
         coreml.lower(traced, ask(tmp_path, {"first": "w8"}, "w8", "iOS15"))
 
 

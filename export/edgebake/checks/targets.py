@@ -11,7 +11,7 @@ from edgebake import devices
 from edgebake.checks.case import Case, moved
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of
+from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of, unmet
 from edgebake.wording import did_you_mean, said
 
 
@@ -30,7 +30,10 @@ def problems(case: Case) -> Iterator[Problem]:
         return
     yield from _default_scheme(case, target)
     yield from _module_schemes(case, target)
-    yield from _options(case, target)
+    wrong_options = list(_options(case, target))
+    yield from wrong_options
+    if not wrong_options:
+        yield from _needs(case, target)
     yield from _device(case)
 
 
@@ -110,6 +113,17 @@ def _options(case: Case, target: Target) -> Iterator[Problem]:
             yield Problem(what=what, where=where, fix=did_you_mean(name, known))
         elif wrong := _misfit(known[name], value):
             yield Problem(what=wrong, where=where, fix=f"{name}: {known[name].help}")
+
+
+def _needs(case: Case, target: Target) -> Iterator[Problem]:
+    """Schemes that the options do not allow; where the option is not written, its default does not."""
+    options = options_of(target, case.rule.options)
+    modules = case.unit.spec.compress.modules
+    named = {case.unit.scheme: ("scheme",), **{scheme: ("modules", glob) for glob, scheme in modules.items()}}
+    for scheme, place in named.items():
+        row = support_of(target, scheme)
+        for what, fix in unmet(case.unit.target, row, options) if row else ():
+            yield Problem(what=what, where=case.where("compress", *place), fix=fix)
 
 
 def _misfit(option: Option, value: Any) -> str:

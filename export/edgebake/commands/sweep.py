@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgebake.recipe import Component, TargetRule
     from edgebake.recipe_yaml import RecipeFile
     from edgebake.result import Result
+    from edgebake.target import Support
 
 
 def run(
@@ -71,8 +72,10 @@ def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str])
     known = {rule.target: rule for rule in component.targets}
     for name in targets or known:
         rows = [row for row in find_target(name).SUPPORTS if not row.override_only]
-        able = [row.scheme for row in rows if calibrated or not parse(row.scheme).needs_calibration]
         base = known.get(name) or TargetRule(target=name)
+        able = [row.scheme for row in rows if calibrated or not parse(row.scheme).needs_calibration]
+        if not wanted:  # one that is named goes on to the check, which says what it needs
+            able = [row.scheme for row in rows if row.scheme in able and _allowed(name, row, base)]
         for scheme in wanted or able:
             if scheme in able:
                 changes: dict[str, Any] = {"scheme": scheme, "name": None, "compress": {}}
@@ -83,6 +86,13 @@ def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str])
             fix="`edgebake targets` lists what each can do; static activations (w8a8) need calibration samples",
         )
     return tuple(rules.values())
+
+
+def _allowed(name: str, row: Support, rule: TargetRule) -> bool:
+    from edgebake.checks.targets import options_of
+    from edgebake.target import find_target, unmet
+
+    return not list(unmet(name, row, options_of(find_target(name), rule.options)))
 
 
 def _scheme(name: str) -> str:

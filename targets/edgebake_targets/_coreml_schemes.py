@@ -1,0 +1,71 @@
+"""What a scheme means for one weight of a Core ML program: its scales or tables, along which axes, and if they fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from edgebake.errors import Problem
+from edgebake.scheme import Scheme, parse
+from edgebake.types import rule_for
+
+
+def is_compressed(scheme: str) -> bool:
+    """Whether ``scheme`` stores weights as other than floats."""
+    return parse(scheme).family != "float"
+
+
+def format_of(scheme: str) -> str:
+    """What ``_coreml_constants.format_of`` says of a weight in ``scheme``: ``int4``, ``palette3``."""
+    parsed = parse(scheme)
+    if parsed.family in ("float", "sparse"):
+        return f"{'sparse-' if parsed.family == 'sparse' else ''}float{parsed.weight_bits}"
+    return f"int{parsed.weight_bits}" if parsed.family == "integer" else f"palette{parsed.weight_bits}"
+
+
+def counts_of(scheme: str, shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """How many scales or tables a weight of ``shape`` has along each axis; ``axis`` is that of its output channels.
+
+    Scales: one per output channel and group of input channels (the kernel's positions share it, as coremltools has
+    it). Tables: one, or one per group of output channels.
+    """
+    parsed, counts = parse(scheme), [1] * len(shape)
+    if parsed.family == "integer":
+        counts[axis] = shape[axis]
+    if parsed.group:
+        grouped = _grouped_axis(parsed, axis)
+        counts[grouped] = shape[grouped] // parsed.group
+    return tuple(counts)
+
+
+def _grouped_axis(scheme: Scheme, axis: int) -> int:
+    return 1 - axis if scheme.family == "integer" else axis
+
+
+def blocks(shape: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """The position of each scale or table, and the part of the weight that it holds for."""
+    sizes = [size // count for size, count in zip(shape, counts, strict=True)]
+    for flat in range(math.prod(counts)):
+        position, rest = [], flat
+        for count in reversed(counts):
+            rest, index = divmod(rest, count)
+            position.append(index)
+        at = tuple(reversed(position))
+        yield at, tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, sizes, strict=True))
+
+
+def misfits(weights: Iterable[tuple[str, str, Sequence[int], int]]) -> Iterator[Problem]:
+    """A problem for each (module, scheme, shape, axis) whose groups do not divide: coremltools leaves it float."""
+    for module, name, shape, axis in weights:
+        scheme = parse(name)
+        if not scheme.group:
+            continue
+        size = shape[_grouped_axis(scheme, axis)]
+        if size % scheme.group:
+            channels = "input channels" if scheme.family == "integer" else "output channels"
+            whole = name.replace(f"g{scheme.group}", "")
+            yield Problem(
+                what=f"{name} needs {channels} divisible by {scheme.group}, but {module} has {size}",
+                where="compress",
+                fix=f"give it a scheme without groups: {rule_for(module, whole)}",
+            )
