@@ -10,7 +10,7 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from edgebake import samples
 from edgebake.jsonfile import digest_of
 from edgebake.models import _paths
 from edgebake.scheme import parse
-from edgebake.target import METHODS, MODELS, RUNNERS, TARGETS, Support, find_target, runners_of, support_of
+from edgebake.target import METHODS, MODELS, RUNNERS, TARGETS, About, Support, find_target, runners_of, support_of
 from edgebake.units import Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
@@ -170,6 +170,12 @@ def component_key(unit: Unit, file_digest: FileDigest) -> str:
     return digest_of(model_part(unit, file_digest))
 
 
+def about(unit: Unit, file_digest: FileDigest) -> About:
+    """What an artifact of ``unit`` may say of itself. Nothing of this machine: the same recipe gives the same bytes."""
+    made_from = [component_key(unit, file_digest), rules_by_method(unit), unit.target, dict(unit.options)]
+    return About(description=unit.description, licence=unit.spec.model.licence or "", digest=digest_of(made_from))
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
     """Keys of all stages of ``unit``, by stage name."""
     target = find_target(unit.target)
@@ -214,6 +220,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         device=device,
         calibration=calibration,
         cpu=cpu(),
+        **({"about": asdict(about(unit, file_digest))} if getattr(target, "CARRIES_ABOUT", False) else {}),
     )
     runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
     add(

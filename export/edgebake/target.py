@@ -74,6 +74,15 @@ class Missing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options."""
+
+    description: str = ""
+    licence: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LowerRequest:
     """All that ``lower`` may look at besides the traced program."""
 
@@ -84,10 +93,15 @@ class LowerRequest:
     device: Mapping[str, Any] | None
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
+    about: About = About()
 
 
 class Target(Protocol):
-    """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only."""
+    """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
+
+    Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
+    lowers again.
+    """
 
     SUPPORTS: tuple[Support, ...]
     OPTIONS: tuple[Option, ...]
@@ -118,7 +132,7 @@ class Session(Protocol):
 
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
-    the values inside that are not finite, name to operator (see ``edgebake.modes``).
+    the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

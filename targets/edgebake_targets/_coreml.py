@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec, canonical_module_name
-from edgebake_targets import _coreml_compress, _coreml_modules, _coreml_rewrites
+from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec
+from edgebake_targets import _coreml_compress, _coreml_metadata, _coreml_modules, _coreml_rewrites, _coreml_states
+from edgebake_targets._coreml_options import precision_of
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
 
@@ -61,13 +62,14 @@ _RESERVED = frozenset(
 class Converted:
     """A MIL program that still holds float weights, where they are, and how it came about.
 
-    ``modules``: names under which each module's value may be found in it.
+    ``modules``: names under which each module's value may be found in it. ``states``: its states and their buffers.
     """
 
     program: Any
     held: tuple[Held, ...]
     decomposition: str
     modules: Mapping[str, list[str]]
+    states: Mapping[str, str]
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def convert(
     failures = []
     for name, table in _tables():
         decomposed = program.run_decompositions(table)
-        _refuse_mutation(decomposed)
+        states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)
         _coreml_rewrites.state_sizes(decomposed)
         try:
@@ -132,7 +134,8 @@ def convert(
             failures.append((name, error))
             continue
         modules = _coreml_modules.handed_on(decomposed, method)
-        return Converted(program=mil, held=_located(mil, weights), decomposition=name, modules=modules)
+        held = _located(mil, weights)
+        return Converted(program=mil, held=held, decomposition=name, modules=modules, states=states)
     reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
     raise StageFailed(
         f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
@@ -155,15 +158,6 @@ def _located(mil: Any, weights: Iterable[FloatWeight]) -> tuple[Held, ...]:
                 fix="give both the same scheme",
             )
     return (*compressed, *floats)
-
-
-def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    mutated = sorted(map(canonical_module_name, program.graph_signature.buffers_to_mutate.values()))
-    if mutated:
-        raise StageFailed(
-            f"the network writes to its buffer {mutated[0]}",
-            fix="pass it as an input with role state and return its new value",
-        )
 
 
 def _first_line(error: Exception) -> str:
@@ -210,12 +204,6 @@ def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimB
             compute_precision=_precision(ct, program, request),
             pass_pipeline=pipeline,
         )
-
-
-def precision_of(request: LowerRequest) -> str:
-    """``fp16`` or ``fp32``: what the program computes in."""
-    asked = str(request.options["compute_precision"])
-    return ("fp32" if request.scheme == "fp32" else "fp16") if asked == "auto" else asked
 
 
 def _precision(ct: Any, program: Any, request: LowerRequest) -> Any:
@@ -282,9 +270,6 @@ def write(converted: Converted, request: LowerRequest, path: Path) -> None:
             package_dir=str(Path(scratch) / "converted.mlpackage"),
         )
         spec = model.get_spec()
-        facts = spec.description.metadata.userDefined
-        facts.clear()
-        facts["com.github.apple.coremltools.version"] = str(ct.__version__)
-        facts["com.github.apple.coremltools.source"] = "torch.export"
+        _coreml_metadata.write(spec, request, str(ct.__version__))
         weights = Path(model.weights_dir) / "weight.bin"
         write_package(path, spec, weights if weights.exists() else None)  # none: every constant is small

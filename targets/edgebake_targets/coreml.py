@@ -29,8 +29,8 @@ OPTIONS = (
     Option(
         name="minimum_os",
         default="iOS17",
-        help="oldest system that has to load the package; macOS 12..15 go with iOS15..iOS18",
-        choices=("iOS15", "iOS16", "iOS17", "iOS18"),
+        help="oldest system that has to load the package; macOS12..macOS15 mean iOS15..iOS18, which came with them",
+        choices=("iOS15", "iOS16", "iOS17", "iOS18", "macOS12", "macOS13", "macOS14", "macOS15"),
     ),
     Option(
         name="compute_precision",
@@ -38,7 +38,20 @@ OPTIONS = (
         help="what operators compute in; auto is fp32 for the scheme fp32 and fp16 otherwise",
         choices=("auto", "fp16", "fp32"),
     ),
+    Option(
+        name="compute_units",
+        default="all",
+        help="what the app should load the package with; kept as metadata, since only the app can choose",
+        choices=("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"),
+    ),
+    Option(name="author", default="", help="metadata"),
+    Option(name="version", default="", help="metadata: version of the model"),
+    Option(name="description", default="", help="metadata; the recipe's description where this is empty"),
+    Option(name="licence", default="", help="metadata; the model's licence where this is empty"),
+    Option(name="labels", default="", help="metadata: a name for every class, one a line or between commas"),
 )
+
+CARRIES_ABOUT = True
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
@@ -49,9 +62,12 @@ SOURCES = (
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_decompress",
     "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_metadata",
     "edgebake_targets._coreml_modules",
+    "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_rewrites",
+    "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
 )
 
@@ -69,12 +85,14 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks
+    from edgebake_targets import _coreml, _coreml_checks, _coreml_metadata, _coreml_options
 
+    request = _coreml_options.canonical(request)
     _refuse(request)
+    _coreml_metadata.check_labels(request.options, traced.signature)
     methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}}
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}, "states": {}}
     seen: set[str] = set()
     decompositions = set()
     with _coreml.quiet():
@@ -85,6 +103,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
+            checks["states"][file] = _coreml_checks.record_states(request.folder / file, converted.states)
             checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
             decompositions.add(converted.decomposition)
@@ -101,7 +120,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions)),
+        encodings=_encodings(request, sorted(decompositions), checks["states"]),
     )
 
 
@@ -113,8 +132,11 @@ def _refuse(request: LowerRequest) -> None:
         raise RecipeError("Core ML packages for iOS 15 hold no compressed weights", fix="options: {minimum_os: iOS16}")
 
 
-def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, Any]:
-    from edgebake_targets._coreml import COMPRESSED, precision_of
+def _encodings(
+    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    from edgebake_targets._coreml import COMPRESSED
+    from edgebake_targets._coreml_options import precision_of
 
     precision = precision_of(request)
     schemes: dict[str, list[str]] = {}
@@ -123,12 +145,17 @@ def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, An
     notes = []
     if any(scheme in COMPRESSED for scheme in schemes) and precision == "fp16":
         notes.append("weights that are not compressed, biases and activations are float16")
-    return {
+    found = {
         "schemes": schemes,
         "compute_precision": precision,
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
+    kept = {file: dict(names) for file, names in states.items() if names}
+    if kept:
+        found["states"] = kept
+        notes.append("states are float16 between predictions, whatever the operators compute in")
+    return found
 
 
 def read_checks(folder: Path) -> Mapping[str, Any]:
@@ -141,8 +168,9 @@ def read_checks(folder: Path) -> Mapping[str, Any]:
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """Hold the package ``entry`` against the promised ``signature`` and the recorded weights (``read_checks``).
 
-    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``. Needs no training
-    model and no Mac; it says nothing about what the package computes.
+    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``, and
+    ``structure.states`` where there are any. Needs no training model and no Mac; it says nothing about what the package
+    computes.
     """
     from edgebake_targets import _coreml_checks
 

@@ -252,23 +252,6 @@ def test_names_that_core_ml_would_change_are_refused(tmp_path: Path) -> None:
         coreml.lower(net, ask(tmp_path, {}, "fp16"))
 
 
-def test_a_network_that_writes_its_buffers_is_refused(tmp_path: Path) -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen.add_(x)  # type: ignore[operator]
-            return self.seen * 2  # type: ignore[operator]
-
-    program = torch.export.export(Wrapper(Counter()), (torch.ones(4),), strict=False)
-    method = MethodSignature(inputs=(spec("x", 4),), outputs=(spec("y", 4),))
-    net = Traced(programs={"forward": program}, signature=Signature(methods={"forward": method}))
-    with pytest.raises(StageFailed, match=r"writes to its buffer seen"):
-        coreml.lower(net, ask(tmp_path, {}, "fp16"))
-
-
 def test_an_operator_without_translation_is_named(tmp_path: Path) -> None:
     class Unknown(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

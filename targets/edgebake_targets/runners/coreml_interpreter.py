@@ -67,6 +67,9 @@ def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001
     random = sorted({name for model in models.values() for name in model.random_operators()})
     if random:
         raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
+    kept = sorted({name for model in models.values() for name in model.interface.states})
+    if kept:
+        raise NotMeasured(f"the package keeps the state {', '.join(kept)}, and nothing says where a sequence begins")
     return InterpreterSession(models, signature)
 
 
