@@ -75,11 +75,16 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options."""
+    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options.
+
+    ``mean`` and ``std``: how pixels in 0..1 become what inputs with role image hold; empty where no samples say it.
+    """
 
     description: str = ""
     licence: str = ""
     digest: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,12 @@ def record_modules(path: Path, modules: Mapping[str, list[str]]) -> dict[str, st
     return _coreml_modules.found_among(values, modules)
 
 
+def record_inside(path: Path, inside: Mapping[str, str]) -> dict[str, str]:
+    """The module that computes each value of the package at ``path``, by the value's name."""
+    values = {output.name for operation in operations(open_package(path)) for output in operation.outputs}
+    return {value: module for value, module in inside.items() if value in values}
+
+
 def record_states(path: Path, states: Mapping[str, str]) -> dict[str, str]:
     """``states`` (name -> buffer) once the package at ``path`` is seen to write to each; else StageFailed names it."""
     package = open_package(path)
@@ -148,6 +154,16 @@ def read_checks(path: Path) -> Mapping[str, Any]:
     if not isinstance(checks, dict) or checks.get("version") != VERSION:
         raise ArtifactDamaged("the record of the weights has another version", where=str(path), fix="build again")
     return checks
+
+
+def recorded(package: Path, what: str) -> Mapping[str, Any]:
+    """The part ``what`` of the record beside ``package`` that is about it; empty where there is none."""
+    try:
+        checks = read_checks(package.parent / CHECKS_FILE)
+    except ArtifactDamaged:
+        return {}
+    found: Mapping[str, Any] = checks.get(what, {}).get(package.name, {})
+    return found
 
 
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:

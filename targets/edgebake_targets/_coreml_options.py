@@ -28,7 +28,17 @@ def precision_of(request: LowerRequest) -> str:
     return ("fp32" if request.scheme == "fp32" else "fp16") if asked == "auto" else asked
 
 
+def kept_float32(request: LowerRequest) -> tuple[str, ...]:
+    """The globs of the option ``keep_float32``."""
+    return tuple(part for part in str(request.options["keep_float32"]).replace(",", " ").split() if part)
+
+
 def _contradictions(request: LowerRequest) -> Iterator[Problem]:
+    if kept_float32(request) and precision_of(request) == "fp32":
+        yield Problem(
+            what="keep_float32 names modules of a package that computes in float32 everywhere",
+            fix="leave keep_float32 out, or options: {compute_precision: fp16}",
+        )
     units = request.options["compute_units"]
     if units != "cpu_and_ne":
         return

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
-from edgebake.types import Verdict, canonical_module_name
+from edgebake.types import Verdict, VerdictState, canonical_module_name
 from edgebake_targets._coreml_constants import operations
 from edgebake_targets._coreml_package import Package
 
@@ -94,5 +94,5 @@ def verdict(package: Package, declared: Iterable[str], promised: Mapping[str, st
     if not names and not promised:
         return ()
     wrong = faults(package, names, promised)
-    state = "fail" if wrong else "pass"
+    state: VerdictState = "fail" if wrong else "pass"
     return (Verdict(limit="structure.states", state=state, subject=package.path.name, reason="; ".join(wrong)),)

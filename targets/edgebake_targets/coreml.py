@@ -39,6 +39,17 @@ OPTIONS = (
         choices=("auto", "fp16", "fp32"),
     ),
     Option(
+        name="image_inputs",
+        default="array",
+        help="image: inputs with the role image take 8-bit pixels, normalised inside as the recipe's samples are",
+        choices=("array", "image"),
+    ),
+    Option(
+        name="keep_float32",
+        default="",
+        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
+    ),
+    Option(
         name="compute_units",
         default="all",
         help="what the app should load the package with; kept as metadata, since only the app can choose",
@@ -61,11 +72,13 @@ SOURCES = (
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_decompress",
+    "edgebake_targets._coreml_images",
     "edgebake_targets._coreml_interface",
     "edgebake_targets._coreml_metadata",
     "edgebake_targets._coreml_modules",
     "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_precision",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
@@ -85,16 +98,19 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks, _coreml_metadata, _coreml_options
+    from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
 
     request = _coreml_options.canonical(request)
     _refuse(request)
     _coreml_metadata.check_labels(request.options, traced.signature)
-    methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
+    taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
+    methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}, "states": {}}
+    parts = ("packages", "modules", "states", "inside", "images")
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, **{part: {} for part in parts}}
     seen: set[str] = set()
-    decompositions = set()
+    decompositions: set[str] = set()
+    kept: set[str] = set()
     with _coreml.quiet():
         for method, program in traced.programs.items():
             _coreml.check_names(methods[method])
@@ -106,7 +122,10 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             checks["states"][file] = _coreml_checks.record_states(request.folder / file, converted.states)
             checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
+            checks["inside"][file] = _coreml_checks.record_inside(request.folder / file, converted.inside)
+            checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
+            kept.update(converted.kept)
     lost = sorted(set(request.assignment.of(*_coreml.COMPRESSED)) - seen)
     if lost:
         raise StageFailed(
@@ -120,7 +139,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions), checks["states"]),
+        encodings=_encodings(request, sorted(decompositions), checks["states"], sorted(kept)),
     )
 
 
@@ -133,7 +152,7 @@ def _refuse(request: LowerRequest) -> None:
 
 
 def _encodings(
-    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]]
+    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]], float32: list[str]
 ) -> dict[str, Any]:
     from edgebake_targets._coreml import COMPRESSED
     from edgebake_targets._coreml_options import precision_of
@@ -151,6 +170,9 @@ def _encodings(
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
+    if float32:
+        found["float32_modules"] = float32
+        notes.append(f"computes in float32 on request: {', '.join(float32)}")
     kept = {file: dict(names) for file, names in states.items() if names}
     if kept:
         found["states"] = kept
