@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import fsum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import LowerRequest, NotMeasured
 from edgebake.types import MethodSignature, TensorSpec
-from edgebake_targets._coreml_checks import recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,10 +115,9 @@ def pixels(name: str, values: NDArray[Any], normalisation: Normalisation) -> NDA
 
 
 def lowered_inputs(
-    package: Path, specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]
+    images: Mapping[str, Normalisation], specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Inputs in the dtypes of ``package``; a scalar is a vector of one, an image its 8-bit pixels."""
-    images = recorded(package, "images")
+    """Inputs in the dtypes of the package; a scalar is a vector of one, one of ``images`` its 8-bit pixels."""
     given = {
         s.name: pixels(s.name, inputs[s.name], images[s.name])
         if s.name in images

@@ -76,8 +76,11 @@ class InterpreterSession:
     """One model per method."""
 
     def __init__(self, models: Mapping[str, MilModel], signature: Signature) -> None:
+        from edgebake_targets import _coreml_checks
+
         self._models = models
         self._signature = signature
+        self._images = {name: _coreml_checks.recorded(model.path, "images") for name, model in models.items()}
         half = any(model.holds("float16") for model in models.values())
         self.modes = ("fp32", "declared", "fp16-worst") if half else ()
 
@@ -107,7 +110,7 @@ class InterpreterSession:
         names = modules_of(model.path)
         wanted = {module: names[module] for module in modules if module in names}
         values = model.intermediates(
-            lowered_inputs(model.path, self._signature.methods[method], inputs), wanted.values()
+            lowered_inputs(self._images[method], self._signature.methods[method], inputs), wanted.values()
         )
         return {module: values[name] for module, name in wanted.items() if name in values}
 
@@ -119,7 +122,7 @@ class InterpreterSession:
 
         specs = self._signature.methods[method]
         try:
-            given = lowered_inputs(self._models[method].path, specs, inputs)
+            given = lowered_inputs(self._images[method], specs, inputs)
             values = self._models[method].predict(given, mode=mode, watch=watch)
         except Unsupported as error:
             raise NotMeasured(str(error)) from error

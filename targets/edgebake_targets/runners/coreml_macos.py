@@ -52,8 +52,10 @@ class _Session:
     """One Core ML model per method."""
 
     def __init__(self, models: Mapping[str, Any], paths: Mapping[str, Path], signature: Signature) -> None:
+        from edgebake_targets import _coreml_checks
+
         self._models = models
-        self._paths = paths
+        self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
         self._signature = signature
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -61,7 +63,7 @@ class _Session:
         from edgebake_targets._coreml_images import lowered_inputs
 
         specs = self._signature.methods[method]
-        given = lowered_inputs(self._paths[method], specs, inputs)
+        given = lowered_inputs(self._images[method], specs, inputs)
         values = self._models[method].predict({name: _as_taken(array) for name, array in given.items()})
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
 
