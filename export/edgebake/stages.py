@@ -15,7 +15,7 @@ from edgebake import locate as locating
 from edgebake import signatures, validate
 from edgebake.assignment import assign
 from edgebake.errors import StageFailed
-from edgebake.keys import StageKey, component_key, needs_calibration, stage_keys
+from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
 from edgebake.reference import Reference
 from edgebake.store import Entry
@@ -249,6 +249,7 @@ def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Pat
         device=bench.device(unit.device),
         calibration=calibration,
         folder=folder,
+        about=about(unit, bench.store.file_digest),
     )
 
 

@@ -76,6 +76,20 @@ class Missing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options.
+
+    ``mean`` and ``std``: how pixels in 0..1 become what inputs with role image hold; empty where no samples say it.
+    """
+
+    description: str = ""
+    licence: str = ""
+    digest: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LowerRequest:
     """All that ``lower`` may look at besides the traced program."""
 
@@ -86,10 +100,15 @@ class LowerRequest:
     device: Mapping[str, Any] | None
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
+    about: About = About()
 
 
 class Target(Protocol):
-    """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only."""
+    """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
+
+    Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
+    lowers again.
+    """
 
     SUPPORTS: tuple[Support, ...]
     OPTIONS: tuple[Option, ...]
@@ -120,7 +139,7 @@ class Session(Protocol):
 
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
-    the values inside that are not finite, name to operator (see ``edgebake.modes``).
+    the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

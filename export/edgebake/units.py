@@ -33,6 +33,7 @@ class Unit:
     options: Mapping[str, Any]
     spec: Component
     base: Path
+    description: str = ""  # the recipe's
 
     @property
     def id(self) -> str:
@@ -85,4 +86,5 @@ def _unit(recipe: Recipe, name: str, index: int, base: Path) -> Unit:
         options=dict(rule.options),
         spec=spec,
         base=base,
+        description=recipe.description,
     )

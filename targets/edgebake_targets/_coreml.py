@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import Assignment, DimBounds, MethodSignature, TensorSpec, canonical_module_name
-from edgebake_targets import _coreml_compress, _coreml_modules, _coreml_rewrites
+from edgebake.types import DimBounds, MethodSignature, TensorSpec
+from edgebake_targets import (
+    _coreml_compress,
+    _coreml_images,
+    _coreml_metadata,
+    _coreml_modules,
+    _coreml_precision,
+    _coreml_rewrites,
+    _coreml_states,
+)
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
@@ -60,13 +68,17 @@ _RESERVED = frozenset(
 class Converted:
     """A MIL program that still holds float weights, where they are, and how it came about.
 
-    ``modules``: names under which each module's value may be found in it.
+    ``modules``: names under which each module's value may be found in it. ``states``: its states and their buffers.
+    ``inside``: the module that computes each value. ``kept``: modules that compute in float32 on request.
     """
 
     program: Any
     held: tuple[Held, ...]
     decomposition: str
     modules: Mapping[str, list[str]]
+    states: Mapping[str, str]
+    inside: Mapping[str, str]
+    kept: tuple[str, ...]
 
 
 @contextmanager
@@ -84,9 +96,10 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def lowered_specs(method: MethodSignature) -> MethodSignature:
-    """``method`` with the dtypes of the package: Core ML takes and gives float16, float32 and int32."""
-    return replace(method, inputs=tuple(map(_lowered, method.inputs)), outputs=tuple(map(_lowered, method.outputs)))
+def lowered_specs(method: MethodSignature, images: Iterable[str] = ()) -> MethodSignature:
+    """``method`` with the dtypes of the package: float16, float32 and int32, and uint8 for ``images``."""
+    inputs = (replace(s, lowered_dtype="uint8") if s.name in images else _lowered(s) for s in method.inputs)
+    return replace(method, inputs=tuple(inputs), outputs=tuple(map(_lowered, method.outputs)))
 
 
 def _lowered(spec: TensorSpec) -> TensorSpec:
@@ -118,22 +131,33 @@ def convert(
     program: torch.export.ExportedProgram, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest
 ) -> Converted:
     """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
+    import coremltools as ct
+
     weights = float_weights(program, request.assignment)
     if problems := list(misfits((w.module, w.scheme, w.values.shape, w.axis) for w in weights)):
         raise StageFailed(problems)
     failures = []
     for name, table in _tables():
         decomposed = program.run_decompositions(table)
-        _refuse_mutation(decomposed)
+        images = _coreml_images.taken_as_images(method, request)
+        _coreml_images.scale_channels(decomposed, method, images)
+        states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)
         _coreml_rewrites.state_sizes(decomposed)
+        origins = _coreml_precision.mark(decomposed)
+        kept = _coreml_precision.kept_modules(decomposed, request)
+        chosen = _coreml_precision.precision(ct, decomposed, request, origins, kept)
         try:
-            mil = _convert_once(decomposed, method, dims, request)
+            mil = _convert_once(decomposed, method, dims, request, chosen, images)
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
             failures.append((name, error))
             continue
         modules = _coreml_modules.handed_on(decomposed, method)
-        return Converted(program=mil, held=_located(mil, weights), decomposition=name, modules=modules)
+        held = _located(mil, weights)
+        inside = _coreml_precision.inside(mil, origins)
+        return Converted(
+            program=mil, held=held, decomposition=name, modules=modules, states=states, inside=inside, kept=tuple(kept)
+        )
     reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
     raise StageFailed(
         f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
@@ -158,15 +182,6 @@ def _located(mil: Any, weights: Iterable[FloatWeight]) -> tuple[Held, ...]:
     return (*compressed, *floats)
 
 
-def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    mutated = sorted(map(canonical_module_name, program.graph_signature.buffers_to_mutate.values()))
-    if mutated:
-        raise StageFailed(
-            f"the network writes to its buffer {mutated[0]}",
-            fix="pass it as an input with role state and return its new value",
-        )
-
-
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
@@ -184,13 +199,22 @@ def _tables() -> Iterator[tuple[str, Any]]:
     yield "none", {}
 
 
-def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest) -> Any:
+def _convert_once(
+    program: Any,
+    method: MethodSignature,
+    dims: Mapping[str, DimBounds],
+    request: LowerRequest,
+    precision: Any,
+    images: Mapping[str, Any],
+) -> Any:
     import coremltools as ct
     import numpy as np
 
     ranges = {name: ct.RangeDim(bounds.min, bounds.max, symbol=f"dim_{name}") for name, bounds in dims.items()}
     inputs = [
-        ct.TensorType(
+        _coreml_images.image_type(ct, spec, images[spec.name])
+        if spec.name in images
+        else ct.TensorType(
             name=spec.name,
             shape=[ranges[d] if isinstance(d, str) else d for d in spec.shape] or [1],
             dtype=np.dtype(spec.lowered_dtype or spec.dtype).type,
@@ -208,36 +232,9 @@ def _convert_once(program: Any, method: MethodSignature, dims: Mapping[str, DimB
             outputs=outputs,
             convert_to="milinternal",
             minimum_deployment_target=getattr(ct.target, request.options["minimum_os"]),
-            compute_precision=_precision(ct, program, request),
+            compute_precision=precision,
             pass_pipeline=pipeline,
         )
-
-
-def precision_of(request: LowerRequest) -> str:
-    """``fp16`` or ``fp32``: what the program computes in."""
-    asked = str(request.options["compute_precision"])
-    return ("fp32" if request.scheme == "fp32" else "fp16") if asked == "auto" else asked
-
-
-def _precision(ct: Any, program: Any, request: LowerRequest) -> Any:
-    """The precision, and for modules that a rule gives another one, a choice by operator."""
-    half = precision_of(request) == "fp16"
-    other = "fp32" if half else "fp16"
-    exceptions = float_weights(program, _only(request.assignment, other))
-    if not exceptions:
-        return ct.precision.FLOAT16 if half else ct.precision.FLOAT32
-
-    def selected(operation: Any) -> bool:
-        weight = operation.inputs.get("x" if operation.op_type == "gather" else "weight")
-        constant = getattr(weight, "op", None)
-        differs = constant is not None and constant.op_type == "const" and bool(locate([constant], exceptions)[0])
-        return half != differs
-
-    return ct.transform.FP16ComputePrecision(op_selector=selected)
-
-
-def _only(assignment: Assignment, scheme: str) -> Assignment:
-    return replace(assignment, schemes={m: s for m, s in assignment.schemes.items() if s == scheme})
 
 
 def compress(converted: Converted) -> dict[str, Held]:
@@ -283,9 +280,6 @@ def write(converted: Converted, request: LowerRequest, path: Path) -> None:
             package_dir=str(Path(scratch) / "converted.mlpackage"),
         )
         spec = model.get_spec()
-        facts = spec.description.metadata.userDefined
-        facts.clear()
-        facts["com.github.apple.coremltools.version"] = str(ct.__version__)
-        facts["com.github.apple.coremltools.source"] = "torch.export"
+        _coreml_metadata.write(spec, request, str(ct.__version__))
         weights = Path(model.weights_dir) / "weight.bin"
         write_package(path, spec, weights if weights.exists() else None)  # none: every constant is small

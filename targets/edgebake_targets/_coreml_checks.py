@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets import _coreml_modules, _coreml_schemes
+from edgebake_targets import _coreml_modules, _coreml_schemes, _coreml_states
 from edgebake_targets._coreml_constants import Constant, constants, decode, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, array_of, open_package, payload_of
@@ -84,6 +84,23 @@ def record_modules(path: Path, modules: Mapping[str, list[str]]) -> dict[str, st
     """The value of the package at ``path`` that each module hands on, by module name."""
     values = [output.name for operation in operations(open_package(path)) for output in operation.outputs]
     return _coreml_modules.found_among(values, modules)
+
+
+def record_inside(path: Path, inside: Mapping[str, str]) -> dict[str, str]:
+    """The module that computes each value of the package at ``path``, by the value's name."""
+    values = {output.name for operation in operations(open_package(path)) for output in operation.outputs}
+    return {value: module for value, module in inside.items() if value in values}
+
+
+def record_states(path: Path, states: Mapping[str, str]) -> dict[str, str]:
+    """``states`` (name -> buffer) once the package at ``path`` is seen to write to each; else StageFailed names it."""
+    package = open_package(path)
+    _coreml_states.refuse_dropped(package, _declared_states(package), states)
+    return dict(states)
+
+
+def _declared_states(package: Package) -> tuple[str, ...]:
+    return tuple(spec.name for spec in inputs_of(package) if spec.role == "state")
 
 
 def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
@@ -216,6 +233,16 @@ def read_checks(path: Path) -> Mapping[str, Any]:
     return checks
 
 
+def recorded(package: Path, what: str) -> Mapping[str, Any]:
+    """The part ``what`` of the record beside ``package`` that is about it; empty where there is none."""
+    try:
+        checks = read_checks(package.parent / CHECKS_FILE)
+    except ArtifactDamaged:
+        return {}
+    found: Mapping[str, Any] = checks.get(what, {}).get(package.name, {})
+    return found
+
+
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """See ``coreml.structure``."""
     limits = ("structure.inputs", "structure.outputs", "structure.weights")
@@ -226,11 +253,13 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
         lost = tuple(Verdict(limit=limit, state="not measured", reason="the package does not load") for limit in limits)
         return (Verdict(limit="structure.loads", state="fail", subject=entry.name, reason=reason), *lost)
     method = signature.methods.get(entry.stem) or next(iter(signature.methods.values()))
+    plain = tuple(spec for spec in inputs_of(package) if spec.role != "state")
     return (
         Verdict(limit="structure.loads", state="pass", subject=entry.name),
-        _interface("structure.inputs", entry, _promised(method.inputs, signature), inputs_of(package)),
+        _interface("structure.inputs", entry, _promised(method.inputs, signature), plain),
         _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
         _held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(entry.name, {})),
     )
 
 

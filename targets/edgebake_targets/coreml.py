@@ -14,8 +14,8 @@ from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, V
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
-_IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18")}
-_IOS18 = {"minimum_os": ("iOS18",)}
+_IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")}
+_IOS18 = {"minimum_os": ("iOS18", "macOS15")}
 
 SUPPORTS = (
     Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
@@ -73,8 +73,8 @@ OPTIONS = (
     Option(
         name="minimum_os",
         default="iOS17",
-        help="oldest system that has to load the package; macOS 12..15 go with iOS15..iOS18",
-        choices=("iOS15", "iOS16", "iOS17", "iOS18"),
+        help="oldest system that has to load the package; macOS12..macOS15 mean iOS15..iOS18, which came with them",
+        choices=("iOS15", "iOS16", "iOS17", "iOS18", "macOS12", "macOS13", "macOS14", "macOS15"),
     ),
     Option(
         name="compute_precision",
@@ -82,7 +82,31 @@ OPTIONS = (
         help="what operators compute in; auto is fp32 for the scheme fp32 and fp16 otherwise",
         choices=("auto", "fp16", "fp32"),
     ),
+    Option(
+        name="image_inputs",
+        default="array",
+        help="image: inputs with the role image take 8-bit pixels, normalised inside as the recipe's samples are",
+        choices=("array", "image"),
+    ),
+    Option(
+        name="keep_float32",
+        default="",
+        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
+    ),
+    Option(
+        name="compute_units",
+        default="all",
+        help="what the app should load the package with; kept as metadata, since only the app can choose",
+        choices=("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"),
+    ),
+    Option(name="author", default="", help="metadata"),
+    Option(name="version", default="", help="metadata: version of the model"),
+    Option(name="description", default="", help="metadata; the recipe's description where this is empty"),
+    Option(name="licence", default="", help="metadata; the model's licence where this is empty"),
+    Option(name="labels", default="", help="metadata: a name for every class, one a line or between commas"),
 )
+
+CARRIES_ABOUT = True
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
@@ -92,11 +116,16 @@ SOURCES = (
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_decompress",
+    "edgebake_targets._coreml_images",
     "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_metadata",
     "edgebake_targets._coreml_modules",
+    "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_precision",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
 )
 
@@ -114,15 +143,20 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks
+    from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
     from edgebake_targets._coreml_schemes import is_compressed
 
+    request = _coreml_options.canonical(request)
     _refuse(request)
-    methods = {name: _coreml.lowered_specs(method) for name, method in traced.signature.methods.items()}
+    _coreml_metadata.check_labels(request.options, traced.signature)
+    taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
+    methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, "packages": {}, "modules": {}}
+    parts = ("packages", "modules", "states", "inside", "images")
+    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, **{part: {} for part in parts}}
     seen: set[str] = set()
-    decompositions = set()
+    decompositions: set[str] = set()
+    kept: set[str] = set()
     with _coreml.quiet():
         for method, program in traced.programs.items():
             _coreml.check_names(methods[method])
@@ -131,9 +165,13 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
+            checks["states"][file] = _coreml_checks.record_states(request.folder / file, converted.states)
             checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
+            checks["inside"][file] = _coreml_checks.record_inside(request.folder / file, converted.inside)
+            checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
+            kept.update(converted.kept)
     lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
     if lost:
         raise StageFailed(
@@ -147,7 +185,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions)),
+        encodings=_encodings(request, sorted(decompositions), checks["states"], sorted(kept)),
     )
 
 
@@ -159,8 +197,10 @@ def _refuse(request: LowerRequest) -> None:
         raise RecipeError(problems)
 
 
-def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, Any]:
-    from edgebake_targets._coreml import precision_of
+def _encodings(
+    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]], float32: list[str]
+) -> dict[str, Any]:
+    from edgebake_targets._coreml_options import precision_of
     from edgebake_targets._coreml_schemes import is_compressed
 
     precision = precision_of(request)
@@ -170,12 +210,20 @@ def _encodings(request: LowerRequest, decompositions: list[str]) -> dict[str, An
     notes = []
     if any(map(is_compressed, schemes)) and precision == "fp16":
         notes.append("weights that are not compressed, biases and activations are float16")
-    return {
+    found = {
         "schemes": schemes,
         "compute_precision": precision,
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
+    if float32:
+        found["float32_modules"] = float32
+        notes.append(f"computes in float32 on request: {', '.join(float32)}")
+    kept = {file: dict(names) for file, names in states.items() if names}
+    if kept:
+        found["states"] = kept
+        notes.append("states are float16 between predictions, whatever the operators compute in")
+    return found
 
 
 def read_checks(folder: Path) -> Mapping[str, Any]:
@@ -188,8 +236,9 @@ def read_checks(folder: Path) -> Mapping[str, Any]:
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """Hold the package ``entry`` against the promised ``signature`` and the recorded weights (``read_checks``).
 
-    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``. Needs no training
-    model and no Mac; it says nothing about what the package computes.
+    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``, and
+    ``structure.states`` where there are any. Needs no training model and no Mac; it says nothing about what the package
+    computes.
     """
     from edgebake_targets import _coreml_checks
 

@@ -60,12 +60,18 @@ def test_options_of_the_target_are_filled_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ("scheme: w4g32", "coreml takes w4g32 with minimum_os iOS18, not iOS17\n    -> options: {minimum_os: iOS18}"),
+        (
+            "scheme: w4g32",
+            "coreml takes w4g32 with minimum_os iOS18 or macOS15, not iOS17\n    -> options: {minimum_os: iOS18}",
+        ),
         (
             "scheme: w8, options: {minimum_os: iOS15}",
-            "coreml takes w8 with minimum_os iOS16 or iOS17 or iOS18, not iOS15",
+            "coreml takes w8 with minimum_os iOS16 or iOS17 or iOS18 or macOS13 or macOS14 or macOS15, not iOS15",
         ),
-        ("scheme: w8, compress: {modules: {a: palette3}}", "coreml takes palette3 with minimum_os iOS18, not iOS17"),
+        (
+            "scheme: w8, compress: {modules: {a: palette3}}",
+            "coreml takes palette3 with minimum_os iOS18 or macOS15, not iOS17",
+        ),
     ],
 )
 def test_a_scheme_that_the_chosen_system_does_not_take_is_refused(tmp_path: Path, rule: str, text: str) -> None:

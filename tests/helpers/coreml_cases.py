@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from asking import lower_request
+from asking import defaults, lower_request
 from edgebake.target import LowerRequest
 from edgebake.trace import trace
 from edgebake.types import (
@@ -96,12 +96,17 @@ def traced_network() -> Traced:
 
 
 def ask(
-    folder: Path, schemes: Mapping[str, str], scheme: str = "fp16", system: str = "iOS17", precision: str = "auto"
+    folder: Path,
+    schemes: Mapping[str, str],
+    scheme: str = "fp16",
+    system: str = "iOS17",
+    precision: str = "auto",
+    **options: str,
 ) -> LowerRequest:
     folder.mkdir(parents=True, exist_ok=True)
     return lower_request(
         folder,
-        {"minimum_os": system, "compute_precision": precision},
+        {**defaults(coreml), "minimum_os": system, "compute_precision": precision, **options},
         scheme=scheme,
         assignment=Assignment(schemes=schemes, kinds=dict.fromkeys(schemes, "linear")),
     )

@@ -240,7 +240,8 @@ def test_modules_that_share_a_weight_share_the_constant(tmp_path: Path) -> None:
 
 def test_ios15_refuses_compressed_weights(traced: Traced, tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"w8 with minimum_os iOS16 or iOS17 or iOS18, not iOS15\n.*minimum_os: iOS16"
+        RecipeError,
+        match=r"w8 with minimum_os iOS16 or .* or macOS15, not iOS15\n.*minimum_os: iOS16",
     ):
         coreml.lower(traced, ask(tmp_path, {"first": "w8"}, "w8", "iOS15"))
 
@@ -252,23 +253,6 @@ def test_names_that_core_ml_would_change_are_refused(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 2
     net = traced_of(nn.Linear(4, 4), [spec("state", 1, 4)], [spec("next_state", 1, 4)])
     with pytest.raises(RecipeError, match="'state' is a word of Core ML's language"):
-        coreml.lower(net, ask(tmp_path, {}, "fp16"))
-
-
-def test_a_network_that_writes_its_buffers_is_refused(tmp_path: Path) -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen.add_(x)  # type: ignore[operator]
-            return self.seen * 2  # type: ignore[operator]
-
-    program = torch.export.export(Wrapper(Counter()), (torch.ones(4),), strict=False)
-    method = MethodSignature(inputs=(spec("x", 4),), outputs=(spec("y", 4),))
-    net = Traced(programs={"forward": program}, signature=Signature(methods={"forward": method}))
-    with pytest.raises(StageFailed, match=r"writes to its buffer seen"):
         coreml.lower(net, ask(tmp_path, {}, "fp16"))
 
 

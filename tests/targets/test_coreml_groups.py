@@ -109,7 +109,9 @@ def test_a_group_that_does_not_divide_names_the_module_and_a_scheme_that_fits(
 
 @pytest.mark.parametrize("scheme", ["w4", "w4g32", "palette3", "palette4g16"])
 def test_a_scheme_that_needs_ios18_is_refused_below_it(traced_wide: Traced, tmp_path: Path, scheme: str) -> None:
-    with pytest.raises(RecipeError, match=rf"{scheme} with minimum_os iOS18, not iOS17\n.*minimum_os: iOS18"):
+    with pytest.raises(
+        RecipeError, match=rf"{scheme} with minimum_os iOS18 or macOS15, not iOS17\n.*minimum_os: iOS18"
+    ):
         coreml.lower(traced_wide, ask(tmp_path, {"first": scheme}, "fp16"))
 
 

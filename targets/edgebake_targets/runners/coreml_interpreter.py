@@ -7,9 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing, NotMeasured
-from edgebake.types import MethodSignature, RunnerKind, Signature
+from edgebake.types import RunnerKind, Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +25,7 @@ SOURCES = tuple(
         ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
         for file in (
             *_FOLDER.glob("mil/**/*.py"),
-            *(_FOLDER / f"_coreml_{part}.py" for part in ("decompress", "package")),
+            *(_FOLDER / f"_coreml_{part}.py" for part in ("decompress", "images", "package")),
         )
     )
 )
@@ -67,6 +66,9 @@ def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001
     random = sorted({name for model in models.values() for name in model.random_operators()})
     if random:
         raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
+    kept = sorted({name for model in models.values() for name in model.interface.states})
+    if kept:
+        raise NotMeasured(f"the package keeps the state {', '.join(kept)}, and nothing says where a sequence begins")
     return InterpreterSession(models, signature)
 
 
@@ -74,8 +76,11 @@ class InterpreterSession:
     """One model per method."""
 
     def __init__(self, models: Mapping[str, MilModel], signature: Signature) -> None:
+        from edgebake_targets import _coreml_checks
+
         self._models = models
         self._signature = signature
+        self._images = {name: _coreml_checks.recorded(model.path, "images") for name, model in models.items()}
         half = any(model.holds("float16") for model in models.values())
         self.modes = ("fp32", "declared", "fp16-worst") if half else ()
 
@@ -86,49 +91,47 @@ class InterpreterSession:
     def call_mode(
         self, mode: str, method: str, inputs: Mapping[str, NDArray[Any]]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-        """Outputs in one of ``modes``; and values inside that are not finite, in order, with their operators."""
+        """Outputs in one of ``modes``; and values inside that are not finite, in order, with operator and module."""
+        from edgebake_targets import _coreml_checks
         from edgebake_targets.mil.overflow import not_finite
 
         found: dict[str, str] = {}
-        return self._predict(method, inputs, mode, not_finite(found)), found
+        outputs = self._predict(method, inputs, mode, not_finite(found))
+        inside = _coreml_checks.recorded(self._models[method].path, "inside")
+        return outputs, {name: f"{what} of {inside[name]}" if name in inside else what for name, what in found.items()}
 
     def intermediates(
         self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
     ) -> dict[str, NDArray[Any]]:
         """Value that each of ``modules`` hands on, float32; modules that the program no longer shows are absent."""
+        from edgebake_targets._coreml_images import lowered_inputs
+
         model = self._models[method]
         names = modules_of(model.path)
         wanted = {module: names[module] for module in modules if module in names}
-        values = model.intermediates(_lowered(self._signature.methods[method], inputs), wanted.values())
+        values = model.intermediates(
+            lowered_inputs(self._images[method], self._signature.methods[method], inputs), wanted.values()
+        )
         return {module: values[name] for module, name in wanted.items() if name in values}
 
     def _predict(
         self, method: str, inputs: Mapping[str, NDArray[Any]], mode: str, watch: Watch | None
     ) -> dict[str, NDArray[Any]]:
+        from edgebake_targets._coreml_images import lowered_inputs
         from edgebake_targets.mil.call import Unsupported
 
         specs = self._signature.methods[method]
         try:
-            values = self._models[method].predict(_lowered(specs, inputs), mode=mode, watch=watch)
+            given = lowered_inputs(self._images[method], specs, inputs)
+            values = self._models[method].predict(given, mode=mode, watch=watch)
         except Unsupported as error:
             raise NotMeasured(str(error)) from error
         shaped = {s.name: values[s.name].reshape(()) if not s.shape else values[s.name] for s in specs.outputs}
         return {s.name: shaped[s.name].astype(s.dtype) for s in specs.outputs}
 
 
-def _lowered(specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Inputs in the package's dtypes; a scalar is a vector of one."""
-    given = {s.name: inputs[s.name].astype(s.lowered_dtype or s.dtype) for s in specs.inputs}
-    return {name: array.reshape(1) if array.ndim == 0 else array for name, array in given.items()}
-
-
 def modules_of(package: Path) -> Mapping[str, str]:
     """The value that each module hands on, from the record beside the package; empty where there is none."""
     from edgebake_targets import _coreml_checks
 
-    try:
-        checks = _coreml_checks.read_checks(package.parent / _coreml_checks.CHECKS_FILE)
-    except ArtifactDamaged:
-        return {}
-    found: Mapping[str, str] = checks.get("modules", {}).get(package.name, {})
-    return found
+    return _coreml_checks.recorded(package, "modules")

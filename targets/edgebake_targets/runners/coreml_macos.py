@@ -45,19 +45,33 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the cont
     from edgebake_targets._coreml_package import packages_of
 
     paths = packages_of(entry, signature.methods)
-    return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, signature)
+    return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, paths, signature)
 
 
 class _Session:
     """One Core ML model per method."""
 
-    def __init__(self, models: Mapping[str, Any], signature: Signature) -> None:
+    def __init__(self, models: Mapping[str, Any], paths: Mapping[str, Path], signature: Signature) -> None:
+        from edgebake_targets import _coreml_checks
+
         self._models = models
+        self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
         self._signature = signature
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once; inputs go in as the package declares them, outputs come back in the signature's dtypes."""
+        from edgebake_targets._coreml_images import lowered_inputs
+
         specs = self._signature.methods[method]
-        given = {s.name: inputs[s.name].astype(s.lowered_dtype or s.dtype) for s in specs.inputs}
-        values = self._models[method].predict(given)
+        given = lowered_inputs(self._images[method], specs, inputs)
+        values = self._models[method].predict({name: _as_taken(array) for name, array in given.items()})
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _as_taken(array: NDArray[Any]) -> Any:
+    """An array, or the picture that Core ML takes for 8-bit pixels (height, width, channels)."""
+    if array.dtype != "uint8":
+        return array
+    from PIL import Image
+
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)

@@ -87,6 +87,11 @@ def test_an_impossible_operation_is_named_with_its_reason(tmp_path: Path) -> Non
     main = function(X, [operation("add", {"y": VECTOR}, x="%x", y=[1.0, 2.0, 3.0])], ["y"])
     with pytest.raises(ArtifactDamaged, match=r"add y cannot be evaluated: The size of tensor a \(4\) must match"):
         evaluator(tmp_path, main)({"x": torch.zeros(4)})
+    main = function(X, [operation("reshape", {"y": VECTOR}, x="%x", shape=[5])], ["y"])
+    with pytest.raises(
+        ArtifactDamaged, match=r"reshape y cannot be evaluated: reshape of \[4\] to \[5\]: 4 values do not"
+    ):
+        evaluator(tmp_path, main)({"x": torch.zeros(4)})
     main = function(X, [operation("relu", {"y": VECTOR}, other="%x")], ["y"])
     with pytest.raises(ArtifactDamaged, match="relu y cannot be evaluated: 'x'"):
         evaluator(tmp_path / "b", main)({"x": torch.zeros(4)})

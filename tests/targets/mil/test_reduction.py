@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgebake_targets.mil.call import Mode, Unsupported
+from edgebake_targets.mil.call import Mode
 from mil_ops import run
 
 SHAPES = [(1,), (6,), (3, 4), (1, 5, 1), (2, 3, 4), (2, 1, 3, 2), (2, 2, 1, 3, 2)]
@@ -113,7 +113,7 @@ def test_sums_in_half_keep_the_shape() -> None:
 
 
 def test_an_axis_that_is_not_there_is_refused() -> None:
-    with pytest.raises(Unsupported, match="reduce_sum along axis 2 of a tensor of rank 2"):
+    with pytest.raises(ValueError, match="reduce_sum along axis 2 of a tensor of rank 2"):
         run("reduce_sum", x=np.zeros((2, 3)), axes=[2])
-    with pytest.raises(Unsupported, match="reduce_argmax along axis -3 of a tensor of rank 2"):
+    with pytest.raises(ValueError, match="reduce_argmax along axis -3 of a tensor of rank 2"):
         run("reduce_argmax", x=np.zeros((2, 3)), axis=-3)

@@ -12,9 +12,9 @@ LARGEST = 2**31
 
 
 def position(call: Call, axis: int, rank: int) -> int:
-    """``axis`` counted from the front; Unsupported when a tensor of ``rank`` has none such."""
+    """``axis`` counted from the front; ValueError when a tensor of ``rank`` has none such."""
     if not -rank <= axis < rank:
-        raise Unsupported(f"{call.operator} along axis {axis} of a tensor of rank {rank}")
+        raise ValueError(f"{call.operator} along axis {axis} of a tensor of rank {rank}")
     return axis % rank
 
 
@@ -24,9 +24,9 @@ def positions(call: Call, axes: Sequence[int], rank: int) -> list[int]:
 
 
 def bounded(call: Call, shape: Sequence[int]) -> list[int]:
-    """``shape`` when a tensor of it may be made; Unsupported for negative and absurd sizes."""
+    """``shape`` when a tensor of it may be made; ValueError for negative sizes, Unsupported for absurd ones."""
     if any(size < 0 for size in shape):
-        raise Unsupported(f"{call.operator} to the shape {list(shape)}: a size is negative")
+        raise ValueError(f"{call.operator} to the shape {list(shape)}: a size is negative")
     if prod(shape) > LARGEST:
         raise Unsupported(f"{call.operator} to the shape {list(shape)}: more than {LARGEST} values")
     return list(shape)

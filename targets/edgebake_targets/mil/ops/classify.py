@@ -15,7 +15,7 @@ def classify(call: Call) -> tuple[Any, dict[Any, float]]:
     probabilities = call["probabilities"].reshape(-1)
     classes = [item.item() if isinstance(item, torch.Tensor) else item for item in call.inputs["classes"]]
     if len(classes) != len(probabilities):
-        raise Unsupported(f"classify of {len(probabilities)} probabilities with {len(classes)} classes")
+        raise ValueError(f"classify of {len(probabilities)} probabilities with {len(classes)} classes")
     if not classes:
         raise Unsupported("classify without classes")
     return classes[int(probabilities.argmax())], dict(zip(classes, probabilities.tolist(), strict=True))

@@ -29,7 +29,7 @@ class _Geometry:
 def _geometry(call: Call) -> _Geometry:
     kernel = call["weight"].shape[2:]
     if not 1 <= len(kernel) <= len(_CONV) or call["x"].ndim != len(kernel) + 2:
-        raise Unsupported(f"{call.operator} of rank {call['x'].ndim} by a kernel of rank {len(kernel) + 2}")
+        raise ValueError(f"{call.operator} of rank {call['x'].ndim} by a kernel of rank {len(kernel) + 2}")
     ones = [1] * len(kernel)
     dilations = call.integers("dilations", ones)
     return _Geometry(

@@ -32,7 +32,7 @@ def gather(call: Call) -> torch.Tensor:
     x, indices = call["x"], call["indices"]
     axis, batch = position(call, call.integer("axis", 0), x.ndim), call.integer("batch_dims", 0)
     if not 0 <= batch <= min(axis, indices.ndim) or indices.shape[:batch] != x.shape[:batch]:
-        raise Unsupported(f"gather of {list(x.shape)} at {list(indices.shape)} with batch_dims {batch}, axis {axis}")
+        raise ValueError(f"gather of {list(x.shape)} at {list(indices.shape)} with batch_dims {batch}, axis {axis}")
     where = places(call, indices, x.shape[axis])
     shape = x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1 :]
     if not batch:
@@ -63,7 +63,7 @@ def gather_nd(call: Call) -> torch.Tensor:
     x, indices, batch = call["x"], call["indices"], call.integer("batch_dims", 0)
     depth = batch + indices.shape[-1]
     if batch < 0 or batch >= indices.ndim or depth > x.ndim or indices.shape[:batch] != x.shape[:batch]:
-        raise Unsupported(f"gather_nd of {list(x.shape)} at {list(indices.shape)} with batch_dims {batch}")
+        raise ValueError(f"gather_nd of {list(x.shape)} at {list(indices.shape)} with batch_dims {batch}")
     where = linear_places(call, indices, x.shape[batch:depth])
     count, size = prod(x.shape[:batch]), prod(x.shape[batch:depth])
     where = where.reshape(count, -1) + torch.arange(count).unsqueeze(1) * size if where.numel() else where

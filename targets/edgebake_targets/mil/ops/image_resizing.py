@@ -114,7 +114,7 @@ def _resize(call: Call) -> Tensor:
         raise Unsupported(f"resize of {x.dtype} with the interpolation mode {kind}")
     asked = call.integers("shape")
     if not 0 <= dims <= min(len(asked), x.ndim):
-        raise Unsupported(f"resize of the last {dims} dimensions of {x.ndim}, with {len(asked)} sizes")
+        raise ValueError(f"resize of the last {dims} dimensions of {x.ndim}, with {len(asked)} sizes")
     sizes = [asked[axis] or x.shape[axis] for axis in range(-dims, 0)]
     return _resized(call, sizes, mode) if kind == "LINEAR" else _nearest(call, sizes, twice_offset=1)
 

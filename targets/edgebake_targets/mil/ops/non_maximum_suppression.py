@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from edgebake_targets.mil.call import Call, Operator, Unsupported
+from edgebake_targets.mil.call import Call, Operator
 from edgebake_targets.mil.ops._shapes import bounded
 
 
@@ -50,7 +50,7 @@ def non_maximum_suppression(call: Call) -> tuple[torch.Tensor, ...]:
     if last:
         boxes, scores = boxes.mT, scores.mT
     if boxes.ndim != 3 or scores.ndim != 3 or boxes.shape[:2] != scores.shape[:2] or boxes.shape[2] != 4:
-        raise Unsupported(f"non_maximum_suppression of boxes {list(boxes.shape)}, scores {list(scores.shape)}")
+        raise ValueError(f"non_maximum_suppression of boxes {list(boxes.shape)}, scores {list(scores.shape)}")
     batches, _, classes = scores.shape
     kept_boxes = torch.zeros(bounded(call, [batches, most, 4]))
     kept_scores = torch.zeros(bounded(call, [batches, most, classes]))

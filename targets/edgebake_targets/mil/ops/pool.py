@@ -43,7 +43,7 @@ class _Geometry:
 def _geometry(call: Call) -> _Geometry:
     spatial, kernel = tuple(call["x"].shape[2:]), call.integers("kernel_sizes")
     if not 1 <= len(spatial) <= len(_MAX) or len(kernel) != len(spatial):
-        raise Unsupported(f"{call.operator} of rank {len(spatial) + 2} by a window of rank {len(kernel)}")
+        raise ValueError(f"{call.operator} of rank {len(spatial) + 2} by a window of rank {len(kernel)}")
     strides = call.integers("strides", [1] * len(spatial))
     amounts = padding(call, spatial, kernel, strides)
     tail = [0] * len(spatial)

@@ -19,7 +19,7 @@ def _along_axis(call: Call, name: str, x: torch.Tensor) -> torch.Tensor | None:
         return None if value is None else value.float()
     axis = position(call, call.integer("axis"), x.ndim)
     if value.ndim != 1 or len(value) != x.shape[axis]:
-        raise Unsupported(f"{call.operator} with a {name} of {list(value.shape)} on an axis of {x.shape[axis]}")
+        raise ValueError(f"{call.operator} with a {name} of {list(value.shape)} on an axis of {x.shape[axis]}")
     return value.float().reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 

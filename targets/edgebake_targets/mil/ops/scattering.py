@@ -45,7 +45,7 @@ def _replaced(rows: torch.Tensor, where: torch.Tensor, updates: torch.Tensor) ->
 
 def _expect(call: Call, updates: torch.Tensor, shape: torch.Size) -> None:
     if updates.shape != shape:
-        raise Unsupported(f"{call.operator} of updates of {list(updates.shape)} where {list(shape)} belong")
+        raise ValueError(f"{call.operator} of updates of {list(updates.shape)} where {list(shape)} belong")
 
 
 def scatter(call: Call) -> torch.Tensor:
@@ -66,7 +66,7 @@ def scatter_along_axis(call: Call) -> torch.Tensor:
     _expect(call, updates, indices.shape)
     sizes = [size for i, size in enumerate(data.shape) if i != axis]
     if sizes != [size for i, size in enumerate(indices.shape) if i != axis]:
-        raise Unsupported(f"scatter_along_axis to {list(data.shape)} at {list(indices.shape)} along {axis}")
+        raise ValueError(f"scatter_along_axis to {list(data.shape)} at {list(indices.shape)} along {axis}")
     where = torch.zeros(indices.shape, dtype=torch.int64)
     for i, size in enumerate(data.shape):
         along = torch.arange(size).reshape([-1 if i == other else 1 for other in range(data.ndim)])
@@ -79,7 +79,7 @@ def scatter_nd(call: Call) -> torch.Tensor:
     data, indices, updates = call["data"], call["indices"], call["updates"]
     depth = indices.shape[-1]
     if depth > data.ndim:
-        raise Unsupported(f"scatter_nd to {list(data.shape)} at {list(indices.shape)}")
+        raise ValueError(f"scatter_nd to {list(data.shape)} at {list(indices.shape)}")
     _expect(call, updates, indices.shape[:-1] + data.shape[depth:])
     where = linear_places(call, indices, data.shape[:depth]).reshape(-1)
     rows = data.reshape(prod(data.shape[:depth]), *data.shape[depth:])

@@ -26,13 +26,13 @@ def _slice(call: Call, shape: Sequence[int]) -> _Slice:
     from_start, to_end = call.flags("begin_mask", off), call.flags("end_mask", off)
     single = call.flags("squeeze_mask", off)
     if {len(part) for part in (begin, end, stride, from_start, to_end, single)} != {rank}:
-        raise Unsupported(f"{call.operator} of a tensor of rank {rank} with parameters of another length")
+        raise ValueError(f"{call.operator} of a tensor of rank {rank} with parameters of another length")
     forward, turned = [], []
     for axis, size in enumerate(shape):
         if single[axis]:
             chosen = _one(call, 0 if from_start[axis] else begin[axis], size)
         elif stride[axis] == 0:
-            raise Unsupported(f"{call.operator} with a stride of 0")
+            raise ValueError(f"{call.operator} with a stride of 0")
         else:
             first, last = None if from_start[axis] else begin[axis], None if to_end[axis] else end[axis]
             chosen = range(*slice(first, last, stride[axis]).indices(size))
@@ -67,7 +67,7 @@ def slice_update(call: Call) -> torch.Tensor:
     place = result[chosen.forward]
     expected = [size for axis, size in enumerate(place.shape) if axis not in chosen.squeezed]
     if list(update.shape) != expected:
-        raise Unsupported(f"slice_update of a slice of {expected} with values of {list(update.shape)}")
+        raise ValueError(f"slice_update of a slice of {expected} with values of {list(update.shape)}")
     place.copy_(update.reshape(place.shape).flip(chosen.turned))
     return result
 
@@ -76,7 +76,7 @@ def slice_by_size(call: Call) -> torch.Tensor:
     """``size`` elements from ``begin`` on per axis; -1 takes all that follow."""
     x, begin, size = call["x"], call.integers("begin"), call.integers("size")
     if len(begin) != x.ndim or len(size) != x.ndim:
-        raise Unsupported(f"slice_by_size of a tensor of rank {x.ndim} with parameters of another length")
+        raise ValueError(f"slice_by_size of a tensor of rank {x.ndim} with parameters of another length")
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         start = first + x.shape[axis] if first < 0 else first
         stop = x.shape[axis] if count == -1 else start + count

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from edgebake_targets.mil.call import Call, Operator, Unsupported
+from edgebake_targets.mil.call import Call, Operator
 from edgebake_targets.mil.ops._shapes import position
 
 
@@ -18,7 +18,7 @@ def topk(call: Call) -> Any:
     if k == -1 and call.since(7):
         k = x.shape[axis]
     if not 0 <= k <= x.shape[axis]:
-        raise Unsupported(f"topk takes {k} of an axis of {x.shape[axis]}")
+        raise ValueError(f"topk takes {k} of an axis of {x.shape[axis]}")
     values, indices = x.sort(dim=axis, descending=not call.flag("ascending", False), stable=True)
     values = values.narrow(axis, 0, k)
     return (values, indices.narrow(axis, 0, k).int()) if call.flag("return_indices", True) else values

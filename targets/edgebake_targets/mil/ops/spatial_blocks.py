@@ -7,19 +7,19 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from edgebake_targets.mil.call import Call, Operator, Unsupported
+from edgebake_targets.mil.call import Call, Operator
 
 
 def _images(call: Call) -> torch.Tensor:
     x = call["x"]
     if x.ndim != 4:
-        raise Unsupported(f"{call.operator} of a tensor of rank {x.ndim}; it needs images of rank 4")
+        raise ValueError(f"{call.operator} of a tensor of rank {x.ndim}; it needs images of rank 4")
     return x
 
 
 def _divides(call: Call, block: int, *sizes: int) -> None:
     if block < 1 or any(size % block for size in sizes):
-        raise Unsupported(f"{call.operator} by {block} of sizes {list(sizes)}, which it does not divide")
+        raise ValueError(f"{call.operator} by {block} of sizes {list(sizes)}, which it does not divide")
 
 
 def space_to_depth(call: Call) -> torch.Tensor:
@@ -75,7 +75,7 @@ def batch_to_space(call: Call) -> torch.Tensor:
     parts = x.reshape(rows, columns, n // (rows * columns), c, h, w)
     whole = parts.permute(2, 3, 4, 0, 5, 1).reshape(n // (rows * columns), c, h * rows, w * columns)
     if min(top, bottom, left, right) < 0 or top + bottom > h * rows or left + right > w * columns:
-        raise Unsupported(f"batch_to_space crops {[top, bottom, left, right]} from {[h * rows, w * columns]}")
+        raise ValueError(f"batch_to_space crops {[top, bottom, left, right]} from {[h * rows, w * columns]}")
     return whole[:, :, top : h * rows - bottom, left : w * columns - right]
 
 

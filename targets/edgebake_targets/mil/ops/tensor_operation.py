@@ -21,7 +21,7 @@ def concat(call: Call) -> torch.Tensor:
     if not call.flag("interleave", False):
         return torch.cat(values, axis)
     if len({value.shape for value in values}) != 1:
-        raise Unsupported("concat interleaves tensors of different shapes")
+        raise ValueError("concat interleaves tensors of different shapes")
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
@@ -42,7 +42,7 @@ def split(call: Call) -> tuple[torch.Tensor, ...]:
         count = max(call.integer("num_splits"), 1)
         sizes = [whole // count] * count
     if min(sizes, default=-1) < 0 or sum(sizes) != whole:
-        raise Unsupported(f"split of an axis of {whole} in parts of {sizes}")
+        raise ValueError(f"split of an axis of {whole} in parts of {sizes}")
     return torch.split_with_sizes(x, sizes, axis)
 
 
@@ -50,7 +50,7 @@ def tile(call: Call) -> torch.Tensor:
     """The whole of ``x``, ``reps`` times along each axis."""
     x, times = call["x"], call.integers("reps")
     if len(times) != x.ndim:
-        raise Unsupported(f"tile of a tensor of rank {x.ndim} with reps {times}")
+        raise ValueError(f"tile of a tensor of rank {x.ndim} with reps {times}")
     bounded(call, [size * count for size, count in zip(x.shape, times, strict=True)])
     return x.repeat(times) if x.ndim else x
 
@@ -85,7 +85,7 @@ def flatten2d(call: Call) -> torch.Tensor:
     """All axes before ``axis`` in one, all others in a second."""
     x, axis = call["x"], call.integer("axis", 1)
     if not -x.ndim <= axis <= x.ndim:
-        raise Unsupported(f"flatten2d at axis {axis} of a tensor of rank {x.ndim}")
+        raise ValueError(f"flatten2d at axis {axis} of a tensor of rank {x.ndim}")
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
@@ -131,7 +131,7 @@ def band_part(call: Call) -> torch.Tensor:
     """Zero outside ``lower`` diagonals below and ``upper`` above the main one; a negative number keeps all."""
     x, lower, upper = call["x"], call.integer("lower", -1), call.integer("upper", -1)
     if x.ndim < 2:
-        raise Unsupported(f"band_part of a tensor of rank {x.ndim}; it needs matrices")
+        raise ValueError(f"band_part of a tensor of rank {x.ndim}; it needs matrices")
     below = torch.arange(x.shape[-2]).unsqueeze(1) - torch.arange(x.shape[-1])
     kept = torch.ones_like(below, dtype=torch.bool)
     if lower >= 0:
@@ -177,7 +177,7 @@ def pad(call: Call) -> torch.Tensor:
     if mode not in _PADDINGS:
         raise Unsupported(f"pad in the mode {mode!r}")
     if len(amounts) % 2 or len(amounts) > 2 * x.ndim or min(amounts, default=0) < 0:
-        raise Unsupported(f"pad of {amounts} on a tensor of rank {x.ndim}")
+        raise ValueError(f"pad of {amounts} on a tensor of rank {x.ndim}")
     first = x.ndim - len(amounts) // 2
     for axis, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), first):
         if before or after:

@@ -32,14 +32,14 @@ def reshape(call: Call) -> torch.Tensor:
     x, asked = call["x"], call.integers("shape")
     shape = _inherited(call, asked, x.shape)
     if shape.count(-1) > 1:
-        raise Unsupported(f"reshape to {asked}: more than one -1")
+        raise ValueError(f"reshape to {asked}: more than one -1")
     if -1 in shape:
         others = prod(size for size in shape if size != -1)
         if not others or x.numel() % others:
-            raise Unsupported(f"reshape of {list(x.shape)} to {asked}: -1 has no size that fits")
+            raise ValueError(f"reshape of {list(x.shape)} to {asked}: -1 has no size that fits")
         shape[shape.index(-1)] = x.numel() // others
     if min(shape, default=0) < 0 or prod(shape) != x.numel():
-        raise Unsupported(f"reshape of {list(x.shape)} to {asked}: {x.numel()} values do not fit")
+        raise ValueError(f"reshape of {list(x.shape)} to {asked}: {x.numel()} values do not fit")
     return x.reshape(shape)
 
 
@@ -48,13 +48,13 @@ def reshape_like(call: Call) -> torch.Tensor:
     names = ("ref_tensors", "begins", "ends", "end_masks")
     parts = [call.many(name) for name in names]
     if len({len(part) for part in parts}) != 1:
-        raise Unsupported(f"reshape_like with {', '.join(names)} of different lengths")
+        raise ValueError(f"reshape_like with {', '.join(names)} of different lengths")
     shape: list[int] = []
     for reference, begin, end, to_the_end in zip(*parts, strict=True):
         shape += reference.shape[int(begin) : None if bool(to_the_end) else int(end)]
     x = call["x"]
     if prod(shape) != x.numel():
-        raise Unsupported(f"reshape_like of {list(x.shape)} to {shape}: {x.numel()} values do not fit")
+        raise ValueError(f"reshape_like of {list(x.shape)} to {shape}: {x.numel()} values do not fit")
     return x.reshape(shape)
 
 
@@ -63,7 +63,7 @@ def expand_dims(call: Call) -> torch.Tensor:
     x, axes = call["x"], call.integers("axes")
     new = positions(call, axes, x.ndim + len(axes))
     if len(new) != len(axes):
-        raise Unsupported(f"expand_dims with axes {axes}: one is named twice")
+        raise ValueError(f"expand_dims with axes {axes}: one is named twice")
     for axis in new:
         x = x.unsqueeze(axis)
     return x
@@ -80,7 +80,7 @@ def transpose(call: Call) -> torch.Tensor:
     """The axes in the order of ``perm``."""
     x, order = call["x"], call.integers("perm")
     if sorted(position(call, axis, x.ndim) for axis in order) != list(range(x.ndim)):
-        raise Unsupported(f"transpose of a tensor of rank {x.ndim} with perm {order}")
+        raise ValueError(f"transpose of a tensor of rank {x.ndim} with perm {order}")
     return x.permute(order)
 
 
@@ -109,7 +109,7 @@ def sliding_windows(call: Call) -> torch.Tensor:
     x, size, stride = call["x"], call.integer("size"), call.integer("stride", 1)
     axis = position(call, call.integer("axis"), x.ndim)
     if not 0 < size <= x.shape[axis] or stride < 1:
-        raise Unsupported(f"sliding_windows of {size} every {stride} on an axis of {x.shape[axis]}")
+        raise ValueError(f"sliding_windows of {size} every {stride} on an axis of {x.shape[axis]}")
     bounded(call, [*x.shape[:axis], (x.shape[axis] - size) // stride + 1, size, *x.shape[axis + 1 :]])
     return x.unfold(axis, size, stride).movedim(-1, axis + 1)
 

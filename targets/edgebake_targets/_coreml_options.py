@@ -1,0 +1,54 @@
+"""What the options of the target mean together: systems of one generation, combinations that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from edgebake.errors import Problem, RecipeError
+from edgebake.target import LowerRequest
+
+# The macOS of each generation takes the same packages.
+_SAME_AS = {"macOS12": "iOS15", "macOS13": "iOS16", "macOS14": "iOS17", "macOS15": "iOS18"}
+
+
+def canonical(request: LowerRequest) -> LowerRequest:
+    """``request`` with ``minimum_os`` as the iOS of its generation; RecipeError for what does not go together."""
+    system = str(request.options["minimum_os"])
+    found = replace(request, options={**request.options, "minimum_os": _SAME_AS.get(system, system)})
+    problems = list(_contradictions(found))
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def precision_of(request: LowerRequest) -> str:
+    """``fp16`` or ``fp32``: what the program computes in."""
+    asked = str(request.options["compute_precision"])
+    return ("fp32" if request.scheme == "fp32" else "fp16") if asked == "auto" else asked
+
+
+def kept_float32(request: LowerRequest) -> tuple[str, ...]:
+    """The globs of the option ``keep_float32``."""
+    return tuple(part for part in str(request.options["keep_float32"]).replace(",", " ").split() if part)
+
+
+def _contradictions(request: LowerRequest) -> Iterator[Problem]:
+    if kept_float32(request) and precision_of(request) == "fp32":
+        yield Problem(
+            what="keep_float32 names modules of a package that computes in float32 everywhere",
+            fix="leave keep_float32 out, or options: {compute_precision: fp16}",
+        )
+    units = request.options["compute_units"]
+    if units != "cpu_and_ne":
+        return
+    if request.options["minimum_os"] == "iOS15":
+        yield Problem(
+            what="apps ask for the CPU and the Neural Engine alone (cpu_and_ne) since iOS 16 and macOS 13",
+            fix="options: {minimum_os: iOS16}, or {compute_units: all}",
+        )
+    if precision_of(request) == "fp32":
+        yield Problem(
+            what="the Neural Engine computes in float16 only, and this package computes in float32",
+            fix="options: {compute_precision: fp16}, or {compute_units: cpu_and_gpu}",
+        )
