@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,27 +34,17 @@ NETWORKS: dict[str, Callable[[], Whole]] = {
 LEAST_DB = 100.0
 
 
-def exact(whole: Whole, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:  # type: ignore[type-arg]
-    """The network in float64: how far float32 itself is off."""
-    double = copy.deepcopy(whole.module).double()
-    with torch.inference_mode():
-        outputs = double(*(v.double() if v.is_floating_point() else v for v in inputs.values()))
-    return [value.numpy() for value in outputs]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_float_package_computes_what_the_float_network_does(name: str, tmp_path: Path) -> None:
-    """To 100 dB; or, where the network's own float32 is not that exact, as exactly as torch."""
     whole = NETWORKS[name]()
     model = MilModel(whole.package(tmp_path), mode=Mode.FP32)
     for inputs in whole.calls():
         expected = whole.outputs(inputs)
         found = model.predict(inputs)
-        for (output, value), double in zip(expected.items(), exact(whole, inputs), strict=True):
+        for output, value in expected.items():
             decibels = sqnr_db(value, found[output])
-            own, exactly = sqnr_db(double, value), sqnr_db(double, found[output])
-            print(f"{name} {output}: {decibels:.1f} dB; against float64 {exactly:.1f}, torch {own:.1f}")
-            assert decibels >= LEAST_DB or exactly >= own - 1, output
+            print(f"{name} {output}: {decibels:.1f} dB")
+            assert decibels >= LEAST_DB, output
 
 
 @pytest.fixture(scope="module")
