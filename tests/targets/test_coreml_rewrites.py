@@ -14,7 +14,7 @@ from torch import nn
 
 from asking import lower_request
 from edgebake.types import MethodSignature, TensorSpec
-from edgebake_targets import _coreml, _coreml_rewrites
+from edgebake_targets import _coreml, _coreml_precision, _coreml_rewrites
 
 REQUEST = lower_request(Path(), {"minimum_os": "iOS18", "compute_precision": "auto"})
 
@@ -37,7 +37,10 @@ def converted(program: torch.export.ExportedProgram, *shapes: tuple[int, ...], o
     inputs = tuple(TensorSpec(name=f"x{i}", shape=shape, dtype="float32") for i, shape in enumerate(shapes))
     method = MethodSignature(inputs=inputs, outputs=(TensorSpec(name="y", shape=out, dtype="float32"),))
     with _coreml.quiet():
-        return _coreml._convert_once(program, method, {}, REQUEST)
+        import coremltools as ct
+
+        precision = _coreml_precision.precision(ct, program, REQUEST, {}, ())
+        return _coreml._convert_once(program, method, {}, REQUEST, precision, {})
 
 
 @pytest.mark.parametrize(

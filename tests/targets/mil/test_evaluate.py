@@ -91,7 +91,7 @@ def test_an_impossible_operation_is_named_with_its_reason(tmp_path: Path) -> Non
     with pytest.raises(
         ArtifactDamaged, match=r"reshape y cannot be evaluated: reshape of \[4\] to \[5\]: 4 values do not"
     ):
-        evaluator(tmp_path, main)({"x": torch.zeros(4)})
+        evaluator(tmp_path / "a", main)({"x": torch.zeros(4)})
     main = function(X, [operation("relu", {"y": VECTOR}, other="%x")], ["y"])
     with pytest.raises(ArtifactDamaged, match="relu y cannot be evaluated: 'x'"):
         evaluator(tmp_path / "b", main)({"x": torch.zeros(4)})
