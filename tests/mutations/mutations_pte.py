@@ -44,7 +44,8 @@ def locate(data: bytes, like: np.ndarray, dtype: str, *, magnitude: bool) -> int
     size = wanted.size * np.dtype(dtype).itemsize
     found = []
     for offset in range(0, len(data) - size + 1, ALIGNED):
-        values = np.frombuffer(data, dtype, wanted.size, offset).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # bytes of something else may read as signalling NaNs
+            values = np.frombuffer(data, dtype, wanted.size, offset).astype(np.float64)
         if not (np.isfinite(values).all() and values.any()) or np.abs(values).max() > 1e12:
             continue
         ratio = np.sqrt((values @ values) / (wanted @ wanted))
