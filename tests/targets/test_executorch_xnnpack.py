@@ -285,7 +285,8 @@ def _environment() -> dict[str, str]:
     import os
 
     root = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": f"{root / 'export'}{os.pathsep}{root / 'targets'}"}
+    folders = ("export", "targets", "tests/helpers")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in folders)}
 
 
 _BUILD = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -315,7 +316,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     digests: list[list[str]] = []
     for run in ("a", "b"):
         env = {
-            "PYTHONPATH": f"{ROOT / 'export'}:{ROOT / 'targets'}",
+            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("export", "targets", "tests/helpers")),
             "PYTHONHASHSEED": str(len(digests)),
         }
         command = [sys.executable, "-c", BYTES_SCRIPT, onnx_cases.__file__, str(tmp_path / run)]
