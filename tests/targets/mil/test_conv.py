@@ -67,19 +67,21 @@ def _scatter(
     return expected
 
 
-# x, kernel, outputs, groups, strides, dilations, pad
-CUSTOM = [
-    ((2, 3, 8), (3,), 4, 1, [1], [1], [0, 0]),
-    ((1, 4, 7), (2,), 6, 2, [3], [2], [2, 1]),
-    ((1, 1, 1), (1,), 1, 1, [1], [1], [0, 0]),
-    ((2, 4, 6, 5), (3, 2), 6, 2, [2, 1], [1, 2], [1, 0, 2, 1]),
-    ((1, 3, 5, 7), (1, 1), 3, 3, [3, 4], [1, 1], [0, 0, 0, 0]),
-    ((1, 2, 4, 4), (3, 3), 2, 1, [1, 1], [1, 1], [1, 1, 1, 1]),
-    ((1, 2, 3, 4, 5), (2, 1, 3), 4, 2, [1, 2, 2], [1, 1, 2], [1, 0, 0, 0, 1, 2]),
-]
+CUSTOM = pytest.mark.parametrize(
+    ("x_shape", "kernel", "outputs", "groups", "strides", "dilations", "pad"),
+    [
+        ((2, 3, 8), (3,), 4, 1, [1], [1], [0, 0]),
+        ((1, 4, 7), (2,), 6, 2, [3], [2], [2, 1]),
+        ((1, 1, 1), (1,), 1, 1, [1], [1], [0, 0]),
+        ((2, 4, 6, 5), (3, 2), 6, 2, [2, 1], [1, 2], [1, 0, 2, 1]),
+        ((1, 3, 5, 7), (1, 1), 3, 3, [3, 4], [1, 1], [0, 0, 0, 0]),
+        ((1, 2, 4, 4), (3, 3), 2, 1, [1, 1], [1, 1], [1, 1, 1, 1]),
+        ((1, 2, 3, 4, 5), (2, 1, 3), 4, 2, [1, 2, 2], [1, 1, 2], [1, 0, 0, 0, 1, 2]),
+    ],
+)
 
 
-@pytest.mark.parametrize(("x_shape", "kernel", "outputs", "groups", "strides", "dilations", "pad"), CUSTOM)
+@CUSTOM
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_conv_with_custom_padding(
     x_shape: tuple[int, ...],
@@ -144,7 +146,7 @@ def test_conv_refusals() -> None:
         run("conv_quantized", x=x, weight=weight)
 
 
-@pytest.mark.parametrize(("x_shape", "kernel", "outputs", "groups", "strides", "dilations", "pad"), CUSTOM)
+@CUSTOM
 @pytest.mark.parametrize("kind", ["custom", "valid", "same"])
 def test_conv_transpose(
     x_shape: tuple[int, ...],
