@@ -128,7 +128,11 @@ def check_names(method: MethodSignature) -> None:
 
 
 def convert(
-    program: torch.export.ExportedProgram, method: MethodSignature, dims: Mapping[str, DimBounds], request: LowerRequest
+    program: torch.export.ExportedProgram,
+    method: MethodSignature,
+    dims: Mapping[str, DimBounds],
+    request: LowerRequest,
+    images: Mapping[str, Any],
 ) -> Converted:
     """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
     import coremltools as ct
@@ -139,7 +143,6 @@ def convert(
     failures = []
     for name, table in _tables():
         decomposed = program.run_decompositions(table)
-        images = _coreml_images.taken_as_images(method, request)
         _coreml_images.scale_channels(decomposed, method, images)
         states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)

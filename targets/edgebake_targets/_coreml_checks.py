@@ -32,19 +32,18 @@ _BUCKETS = 64
 _TOLERANCE = 1e-3  # of the distance; what is stored is rounded to 7 digits
 
 
-def record(path: Path, named: Mapping[str, Held]) -> dict[str, Any]:
-    """Read the package at ``path`` back, hold each weight against its float values, and return what to keep of them.
+def record(package: Package, named: Mapping[str, Held]) -> dict[str, Any]:
+    """Hold each weight of the package that was written against its float values, and return what to keep of them.
 
     StageFailed names each module whose weight is not stored in its scheme or is farther off than the scheme allows.
     """
-    package = open_package(path)
     stored = constants(package)
     kept, problems = {}, []
     for name, held in sorted(named.items()):
         constant = stored.get(name)
         wrong = _wrong(package, constant, held)
         if wrong or constant is None:
-            problems.append(Problem(what=f"{', '.join(held.modules)}: {wrong}", where=path.name))
+            problems.append(Problem(what=f"{', '.join(held.modules)}: {wrong}", where=package.path.name))
             continue
         decoded = decode(package, constant)
         kept[name] = {
@@ -80,21 +79,20 @@ def _refuse_growth(package: Package, compressed: Sequence[tuple[Constant, Held]]
         )
 
 
-def record_modules(path: Path, modules: Mapping[str, list[str]]) -> dict[str, str]:
-    """The value of the package at ``path`` that each module hands on, by module name."""
-    values = [output.name for operation in operations(open_package(path)) for output in operation.outputs]
+def record_modules(package: Package, modules: Mapping[str, list[str]]) -> dict[str, str]:
+    """The value of ``package`` that each module hands on, by module name."""
+    values = [output.name for operation in operations(package) for output in operation.outputs]
     return _coreml_modules.found_among(values, modules)
 
 
-def record_inside(path: Path, inside: Mapping[str, str]) -> dict[str, str]:
-    """The module that computes each value of the package at ``path``, by the value's name."""
-    values = {output.name for operation in operations(open_package(path)) for output in operation.outputs}
+def record_inside(package: Package, inside: Mapping[str, str]) -> dict[str, str]:
+    """The module that computes each value of ``package``, by the value's name."""
+    values = {output.name for operation in operations(package) for output in operation.outputs}
     return {value: module for value, module in inside.items() if value in values}
 
 
-def record_states(path: Path, states: Mapping[str, str]) -> dict[str, str]:
-    """``states`` (name -> buffer) once the package at ``path`` is seen to write to each; else StageFailed names it."""
-    package = open_package(path)
+def record_states(package: Package, states: Mapping[str, str]) -> dict[str, str]:
+    """``states`` (name -> buffer) once ``package`` is seen to write to each; else StageFailed names it."""
     _coreml_states.refuse_dropped(package, _declared_states(package), states)
     return dict(states)
 

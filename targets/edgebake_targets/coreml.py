@@ -144,6 +144,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     network or a module that is to be compressed did not come out compressed.
     """
     from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
+    from edgebake_targets._coreml_package import open_package
     from edgebake_targets._coreml_schemes import is_compressed
 
     request = _coreml_options.canonical(request)
@@ -161,14 +162,15 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         for method, program in traced.programs.items():
             _coreml.check_names(methods[method])
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            converted = _coreml.convert(program, methods[method], signature.dims, request)
+            converted = _coreml.convert(program, methods[method], signature.dims, request, taken[method])
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
-            checks["packages"][file] = _coreml_checks.record(request.folder / file, named)
-            checks["states"][file] = _coreml_checks.record_states(request.folder / file, converted.states)
-            checks["modules"][file] = _coreml_checks.record_modules(request.folder / file, converted.modules)
+            written = open_package(request.folder / file)
+            checks["packages"][file] = _coreml_checks.record(written, named)
+            checks["states"][file] = _coreml_checks.record_states(written, converted.states)
+            checks["modules"][file] = _coreml_checks.record_modules(written, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
-            checks["inside"][file] = _coreml_checks.record_inside(request.folder / file, converted.inside)
+            checks["inside"][file] = _coreml_checks.record_inside(written, converted.inside)
             checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
             kept.update(converted.kept)

@@ -107,7 +107,7 @@ def test_a_dropped_write_is_named(built: tuple[Path, Lowered], tmp_path: Path, s
     assert {limit for limit, verdict in found.items() if verdict.state == "fail"} == {"structure.states"}
     assert found["structure.states"].reason == said
     with pytest.raises(StageFailed) as caught:
-        _coreml_checks.record_states(path, STATES)
+        _coreml_checks.record_states(open_package(path), STATES)
     assert caught.value.problems[0].what == said
     assert caught.value.problems[0].fix == "pass the buffer as an input with role state and return its new value"
 
@@ -115,9 +115,9 @@ def test_a_dropped_write_is_named(built: tuple[Path, Lowered], tmp_path: Path, s
 def test_a_state_that_is_not_there_or_not_promised_is_named(built: tuple[Path, Lowered]) -> None:
     folder, lowered = built
     with pytest.raises(StageFailed, match="the buffer cache is no state of it"):
-        _coreml_checks.record_states(folder / lowered.entry, {**STATES, "wrapped_cache": "cache"})
+        _coreml_checks.record_states(open_package(folder / lowered.entry), {**STATES, "wrapped_cache": "cache"})
     with pytest.raises(StageFailed, match="the state wrapped_rows is there but was not promised"):
-        _coreml_checks.record_states(folder / lowered.entry, {"wrapped_seen": "seen"})
+        _coreml_checks.record_states(open_package(folder / lowered.entry), {"wrapped_seen": "seen"})
 
 
 def test_what_states_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
