@@ -45,6 +45,7 @@ _SOURCES = {
         "size.py",
         "reference.py",
         "modes.py",
+        "compute_units.py",
     ),
     "locate": ("locate.py", "metrics.py"),
 }

@@ -37,13 +37,14 @@ def measure(modes: list[str], recorded: Reference, run: Run) -> dict[str, Any]:
         plain = plain or strange
         found[mode] = {
             "calls": len(samples),
-            "outputs": _parity(recorded, samples, outputs),
+            "outputs": parity(recorded, samples, outputs),
             "overflow": next(_overflows(strange, plain), None),
         }
     return found
 
 
-def _parity(recorded: Reference, samples: list[int], outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def parity(recorded: Reference, samples: list[int], outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``outputs`` by ``<sample>.<name>``, of the first call of each of ``samples``, against the reference."""
     from edgebake.metrics import ParityMeter
 
     meter = ParityMeter()

@@ -140,6 +140,10 @@ class Session(Protocol):
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
     the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
+    ``units`` names compute units that the runtime can be held to, and ``call_unit(unit, method, inputs)`` gives outputs
+    there, or raises NotMeasured; ``placement()`` says which operators the runtime places where: unit name to
+    ``{"operators": {type: count}, "cost": share of the estimated work, None where unknown}``
+    (``edgebake.compute_units``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
