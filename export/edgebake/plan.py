@@ -31,7 +31,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "recipe_name": unit.recipe,
         "component": unit.component,
         "target": unit.target,
-        "device": dict(devices.find(unit.device)) if unit.device else None,
+        "device": devices.row(unit.device),
         "scheme": unit.scheme,
         "scheme_shown": shown(unit.scheme),
         "kinds": list(row.kinds) if row else [],

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 CONTRACT_VERSION = 1
 
+# Names to the values of which each must have one; () where any will do, as long as it is known.
+Needs = Mapping[str, tuple[str | int | float | bool, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
@@ -45,15 +48,17 @@ class Support:
     ``kinds``: module kinds that the scheme compresses; modules of other kinds stay float32 when the scheme is the
     recipe's default and are an error when a rule names them. ``method``: the file under compress/ that applies the
     scheme before lowering; empty when ``lower`` applies it. ``override_only``: never as a recipe's default scheme.
-    ``needs``: values that a target option must have one of, such as the systems that take the scheme. ``note``: the
-    kernel or hardware reason.
+    ``needs``: values that a target option must have one of, such as the systems that take the scheme.
+    ``needs_device``: values that a fact of the recipe's device must have one of, such as the NPU versions that take it
+    (``edgebake.devices.FACTS``). ``note``: the kernel or hardware reason.
     """
 
     scheme: str
     kinds: tuple[ModuleKind, ...]
     method: str = ""
     override_only: bool = False
-    needs: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
+    needs: Needs = field(default_factory=dict)
+    needs_device: Needs = field(default_factory=dict)
     note: str = ""
 
 
@@ -107,7 +112,9 @@ class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again.
+    lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
+    ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
+    ``minimum_os`` is held against the system that devices came with.
     """
 
     SUPPORTS: tuple[Support, ...]

@@ -107,6 +107,7 @@ OPTIONS = (
 )
 
 CARRIES_ABOUT = True
+DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")

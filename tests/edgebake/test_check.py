@@ -108,7 +108,7 @@ def test_a_scheme_that_a_target_lacks_names_what_it_has_and_who_has_it(tmp_path:
 
 def test_a_device_of_another_vendor_names_the_fitting_ones(tmp_path: Path) -> None:
     text = refused(recipe(tmp_path, targets="{target: coreml, device: mt6989}"))
-    assert "devices of apple: m4, m4-max" in text
+    assert "devices that fit: a14, a15, a16, a17-pro" in text
     units, _ = check([read(recipe(tmp_path, targets="{target: onnx-cpu, device: mt6989}"))], trust=False)
     assert units[0].device == "mt6989"
 
