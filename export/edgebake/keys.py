@@ -21,7 +21,18 @@ from edgebake.jsonfile import digest_of
 from edgebake.models import _paths
 from edgebake.recipe import Samples
 from edgebake.scheme import parse
-from edgebake.target import METHODS, MODELS, RUNNERS, TARGETS, About, Support, find_target, runners_of, support_of
+from edgebake.target import (
+    METHODS,
+    MODELS,
+    RUNNERS,
+    TARGETS,
+    About,
+    Support,
+    calibrating,
+    find_target,
+    runners_of,
+    support_of,
+)
 from edgebake.units import Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
@@ -156,9 +167,10 @@ def _samples_part(unit: Unit, purpose: str, file_digest: FileDigest) -> dict[str
 
 
 def needs_calibration(unit: Unit) -> bool:
-    """Does any scheme or step of the unit look at calibration samples?"""
+    """Does any scheme, step or option of the unit look at calibration samples?"""
     named = (unit.scheme, *unit.spec.compress.modules.values())
-    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps)
+    options = calibrating(find_target(unit.target), unit.options)
+    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps or options)
 
 
 def model_part(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:

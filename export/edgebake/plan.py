@@ -7,7 +7,7 @@ from typing import Any
 
 from edgebake import devices
 from edgebake.scheme import parse, shown
-from edgebake.target import METHODS, find_target, runners_of, support_of
+from edgebake.target import METHODS, calibrating, find_target, runners_of, support_of
 from edgebake.units import Unit
 
 
@@ -72,7 +72,8 @@ def _stages(methods: list[dict[str, Any]]) -> list[str]:
 
 def _needs_calibration(unit: Unit) -> bool:
     schemes = (unit.scheme, *unit.spec.compress.modules.values())
-    return bool(unit.spec.compress.steps) or any(parse(scheme).needs_calibration for scheme in schemes)
+    looks = bool(unit.spec.compress.steps or calibrating(find_target(unit.target), unit.options))
+    return looks or any(parse(scheme).needs_calibration for scheme in schemes)
 
 
 def _code(unit: Unit) -> list[str]:

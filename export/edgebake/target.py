@@ -64,12 +64,16 @@ class Support:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A target option: its type is the type of ``default``; ``choices`` closes it."""
+    """A target option: its type is the type of ``default``; ``choices`` closes it.
+
+    ``calibrated``: values with which ``lower`` looks at calibration samples.
+    """
 
     name: str
     default: str | int | float | bool
     help: str
     choices: tuple[str | int | float | bool, ...] = ()
+    calibrated: tuple[str | int | float | bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +289,11 @@ def runners_of(target: str) -> tuple[tuple[str, Runner], ...]:
 def support_of(target: Target, scheme: str) -> Support | None:
     """The row of ``scheme``, or None."""
     return next((row for row in target.SUPPORTS if row.scheme == scheme), None)
+
+
+def calibrating(target: Target, options: Mapping[str, Any]) -> tuple[Option, ...]:
+    """The options whose value looks at calibration samples; one that is not in ``options`` has its default."""
+    return tuple(o for o in target.OPTIONS if options.get(o.name, o.default) in o.calibrated)
 
 
 def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import DimBounds, MethodSignature, TensorSpec
+from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
     _coreml_compress,
     _coreml_images,
@@ -22,14 +22,12 @@ from edgebake_targets import (
     _coreml_modules,
     _coreml_precision,
     _coreml_rewrites,
+    _coreml_sensitivity,
     _coreml_states,
 )
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
-
-if TYPE_CHECKING:
-    import torch
 
 # Operators that Core ML has natively: decomposed, they cost speed, and the fused forms compute in higher precision.
 _KEPT = frozenset(
@@ -128,20 +126,22 @@ def check_names(method: MethodSignature) -> None:
 
 
 def convert(
-    program: torch.export.ExportedProgram,
-    method: MethodSignature,
-    dims: Mapping[str, DimBounds],
-    request: LowerRequest,
-    images: Mapping[str, Any],
+    traced: Traced, name: str, method: MethodSignature, request: LowerRequest, images: Mapping[str, Any]
 ) -> Converted:
-    """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
+    """The MIL program of the method ``name`` after coremltools' passes; ``method``: its inputs and outputs in there.
+
+    StageFailed when no decomposition table leads there.
+    """
     import coremltools as ct
 
+    program = traced.programs[name]
     weights = float_weights(program, request.assignment)
+    if request.options["palettes"] == "sensitive_kmeans":
+        weights = _coreml_sensitivity.weighed(weights, traced, name, request.calibration)
     if problems := list(misfits((w.module, w.scheme, w.values.shape, w.axis) for w in weights)):
         raise StageFailed(problems)
     failures = []
-    for name, table in _tables():
+    for tried, table in _tables():
         decomposed = program.run_decompositions(table)
         _coreml_images.scale_channels(decomposed, method, images)
         states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
@@ -151,17 +151,17 @@ def convert(
         kept = _coreml_precision.kept_modules(decomposed, request)
         chosen = _coreml_precision.precision(ct, decomposed, request, origins, kept)
         try:
-            mil = _convert_once(decomposed, method, dims, request, chosen, images)
+            mil = _convert_once(decomposed, method, traced.signature.dims, request, chosen, images)
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
-            failures.append((name, error))
+            failures.append((tried, error))
             continue
         modules = _coreml_modules.handed_on(decomposed, method)
         held = _located(mil, weights)
         inside = _coreml_precision.inside(mil, origins)
         return Converted(
-            program=mil, held=held, decomposition=name, modules=modules, states=states, inside=inside, kept=tuple(kept)
+            program=mil, held=held, decomposition=tried, modules=modules, states=states, inside=inside, kept=tuple(kept)
         )
-    reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
+    reasons = "; ".join(f"{tried}: {type(error).__name__}: {_first_line(error)}" for tried, error in failures)
     raise StageFailed(
         f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
     ) from failures[0][1]

@@ -94,6 +94,14 @@ OPTIONS = (
         help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
     ),
     Option(
+        name="palettes",
+        default="kmeans",
+        help="how the values of palettes are found; sensitive_kmeans: weights on which the outputs depend more, by "
+        "gradients on the calibration samples, are kept more exactly",
+        choices=("kmeans", "sensitive_kmeans"),
+        calibrated=("sensitive_kmeans",),
+    ),
+    Option(
         name="compute_units",
         default="all",
         help="what the app should load the package with; kept as metadata, since only the app can choose",
@@ -126,6 +134,7 @@ SOURCES = (
     "edgebake_targets._coreml_precision",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_sensitivity",
     "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
 )
@@ -160,10 +169,10 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     decompositions: set[str] = set()
     kept: set[str] = set()
     with _coreml.quiet():
-        for method, program in traced.programs.items():
+        for method in traced.programs:
             _coreml.check_names(methods[method])
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            converted = _coreml.convert(program, methods[method], signature.dims, request, taken[method])
+            converted = _coreml.convert(traced, method, methods[method], request, taken[method])
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             written = open_package(request.folder / file)
@@ -219,6 +228,8 @@ def _encodings(
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
+    if any(name.startswith("palette") for name in schemes):
+        found["palettes"] = request.options["palettes"]
     if float32:
         found["float32_modules"] = float32
         notes.append(f"computes in float32 on request: {', '.join(float32)}")

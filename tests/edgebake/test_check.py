@@ -156,6 +156,17 @@ def test_missing_calibration_names_the_dynamic_scheme_only_where_the_target_has_
     assert "-> add samples: {calibration: ...}" in text and "w8a8d" not in text
 
 
+def test_an_option_that_looks_at_calibration_samples_needs_some(tmp_path: Path) -> None:
+    targets = "{target: coreml, scheme: palette4, options: {palettes: sensitive_kmeans}}"
+    text = refused(recipe(tmp_path, targets=targets))
+    assert "palettes: sensitive_kmeans looks at calibration samples, and there are none" in text
+    assert "one.yaml:5" in text and "-> add samples: {calibration: ...}, or options: {palettes: kmeans}" in text
+    more = "samples: {calibration: {python: 'net:some', count: 8}}"
+    both = f"{targets}, {{target: coreml, scheme: palette6}}"
+    units, _ = check([read(recipe(tmp_path, more=more, targets=both))], trust=False)
+    assert [planned["calibration"] for planned in plan(units)] == [True, False]
+
+
 def test_noise_without_quality_limits_needs_no_warning(tmp_path: Path) -> None:
     more = "samples: {evaluation: {noise: true}}\nlimits: {size: {mib: 9}}"
     assert check([read(recipe(tmp_path, more=more))], trust=False)[1] == ()

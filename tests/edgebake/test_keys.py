@@ -89,6 +89,10 @@ def test_calibration_samples_matter_only_where_something_is_calibrated(base: Pat
     samples = {"calibration": {"noise": True, "seed": 9}, "evaluation": {"noise": True, "seed": 3}}
     assert _differ(_unit(base), _unit(base, samples=samples)) == set()
     assert "lower" in _differ(_unit(base, scheme="w8a8"), _unit(base, scheme="w8a8", samples=samples))
+    plain, other = _unit(base, "coreml", "palette4"), _unit(base, "coreml", "palette4", samples=samples)
+    assert _differ(plain, other) == set()
+    weighed = {"palettes": "sensitive_kmeans"}
+    assert "lower" in _differ(replace(plain, options=weighed), replace(other, options=weighed))
 
 
 def test_options_and_devices_change_the_artifact(base: Path) -> None:

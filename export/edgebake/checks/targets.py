@@ -11,7 +11,7 @@ from edgebake.checks.case import Case, moved
 from edgebake.devices import Device
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of, unmet
+from edgebake.target import METHODS, TARGETS, Option, Support, Target, calibrating, find_target, support_of, unmet
 from edgebake.wording import did_you_mean, said
 
 
@@ -34,6 +34,7 @@ def problems(case: Case) -> Iterator[Problem]:
     yield from wrong_options
     if not wrong_options:
         yield from _needs(case, target)
+        yield from _uncalibrated(case, target)
     yield from _device(case)
 
 
@@ -122,6 +123,18 @@ def _needs(case: Case, target: Target) -> Iterator[Problem]:
         row = support_of(target, scheme)
         for what, fix in unmet(case.unit.target, row, options) if row else ():
             yield Problem(what=what, where=case.where("compress", *place), fix=fix)
+
+
+def _uncalibrated(case: Case, target: Target) -> Iterator[Problem]:
+    """Options that look at calibration samples where the recipe has none."""
+    if case.unit.spec.samples.calibration is not None:
+        return
+    for option in calibrating(target, case.rule.options):
+        yield Problem(
+            what=f"{option.name}: {case.rule.options[option.name]} looks at calibration samples, and there are none",
+            where=case.where_rule("options", option.name),
+            fix=f"add samples: {{calibration: ...}}, or options: {{{option.name}: {option.default}}}",
+        )
 
 
 def _misfit(option: Option, value: Any) -> str:
