@@ -231,9 +231,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         versions=_method_versions(on_graph),
         target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
         calibration=calibration if on_graph else None,
-        # The target's quantizer sees them: how ranges are chosen is an option.
-        options=dict(unit.options) if on_graph else None,
-        device=device if on_graph else None,
+        quantizer={"options": dict(unit.options), "device": device} if on_graph else None,  # how ranges are chosen
         cpu=cpu(),
     )
     add(
