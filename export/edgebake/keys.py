@@ -244,6 +244,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         versions=_method_versions(on_graph),
         target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
         calibration=calibration if on_graph else None,
+        quantizer={"options": dict(unit.options), "device": device} if on_graph else None,  # how ranges are chosen
         cpu=cpu(),
     )
     add(

@@ -16,6 +16,7 @@ from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.target import LowerRequest
 from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
+    _coreml_activations,
     _coreml_compress,
     _coreml_images,
     _coreml_metadata,
@@ -25,6 +26,7 @@ from edgebake_targets import (
     _coreml_sensitivity,
     _coreml_states,
 )
+from edgebake_targets._coreml_options import precision_of
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
@@ -68,6 +70,7 @@ class Converted:
 
     ``modules``: names under which each module's value may be found in it. ``states``: its states and their buffers.
     ``inside``: the module that computes each value. ``kept``: modules that compute in float32 on request.
+    ``activations``: how modules with static activations read their inputs.
     """
 
     program: Any
@@ -77,6 +80,7 @@ class Converted:
     states: Mapping[str, str]
     inside: Mapping[str, str]
     kept: tuple[str, ...]
+    activations: Mapping[str, tuple[_coreml_activations.Affine, ...]]
 
 
 @contextmanager
@@ -147,6 +151,8 @@ def convert(
         states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)
         _coreml_rewrites.state_sizes(decomposed)
+        if precision_of(request) == "fp16":
+            _coreml_activations.round_scales(decomposed)
         origins = _coreml_precision.mark(decomposed)
         kept = _coreml_precision.kept_modules(decomposed, request)
         chosen = _coreml_precision.precision(ct, decomposed, request, origins, kept)
@@ -159,7 +165,14 @@ def convert(
         held = _located(mil, weights)
         inside = _coreml_precision.inside(mil, origins)
         return Converted(
-            program=mil, held=held, decomposition=tried, modules=modules, states=states, inside=inside, kept=tuple(kept)
+            program=mil,
+            held=held,
+            decomposition=tried,
+            modules=modules,
+            states=states,
+            inside=inside,
+            kept=tuple(kept),
+            activations=_coreml_activations.promised(decomposed, request.assignment),
         )
     reasons = "; ".join(f"{tried}: {type(error).__name__}: {_first_line(error)}" for tried, error in failures)
     raise StageFailed(

@@ -20,6 +20,15 @@ _VIEWS = ("aten.t.default", "aten.alias.default", "aten.detach.default", "aten.p
 
 
 @dataclass(frozen=True, kw_only=True)
+class Product:
+    """A linear layer or convolution: its module and the positions of its input and weight among the arguments."""
+
+    module: str
+    data: int
+    weight: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatWeight:
     """The float32 weight of ``module`` as the program uses it: batch normalisation that follows is folded in.
 
@@ -161,6 +170,14 @@ class _Weights:
 
     def _array(self, placeholder: str) -> NDArray[np.float64]:
         return self.lifted[placeholder].detach().double().numpy()
+
+
+def product_of(node: torch.fx.Node) -> Product | None:
+    """What ``node`` multiplies; None where it is no product of an input with a weight."""
+    weight = _weight_position(node) if node.op == "call_function" else None
+    if weight is None or weight == 0:  # 0: a table that is looked up in
+        return None
+    return Product(module=_module_of(node), data=weight - 1, weight=weight)
 
 
 def _module_of(node: torch.fx.Node) -> str:

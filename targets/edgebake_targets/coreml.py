@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
 from edgebake.target import LowerRequest, Missing, Option, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
 _IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")}
+_IOS17 = {"minimum_os": ("iOS17", "iOS18", "macOS14", "macOS15")}
 _IOS18 = {"minimum_os": ("iOS18", "macOS15")}
 
 SUPPORTS = (
@@ -25,6 +29,14 @@ SUPPORTS = (
         kinds=_ALL,
         needs=_IOS16,
         note="int8 per output channel, decompressed at load or on the fly; computes in float16; from iOS 16, macOS 13",
+    ),
+    Support(
+        scheme="w8a8",
+        kinds=("linear", "conv"),
+        method="pt2e",
+        needs=_IOS17,
+        note="int8 per output channel; these modules read uint8, ranges from samples.calibration; what lies between "
+        "them computes in float16; from iOS 17, macOS 14; integer products on the Neural Engine from A17 Pro and M4",
     ),
     Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
     *(
@@ -83,6 +95,12 @@ OPTIONS = (
         choices=("auto", "fp16", "fp32"),
     ),
     Option(
+        name="activation_range",
+        default="minmax",
+        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
+        choices=("minmax", "histogram"),
+    ),
+    Option(
         name="image_inputs",
         default="array",
         help="image: inputs with the role image take 8-bit pixels, normalised inside as the recipe's samples are",
@@ -121,6 +139,7 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     "edgebake_targets._coreml",
+    "edgebake_targets._coreml_activations",
     "edgebake_targets._coreml_checks",
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
@@ -132,6 +151,7 @@ SOURCES = (
     "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_precision",
+    "edgebake_targets._coreml_quantizer",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
     "edgebake_targets._coreml_sensitivity",
@@ -147,23 +167,33 @@ def missing() -> Missing | None:
     return None
 
 
+def quantizer(request: LowerRequest) -> Quantizer:
+    """A PT2E quantizer that observes the inputs of the modules under ``w8a8``. ToolchainMissing without torchao."""
+    if find_spec("torchao") is None:
+        raise ToolchainMissing("torchao is not installed, which w8a8 needs", fix="pip install torchao==0.18.0")
+    from edgebake_targets._coreml_quantizer import build
+
+    return build(request.assignment, str(request.options["activation_range"]))
+
+
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
 
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
+    from edgebake_targets import _coreml, _coreml_activations, _coreml_checks, _coreml_images, _coreml_metadata
+    from edgebake_targets._coreml_options import canonical
     from edgebake_targets._coreml_package import open_package
     from edgebake_targets._coreml_schemes import is_compressed
 
-    request = _coreml_options.canonical(request)
+    request = canonical(request)
     _refuse(request)
     _coreml_metadata.check_labels(request.options, traced.signature)
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
     methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    parts = ("packages", "modules", "states", "inside", "images")
+    parts = ("packages", "modules", "states", "inside", "images", "activations")
     checks: dict[str, Any] = {"version": _coreml_checks.VERSION, **{part: {} for part in parts}}
     seen: set[str] = set()
     decompositions: set[str] = set()
@@ -177,6 +207,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             _coreml.write(converted, request, request.folder / file)
             written = open_package(request.folder / file)
             checks["packages"][file] = _coreml_checks.record(written, named)
+            checks["activations"][file] = _coreml_activations.record(written, named, converted.activations)
             checks["states"][file] = _coreml_checks.record_states(written, converted.states)
             checks["modules"][file] = _coreml_checks.record_modules(written, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
@@ -197,7 +228,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions), checks["states"], sorted(kept)),
+        encodings=_encodings(request, sorted(decompositions), checks, sorted(kept)),
     )
 
 
@@ -210,7 +241,7 @@ def _refuse(request: LowerRequest) -> None:
 
 
 def _encodings(
-    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]], float32: list[str]
+    request: LowerRequest, decompositions: list[str], checks: Mapping[str, Any], float32: list[str]
 ) -> dict[str, Any]:
     from edgebake_targets._coreml_options import precision_of
     from edgebake_targets._coreml_schemes import is_compressed
@@ -233,7 +264,16 @@ def _encodings(
     if float32:
         found["float32_modules"] = float32
         notes.append(f"computes in float32 on request: {', '.join(float32)}")
-    kept = {file: dict(names) for file, names in states.items() if names}
+    read = {
+        file: sorted(module for entry in named.values() for module in entry["modules"])
+        for file, named in checks["activations"].items()
+        if named
+    }
+    if read:
+        found["quantised_inputs"] = read
+        lies = {"fp16": "float16", "fp32": "float32"}[precision]
+        notes.append(f"the inputs of w8a8 modules are uint8; what lies between them computes in {lies}")
+    kept = {file: dict(names) for file, names in checks["states"].items() if names}
     if kept:
         found["states"] = kept
         notes.append("states are float16 between predictions, whatever the operators compute in")
@@ -251,8 +291,8 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
     """Hold the package ``entry`` against the promised ``signature`` and the recorded weights (``read_checks``).
 
     Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``, and
-    ``structure.states`` where there are any. Needs no training model and no Mac; it says nothing about what the package
-    computes.
+    ``structure.activations`` and ``structure.states`` where there are any. Needs no training model and no Mac; it says
+    nothing about what the package computes.
     """
     from edgebake_targets import _coreml_checks
 

@@ -95,6 +95,13 @@ def test_calibration_samples_matter_only_where_something_is_calibrated(base: Pat
     assert "lower" in _differ(replace(plain, options=weighed), replace(other, options=weighed))
 
 
+def test_options_change_what_the_targets_quantizer_is_asked_for(base: Path) -> None:
+    unit = _unit(base, "executorch-xnnpack", "w8a8")
+    ranges = (replace(unit, options={"activation_range": kind}) for kind in ("minmax", "histogram"))
+    assert _differ(*ranges) == {"compress", "lower", "validate", "locate"}
+    assert stage_keys(unit, sha256_file, {"name": "a"})["compress"].key != _keys(unit)["compress"].key
+
+
 def test_options_and_devices_change_the_artifact(base: Path) -> None:
     unit = _unit(base)
     assert _differ(unit, replace(unit, options={"opset": 21})) == {"lower", "validate", "locate"}

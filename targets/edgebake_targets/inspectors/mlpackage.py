@@ -10,6 +10,7 @@ from typing import Any
 
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
+from edgebake_targets._coreml_activations import quantised
 from edgebake_targets._coreml_constants import PAYLOADS, Constant, constants, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, open_package, payload_of, proto
@@ -100,6 +101,8 @@ def _facts(package: Package, kind: str) -> dict[str, Any]:
         facts["functions"] = sorted(program.functions)
         facts["opset"] = sorted({str(function.opset) for function in program.functions.values()})
         facts["compute_precision"] = _precision(package)
+        if counts := quantised(package):
+            facts["quantised_activations"] = counts
     named = {"description": "shortDescription", "version": "versionString", "author": "author", "license": "license"}
     facts.update({name: str(getattr(metadata, field)) for name, field in named.items() if getattr(metadata, field)})
     if metadata.userDefined:
