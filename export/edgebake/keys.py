@@ -34,7 +34,7 @@ _SOURCES = {
     "reference": ("reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
     "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
-    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
+    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "reference_run.py"),
     "validate": (
         "metrics.py",
         "agreement.py",
@@ -155,9 +155,11 @@ def _samples_part(unit: Unit, purpose: str, file_digest: FileDigest) -> dict[str
 
 
 def needs_calibration(unit: Unit) -> bool:
-    """Does any scheme or step of the unit look at calibration samples?"""
+    """Does any scheme, step or target option of the unit look at calibration samples?"""
     named = (unit.scheme, *unit.spec.compress.modules.values())
-    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps)
+    calibrates = getattr(find_target(unit.target), "calibrates", None)
+    by_option = calibrates is not None and calibrates(unit.options)
+    return by_option or any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps)
 
 
 def model_part(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgebake.errors import RecipeError
+from edgebake.errors import RecipeError, StageFailed
 from edgebake.types import (
     ActsOn,
     Assignment,
@@ -24,6 +24,7 @@ from edgebake.types import (
     Loaded,
     Lowered,
     ModuleKind,
+    ReferenceCall,
     RunnerKind,
     Sample,
     SampleSet,
@@ -89,6 +90,15 @@ class About:
     std: tuple[float, ...] = ()
 
 
+# Samples -> per sample the recorded calls of the float network, states carried from call to call.
+FloatCalls = Callable[[Iterable[Sample]], Iterator[tuple[ReferenceCall, ...]]]
+
+
+def no_float_calls(_samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:
+    """Where nothing runs the float network."""
+    raise StageFailed("this request for lowering comes without the float network", fix="give it float_calls")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowerRequest:
     """All that ``lower`` may look at besides the traced program."""
@@ -101,13 +111,15 @@ class LowerRequest:
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
     about: About = About()
+    float_calls: FloatCalls = no_float_calls
 
 
 class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again.
+    lowers again. ``calibrates(options)``, every option present: whether ``lower`` looks at calibration samples whatever
+    the scheme.
     """
 
     SUPPORTS: tuple[Support, ...]

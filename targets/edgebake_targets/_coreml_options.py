@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import LowerRequest
 
 # The macOS of each generation takes the same packages.
 _SAME_AS = {"macOS12": "iOS15", "macOS13": "iOS16", "macOS14": "iOS17", "macOS15": "iOS18"}
+
+
+ITSELF = "."  # in keep_float32: operators that belong to no module, which are the network's own
+_SEARCH = "auto"  # in keep_float32: what the package is found to need
 
 
 def canonical(request: LowerRequest) -> LowerRequest:
@@ -30,11 +35,20 @@ def precision_of(request: LowerRequest) -> str:
 
 def kept_float32(request: LowerRequest) -> tuple[str, ...]:
     """The globs of the option ``keep_float32``."""
-    return tuple(part for part in str(request.options["keep_float32"]).replace(",", " ").split() if part)
+    return tuple(part for part in _words(request.options) if part != _SEARCH)
+
+
+def searches_float32(options: Mapping[str, Any]) -> bool:
+    """Whether the modules that need float32 are to be found on calibration samples."""
+    return _SEARCH in _words(options)
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    return str(options["keep_float32"]).replace(",", " ").split()
 
 
 def _contradictions(request: LowerRequest) -> Iterator[Problem]:
-    if kept_float32(request) and precision_of(request) == "fp32":
+    if _words(request.options) and precision_of(request) == "fp32":
         yield Problem(
             what="keep_float32 names modules of a package that computes in float32 everywhere",
             fix="leave keep_float32 out, or options: {compute_precision: fp16}",

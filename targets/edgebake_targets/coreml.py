@@ -91,7 +91,8 @@ OPTIONS = (
     Option(
         name="keep_float32",
         default="",
-        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
+        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16; "
+        "auto: those that calibration samples show to need it; . is what belongs to no module",
     ),
     Option(
         name="compute_units",
@@ -125,8 +126,13 @@ SOURCES = (
     "edgebake_targets._coreml_precision",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_search",
     "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
+    *(
+        ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
+        for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
+    ),
 )
 
 
@@ -137,15 +143,28 @@ def missing() -> Missing | None:
     return None
 
 
+def calibrates(options: Mapping[str, Any]) -> bool:
+    """Whether ``lower`` looks at calibration samples whatever the scheme."""
+    from edgebake_targets._coreml_options import searches_float32
+
+    return searches_float32(options)
+
+
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
 
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
+    from edgebake_targets import (
+        _coreml,
+        _coreml_checks,
+        _coreml_images,
+        _coreml_metadata,
+        _coreml_options,
+        _coreml_search,
+    )
     from edgebake_targets._coreml_package import open_package
-    from edgebake_targets._coreml_schemes import is_compressed
 
     request = _coreml_options.canonical(request)
     _refuse(request)
@@ -159,10 +178,13 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     decompositions: set[str] = set()
     kept: set[str] = set()
     with _coreml.quiet():
-        for method, program in traced.programs.items():
+        for method in traced.programs:
             _coreml.check_names(methods[method])
+        found = _coreml_search.found_in(replace(traced, signature=signature), request, taken)
+        for method, program in traced.programs.items():
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            converted = _coreml.convert(program, methods[method], signature.dims, request, taken[method])
+            asked = _coreml_search.keeping(request, found[method].modules)
+            converted = _coreml.convert(program, methods[method], signature.dims, asked, taken[method])
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             written = open_package(request.folder / file)
@@ -174,12 +196,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
             kept.update(converted.kept)
-    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
-    if lost:
-        raise StageFailed(
-            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
-            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
-        )
+    _refuse_lost(request, seen)
     _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
     packages = tuple(checks["packages"])
     return Lowered(
@@ -188,7 +205,20 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
         encodings=_encodings(request, sorted(decompositions), checks["states"], sorted(kept)),
+        notes=tuple(_coreml_search.said(found)),
     )
+
+
+def _refuse_lost(request: LowerRequest, seen: set[str]) -> None:
+    """StageFailed when the weight of a module that is to be compressed was ``seen`` in no package."""
+    from edgebake_targets._coreml_schemes import is_compressed
+
+    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
+    if lost:
+        raise StageFailed(
+            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
+            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
+        )
 
 
 def _refuse(request: LowerRequest) -> None:
