@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgebake.errors import RecipeError, StageFailed
+from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.types import (
     ActsOn,
     Assignment,
@@ -29,6 +29,7 @@ from edgebake.types import (
     Sample,
     SampleSet,
     Signature,
+    TensorSpec,
     Traced,
 )
 
@@ -114,12 +115,41 @@ class LowerRequest:
     float_calls: FloatCalls = no_float_calls
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a recipe says of one unit, before anything is loaded.
+
+    ``inputs`` by method; empty where the model tells them. ``channels``: how many the image samples are normalised by,
+    None without such samples. ``calibration``: whether there are such samples.
+    """
+
+    scheme: str
+    options: Mapping[str, Any]  # every OPTIONS name present, each of its type and among its choices
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
+    channels: int | None
+    calibration: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What a target cannot do of what is :class:`Asked`: about an ``option``, or about an ``input`` (method, name)."""
+
+    what: str
+    fix: str
+    option: str = ""
+    input: tuple[str, str] | None = None
+
+    def problem(self) -> Problem:
+        """For an error without the recipe's lines."""
+        return Problem(what=self.what, fix=self.fix)
+
+
 class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
     lowers again. ``calibrates(options)``, every option present: whether ``lower`` looks at calibration samples whatever
-    the scheme.
+    the scheme. ``refusals(asked)``: all that ``lower`` would refuse and the recipe alone shows; imports no SDK.
     """
 
     SUPPORTS: tuple[Support, ...]

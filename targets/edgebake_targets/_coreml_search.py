@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from edgebake_targets.mil.program import Operation
 
+NO_SAMPLES = "keep_float32: auto runs the package on calibration samples, and there are none"
+GIVE_SAMPLES = "add samples: {calibration: ...}, or name the modules"
 SAMPLES = 8  # spread over the calibration samples
 _CALLS = 4  # of each sample, from its first
 _ROUNDS = 12
@@ -91,10 +93,7 @@ def found_in(traced: Traced, request: LowerRequest, images: Mapping[str, Mapping
     if not searches_float32(request.options):
         return {name: Found() for name in traced.programs}
     if request.calibration is None or not len(request.calibration):
-        raise RecipeError(
-            "keep_float32: auto runs the package on calibration samples, and there are none",
-            fix="add samples: {calibration: ...}, or name the modules",
-        )
+        raise RecipeError(NO_SAMPLES, fix=GIVE_SAMPLES)
     calls, signature = calls_of(request, request.calibration, traced.programs), traced.signature
     return {
         name: found_for(program, signature.methods[name], signature.dims, request, images[name], calls[name])

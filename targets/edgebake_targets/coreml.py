@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
-from edgebake.target import LowerRequest, Missing, Option, Support, unmet
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
@@ -124,6 +124,7 @@ SOURCES = (
     "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_precision",
+    "edgebake_targets._coreml_refusals",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
     "edgebake_targets._coreml_search",
@@ -150,6 +151,13 @@ def calibrates(options: Mapping[str, Any]) -> bool:
     return searches_float32(options)
 
 
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """What ``lower`` would refuse, as far as the recipe alone shows it."""
+    from edgebake_targets import _coreml_refusals
+
+    return _coreml_refusals.refusals(asked)
+
+
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
 
@@ -162,6 +170,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         _coreml_images,
         _coreml_metadata,
         _coreml_options,
+        _coreml_refusals,
         _coreml_search,
     )
     from edgebake_targets._coreml_package import open_package
@@ -179,7 +188,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     kept: set[str] = set()
     with _coreml.quiet():
         for method in traced.programs:
-            _coreml.check_names(methods[method])
+            _coreml_refusals.check_names(methods[method])
         found = _coreml_search.found_in(replace(traced, signature=signature), request, taken)
         for method, program in traced.programs.items():
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"

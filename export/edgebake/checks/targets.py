@@ -11,7 +11,8 @@ from edgebake import devices
 from edgebake.checks.case import Case, moved
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of, unmet
+from edgebake.target import METHODS, TARGETS, Asked, Option, Support, Target, find_target, support_of, unmet
+from edgebake.types import TensorSpec
 from edgebake.wording import did_you_mean, said
 
 
@@ -34,6 +35,7 @@ def problems(case: Case) -> Iterator[Problem]:
     yield from wrong_options
     if not wrong_options:
         yield from _needs(case, target)
+        yield from _refusals(case, target)
     yield from _device(case)
 
 
@@ -124,6 +126,38 @@ def _needs(case: Case, target: Target) -> Iterator[Problem]:
         row = support_of(target, scheme)
         for what, fix in unmet(case.unit.target, row, options) if row else ():
             yield Problem(what=what, where=case.where("compress", *place), fix=fix)
+
+
+def _refusals(case: Case, target: Target) -> Iterator[Problem]:
+    """What the target itself finds that cannot be, at the option or the input that it is about."""
+    found = getattr(target, "refusals", None)
+    for refusal in found(_asked(case, target)) if found is not None else ():
+        if refusal.input is None:
+            where = case.where_rule("options", refusal.option)
+        else:
+            method, name = refusal.input
+            base = ("methods", method) if case.unit.spec.methods else ("inputs",)
+            where = case.where(*base, name)
+        yield Problem(what=refusal.what, where=where, fix=refusal.fix)
+
+
+def _asked(case: Case, target: Target) -> Asked:
+    spec = case.unit.spec
+    sets = (spec.samples.evaluation, spec.samples.calibration)
+    pixels = next((found for found in sets if found is not None and found.images is not None), None)
+    return Asked(
+        scheme=case.unit.scheme,
+        options=options_of(target, case.rule.options),
+        inputs={
+            method: tuple(
+                TensorSpec(name=name, shape=given.shape, dtype=given.dtype, role=given.role)
+                for name, given in inputs.items()
+            )
+            for method, inputs in spec.all_methods.items()
+        },
+        channels=len(pixels.mean) if pixels is not None else None,
+        calibration=spec.samples.calibration is not None,
+    )
 
 
 def _misfit(option: Option, value: Any) -> str:
