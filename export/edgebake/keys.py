@@ -45,7 +45,7 @@ _SOURCES = {
     "reference": ("reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
     "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
-    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
+    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "reference_run.py"),
     "validate": (
         "metrics.py",
         "agreement.py",

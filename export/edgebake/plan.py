@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgebake import devices
-from edgebake.scheme import parse, shown
-from edgebake.target import METHODS, calibrating, find_target, runners_of, support_of
+from edgebake.keys import needs_calibration
+from edgebake.scheme import shown
+from edgebake.target import METHODS, find_target, runners_of, support_of
 from edgebake.units import Unit
 
 
@@ -39,7 +40,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "format": target.FORMAT,
         "optional": unit.optional,
         "missing": {"reason": missing.reason, "remedy": missing.remedy} if missing else None,
-        "calibration": _needs_calibration(unit),
+        "calibration": needs_calibration(unit),
         "stages": _stages(methods),
         "methods": methods,
         "runners": [{"name": name, "kind": runner.KIND} for name, runner in runners_of(unit.target)],
@@ -68,12 +69,6 @@ def _stages(methods: list[dict[str, Any]]) -> list[str]:
     acts = [method["acts_on"] for method in methods]
     before, after = ["compress"] * ("module" in acts), ["compress"] * ("graph" in acts)
     return ["load", "reference", *before, "trace", *after, "lower", "validate"]
-
-
-def _needs_calibration(unit: Unit) -> bool:
-    schemes = (unit.scheme, *unit.spec.compress.modules.values())
-    looks = bool(unit.spec.compress.steps or calibrating(find_target(unit.target), unit.options))
-    return looks or any(parse(scheme).needs_calibration for scheme in schemes)
 
 
 def _code(unit: Unit) -> list[str]:

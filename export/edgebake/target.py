@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgebake.errors import RecipeError
+from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.types import (
     ActsOn,
     Assignment,
@@ -24,10 +24,12 @@ from edgebake.types import (
     Loaded,
     Lowered,
     ModuleKind,
+    ReferenceCall,
     RunnerKind,
     Sample,
     SampleSet,
     Signature,
+    TensorSpec,
     Traced,
 )
 
@@ -66,7 +68,7 @@ class Support:
 class Option:
     """A target option: its type is the type of ``default``; ``choices`` closes it.
 
-    ``calibrated``: values with which ``lower`` looks at calibration samples.
+    ``calibrated``: values, or words among those of a text, with which ``lower`` looks at calibration samples.
     """
 
     name: str
@@ -98,6 +100,15 @@ class About:
     std: tuple[float, ...] = ()
 
 
+# Samples -> per sample the recorded calls of the float network, states carried from call to call.
+FloatCalls = Callable[[Iterable[Sample]], Iterator[tuple[ReferenceCall, ...]]]
+
+
+def no_float_calls(_samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:
+    """Where nothing runs the float network."""
+    raise StageFailed("this request for lowering comes without the float network", fix="give it float_calls")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowerRequest:
     """All that ``lower`` may look at besides the traced program."""
@@ -110,6 +121,35 @@ class LowerRequest:
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
     about: About = About()
+    float_calls: FloatCalls = no_float_calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a recipe says of one unit, before anything is loaded.
+
+    ``inputs`` by method; empty where the model tells them. ``channels``: how many the image samples are normalised by,
+    None without such samples.
+    """
+
+    scheme: str
+    options: Mapping[str, Any]  # every OPTIONS name present, each of its type and among its choices
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
+    channels: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What a target cannot do of what is :class:`Asked`: about an ``option``, or about an ``input`` (method, name)."""
+
+    what: str
+    fix: str
+    option: str = ""
+    input: tuple[str, str] | None = None
+
+    def problem(self) -> Problem:
+        """For an error without the recipe's lines."""
+        return Problem(what=self.what, fix=self.fix)
 
 
 class Target(Protocol):
@@ -118,7 +158,8 @@ class Target(Protocol):
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
     lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
     ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
-    ``minimum_os`` is held against the system that devices came with.
+    ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
+    refuse and the recipe alone shows; imports no SDK.
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -293,7 +334,12 @@ def support_of(target: Target, scheme: str) -> Support | None:
 
 def calibrating(target: Target, options: Mapping[str, Any]) -> tuple[Option, ...]:
     """The options whose value looks at calibration samples; one that is not in ``options`` has its default."""
-    return tuple(o for o in target.OPTIONS if options.get(o.name, o.default) in o.calibrated)
+    return tuple(o for o in target.OPTIONS if o.calibrated and _looks(o, options.get(o.name, o.default)))
+
+
+def _looks(option: Option, value: str | float) -> bool:
+    words = value.replace(",", " ").split() if isinstance(value, str) else [value]
+    return not set(option.calibrated).isdisjoint(words)
 
 
 def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ class Subject:
     target: str
     scheme: str
     folder: Path
-    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files
+    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files, notes
     assignment: Mapping[str, str]
     reference: Path
     limits: Limits
@@ -63,7 +63,7 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
     measured: dict[str, Any] = {
         "version": 1,
         "unit": subject.unit,
-        "notes": _notes(recorded),
+        "notes": [*subject.lowered.get("notes", ()), *_notes(recorded)],
         "samples": {
             "count": len(recorded),
             "calls": recorded.manifest["calls"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest
 from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
@@ -53,14 +53,6 @@ _KEPT = frozenset(
         "conv_transpose1d",
         "conv_transpose2d",
     ]
-)
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# Words of the MIL language; the converter appends "_workaround" to them.
-_RESERVED = frozenset(
-    (
-        *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
-        *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    )
 )
 
 
@@ -108,25 +100,6 @@ def _lowered(spec: TensorSpec) -> TensorSpec:
     kept = spec.dtype in ("float32", "int32")
     dtype = spec.dtype if kept else "float32" if spec.dtype.startswith(("float", "bfloat")) else "int32"
     return spec if kept else replace(spec, lowered_dtype=dtype)
-
-
-def check_names(method: MethodSignature) -> None:
-    """RecipeError for names that the converter would change in silence."""
-    problems = []
-    names = [spec.name for spec in (*method.inputs, *method.outputs)]
-    for name in sorted(set(names)):
-        if not _IDENTIFIER.fullmatch(name):
-            problems.append(
-                Problem(what=f"Core ML cannot name an input or output {name!r}", fix="use letters, digits and _")
-            )
-        if name in _RESERVED:
-            problems.append(Problem(what=f"{name!r} is a word of Core ML's language", fix=f"call it {name}_in, say"))
-        if names.count(name) > 1:
-            problems.append(
-                Problem(what=f"{name!r} names two inputs or outputs; Core ML needs them to differ", fix="rename one")
-            )
-    if problems:
-        raise RecipeError(problems)
 
 
 def convert(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,13 @@ class Held:
     sensitivity: NDArray[np.float32] | None = None
 
 
-def float_weights(program: torch.export.ExportedProgram, assignment: Assignment) -> tuple[FloatWeight, ...]:
-    """Weights of the assigned modules that ``program`` uses. StageFailed for a module whose weight is computed."""
+def float_weights(
+    program: torch.export.ExportedProgram, assignment: Assignment, without: Container[str] = ()
+) -> tuple[FloatWeight, ...]:
+    """Weights of the assigned modules that ``program`` uses. StageFailed for a module whose weight is computed.
+
+    ``without``: modules that may be without a stored weight, such as one that multiplies two activations.
+    """
     weights = _Weights(program)
     found, problems = [], []
     for module, scheme in assignment.schemes.items():
@@ -67,6 +72,8 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
         if node is None:
             continue
         placeholder = weights.placeholder(node)
+        if placeholder is None and module in without:
+            continue
         if placeholder is None:
             problems.append(
                 Problem(

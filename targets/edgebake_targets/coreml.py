@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
-from edgebake.target import LowerRequest, Missing, Option, Support, unmet
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ OPTIONS = (
     Option(
         name="keep_float32",
         default="",
-        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
+        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16; "
+        "auto: those that calibration samples show to need it; . is what belongs to no module",
+        calibrated=("auto",),
     ),
     Option(
         name="palettes",
@@ -152,11 +154,17 @@ SOURCES = (
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_precision",
     "edgebake_targets._coreml_quantizer",
+    "edgebake_targets._coreml_refusals",
     "edgebake_targets._coreml_rewrites",
     "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_search",
     "edgebake_targets._coreml_sensitivity",
     "edgebake_targets._coreml_states",
     "edgebake_targets._coreml_weights",
+    *(
+        ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
+        for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
+    ),
 )
 
 
@@ -176,18 +184,32 @@ def quantizer(request: LowerRequest) -> Quantizer:
     return build(request.assignment, str(request.options["activation_range"]))
 
 
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """What ``lower`` would refuse, as far as the recipe alone shows it."""
+    from edgebake_targets import _coreml_refusals
+
+    return _coreml_refusals.refusals(asked)
+
+
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
 
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_activations, _coreml_checks, _coreml_images, _coreml_metadata
-    from edgebake_targets._coreml_options import canonical
+    from edgebake_targets import (
+        _coreml,
+        _coreml_activations,
+        _coreml_checks,
+        _coreml_images,
+        _coreml_metadata,
+        _coreml_options,
+        _coreml_refusals,
+        _coreml_search,
+    )
     from edgebake_targets._coreml_package import open_package
-    from edgebake_targets._coreml_schemes import is_compressed
 
-    request = canonical(request)
+    request = _coreml_options.canonical(request)
     _refuse(request)
     _coreml_metadata.check_labels(request.options, traced.signature)
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
@@ -200,9 +222,12 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     kept: set[str] = set()
     with _coreml.quiet():
         for method in traced.programs:
-            _coreml.check_names(methods[method])
+            _coreml_refusals.check_names(methods[method])
+        found = _coreml_search.found_in(replace(traced, signature=signature), request, taken)
+        for method in traced.programs:
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            converted = _coreml.convert(traced, method, methods[method], request, taken[method])
+            asked = _coreml_search.keeping(request, found[method].modules)
+            converted = _coreml.convert(traced, method, methods[method], asked, taken[method])
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             written = open_package(request.folder / file)
@@ -215,12 +240,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
             kept.update(converted.kept)
-    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
-    if lost:
-        raise StageFailed(
-            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
-            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
-        )
+    _refuse_lost(request, seen)
     _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
     packages = tuple(checks["packages"])
     return Lowered(
@@ -229,7 +249,20 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
         encodings=_encodings(request, sorted(decompositions), checks, sorted(kept)),
+        notes=tuple(_coreml_search.said(found)),
     )
+
+
+def _refuse_lost(request: LowerRequest, seen: set[str]) -> None:
+    """StageFailed when the weight of a module that is to be compressed was ``seen`` in no package."""
+    from edgebake_targets._coreml_schemes import is_compressed
+
+    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
+    if lost:
+        raise StageFailed(
+            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
+            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
+        )
 
 
 def _refuse(request: LowerRequest) -> None:

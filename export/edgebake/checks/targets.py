@@ -11,7 +11,19 @@ from edgebake.checks.case import Case, moved
 from edgebake.devices import Device
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Option, Support, Target, calibrating, find_target, support_of, unmet
+from edgebake.target import (
+    METHODS,
+    TARGETS,
+    Asked,
+    Option,
+    Support,
+    Target,
+    calibrating,
+    find_target,
+    support_of,
+    unmet,
+)
+from edgebake.types import TensorSpec
 from edgebake.wording import did_you_mean, said
 
 
@@ -35,6 +47,7 @@ def problems(case: Case) -> Iterator[Problem]:
     if not wrong_options:
         yield from _needs(case, target)
         yield from _uncalibrated(case, target)
+        yield from _refusals(case, target)
     yield from _device(case)
 
 
@@ -135,6 +148,37 @@ def _uncalibrated(case: Case, target: Target) -> Iterator[Problem]:
             where=case.where_rule("options", option.name),
             fix=f"add samples: {{calibration: ...}}, or options: {{{option.name}: {option.default}}}",
         )
+
+
+def _refusals(case: Case, target: Target) -> Iterator[Problem]:
+    """What the target itself finds that cannot be, at the option or the input that it is about."""
+    found = getattr(target, "refusals", None)
+    for refusal in found(_asked(case, target)) if found is not None else ():
+        if refusal.input is None:
+            where = case.where_rule("options", refusal.option)
+        else:
+            method, name = refusal.input
+            base = ("methods", method) if case.unit.spec.methods else ("inputs",)
+            where = case.where(*base, name)
+        yield Problem(what=refusal.what, where=where, fix=refusal.fix)
+
+
+def _asked(case: Case, target: Target) -> Asked:
+    spec = case.unit.spec
+    sets = (spec.samples.evaluation, spec.samples.calibration)
+    pixels = next((found for found in sets if found is not None and found.images is not None), None)
+    return Asked(
+        scheme=case.unit.scheme,
+        options=options_of(target, case.rule.options),
+        inputs={
+            method: tuple(
+                TensorSpec(name=name, shape=given.shape, dtype=given.dtype, role=given.role)
+                for name, given in inputs.items()
+            )
+            for method, inputs in spec.all_methods.items()
+        },
+        channels=len(pixels.mean) if pixels is not None else None,
+    )
 
 
 def _misfit(option: Option, value: Any) -> str:
