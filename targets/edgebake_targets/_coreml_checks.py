@@ -256,7 +256,7 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
         Verdict(limit="structure.loads", state="pass", subject=entry.name),
         _interface("structure.inputs", entry, _promised(method.inputs, signature), plain),
         _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
-        _held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        held_against(package, checks.get("packages", {}).get(entry.name, {})),
         *_coreml_activations.verdicts(package, checks.get("activations", {}).get(entry.name, {})),
         *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(entry.name, {})),
     )
@@ -317,7 +317,8 @@ def _text(shape: tuple[int | str, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+def held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+    """``structure.weights``: the weights of ``package`` against what ``record`` kept of them."""
     try:
         return _weights(package, kept)
     except (ArtifactDamaged, ValueError) as error:

@@ -41,7 +41,11 @@ def missing() -> Missing | None:
 
 def inspect(path: Path) -> Inspection:
     """What the package says of itself. ArtifactDamaged when it is none, or when a constant does not add up."""
-    package = open_package(path)
+    return inspect_package(open_package(path))
+
+
+def inspect_package(package: Package) -> Inspection:
+    """As ``inspect``, for a package that is open."""
     kind = str(package.spec.WhichOneof("Type"))
     program = kind == "mlProgram"
     operators = Counter(str(op.type) for op in operations(package)) if program else Counter[str]()
