@@ -37,6 +37,7 @@ FACTS: Mapping[str, Fact] = {
     "soc_model": Fact(help="QNN's number of the chip", kind=int, vendor="qualcomm"),
     "htp_arch": Fact(help="version of the Hexagon tensor processor", kind=int, vendor="qualcomm"),
     "vtcm_mib": Fact(help="the tensor processor's own fast memory", kind=int, vendor="qualcomm"),
+    "htp_fp16": Fact(help="whether QNN compiles float16 for the chip", kind=bool, vendor="qualcomm"),
 }
 
 
@@ -211,6 +212,9 @@ def _wrong_fact(row: Mapping[str, Any], key: str, place: _Place) -> Iterator[Pro
     value, fact = row[key], FACTS[key]
     if fact.vendor not in ("", row.get("vendor")):
         yield place.problem(f"only chips of {fact.vendor} have {key}", "take it out")
+    elif fact.kind is bool:
+        if type(value) is not bool:
+            yield place.problem(f"{key} must be true or false, not {said(value)}", fact.help)
     elif fact.kind is str:
         pattern = OS if key == "os_floor" else NAME
         if not isinstance(value, str) or not pattern.fullmatch(value):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from edgebake import devices
 from edgebake.devices import Device
 from edgebake.errors import RecipeError
 from edgebake.target import TARGETS, Needs, Support, Target, find_target
-from edgebake.wording import listed
+from edgebake.wording import listed, written
 
 MINIMUM_OS = "minimum_os"  # the option that every target calls so whose artifacts ask for a system
 
@@ -81,7 +82,7 @@ def fitting_text(*needs: Needs, most: int = 24) -> str:
 def newer_system(options: Mapping[str, Any], device: Device) -> str:
     """What to know when an artifact asks for a newer system than ``device`` came with; empty when it does not."""
     asked, floor = options.get(MINIMUM_OS), device.facts.get("os_floor")
-    if asked is None or floor is None or _generation(asked) <= _generation(floor):
+    if not _is_newer(asked, floor):
         return ""
     return f"{_named(device)} came with {floor}; the artifact asks for {asked} or newer, so that some must be updated"
 
@@ -102,7 +103,7 @@ def _fit(name: str, target: Target, device: Device) -> Fit:
 def _scheme_fit(name: str, target: Target, row: Support, device: Device) -> SchemeFit:
     defaults = {option.name: option.default for option in target.OPTIONS}
     settings = {key: values for key, values in row.needs.items() if defaults[key] not in values}
-    asked = {key: _smallest(values) if key == MINIMUM_OS else values[0] for key, values in settings.items()}
+    asked = {key: min(values, key=_generation) if key == MINIMUM_OS else values[0] for key, values in settings.items()}
     return SchemeFit(
         scheme=row.scheme,
         why_not=scheme_misfit(name, row, device),
@@ -117,23 +118,25 @@ def _misfit(needs: Needs, device: Device) -> str:
         if key not in known:
             return f"its {key} is not known ({device.unknown.get(key, f'chips of {device.vendor} have none')})"
         if values and known[key] not in values:
-            return f"its {key} is {_shown(known[key])}, not {' or '.join(map(_shown, values))}"
+            return f"its {key} is {written(known[key])}, not {' or '.join(map(written, values))}"
     return ""
 
 
-def _smallest(systems: Sequence[Any]) -> Any:
-    return min(systems, key=_generation)
+def _is_newer(system: object, floor: object) -> bool:
+    """Whether ``system`` came after ``floor``; never so for systems of two families or names that say no number."""
+    (family, number), (other, oldest) = _generation(system), _generation(floor)
+    return family == other != "" and number > oldest
 
 
-def _generation(system: str) -> int:
-    """The number under which Apple brought a system out: iOS 18 and macOS 15 came together, and so did 26 and 26."""
-    name = system.rstrip("0123456789")
-    number = int(system[len(name) :])
-    return number + 3 if name == "macOS" and number < 26 else number
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _generation(system: object) -> tuple[str, int]:
+    """Family and number of a system: Apple brought iOS 18 and macOS 15 out together, and iOS 26 and macOS 26."""
+    found = re.fullmatch(r"(Android|iOS|iPadOS|macOS)([0-9]+)", str(system))
+    if found is None:
+        return "", 0
+    number = int(found[2])
+    if found[1] == "Android":
+        return "android", number
+    return "apple", number + 3 if found[1] == "macOS" and number < 26 else number
 
 
 def _named(device: Device) -> str:

@@ -49,3 +49,10 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 24) -> str:
 def listed(names: Sequence[str], most: int = 24) -> str:
     """``names`` between commas, and how many more there are than ``most``."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def written(value: object) -> str:
+    """A fact or setting as users write it: ``24`` for 24.0, ``true`` for True."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

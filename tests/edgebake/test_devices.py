@@ -32,6 +32,7 @@ devices:
       soc_model: not in the brief
       htp_arch: not in the brief
       vtcm_mib: not in the brief
+      htp_fp16: not in the brief
 """
 
 
@@ -102,6 +103,7 @@ def test_lowering_sees_what_a_device_is_and_not_who_says_so() -> None:
         ("ram_gib: 24", "ram_gib: lots", "9:devices.sm1.ram_gib: ram_gib must be a number above 0, not 'lots'"),
         ("ram_gib: 24", "ram_gib: 0", "ram_gib must be a number above 0, not 0"),
         ("ram_gib: 24", "ram_gib: true", "ram_gib must be a number above 0, not true"),
+        ("    ram_gib: 24\n", "    ram_gib: 24\n    htp_fp16: 1\n", "htp_fp16 must be true or false, not 1"),
         ("ram_gib: brief", "ram_gib: ''", "12:devices.sm1.sources.ram_gib: must be text, not ''"),
         ("npu: hexagon-v75", "npu: Hexagon V75", "npu must be written like hexagon-v75, not 'Hexagon V75'"),
         ("vendor: qualcomm", "vendor: acme", "6:devices.sm1.vendor: must be one of apple, google"),

@@ -26,7 +26,7 @@ DEVICES = {"vendor": ("qualcomm",), "soc_model": (), "htp_arch": ()}
 OPTIONS = (Option(name="opset", default=21, help="opset"),)
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear",)),
-    Support(scheme="fp16", kinds=("linear",), needs_device={"htp_arch": (69, 73, 75)}, note="HTP v68 has no fp16"),
+    Support(scheme="fp16", kinds=("linear",), needs_device={"htp_fp16": (True,)}, note="some chips have none"),
     Support(scheme="w4", kinds=("linear",), needs={"opset": (23,)}),
 )
 
@@ -84,11 +84,11 @@ def test_a_target_of_one_vendor_does_not_fit_anothers_chip() -> None:
 
 def test_a_scheme_fits_the_chips_that_can_do_it(probe: str) -> None:
     assert not scheme(on("sm8650", probe), "fp16").why_not
-    car = on("sa8295p", probe)
-    assert not car.why_not
-    assert not scheme(car, "fp32").why_not
-    why = "probe-npu does not take fp16 on sa8295p (Snapdragon SA8295P): its htp_arch is 68, not 69 or 73 or 75"
-    assert scheme(car, "fp16").why_not == why
+    s_phone = on("sm8635", probe)
+    assert not s_phone.why_not
+    assert not scheme(s_phone, "fp32").why_not
+    why = "probe-npu does not take fp16 on sm8635 (Snapdragon 8s Gen 3): its htp_fp16 is false, not true"
+    assert scheme(s_phone, "fp16").why_not == why
 
 
 def test_a_fact_that_is_not_known_does_not_fit_and_says_why(probe: str) -> None:
@@ -118,6 +118,9 @@ def test_a_scheme_that_asks_for_a_newer_system_than_the_device_came_with_says_so
         ("m5", "iOS26", False),
         ("a18", "iOS26", True),
         ("sm8650", None, False),
+        ("sm8650", "iOS18", False),
+        ("sm8650", "Android15", True),
+        ("a18", "newest", False),
     ],
 )
 def test_systems_of_phones_and_macs_are_counted_together(device: str, asked: str | None, newer: bool) -> None:
@@ -133,12 +136,12 @@ def test_the_check_refuses_a_device_in_the_same_words(tmp_path: Path) -> None:
 
 
 def test_the_check_refuses_a_scheme_that_the_chip_cannot_do(probe: str, tmp_path: Path) -> None:
-    text = refused(tmp_path, f"{{target: {probe}, device: sa8295p, scheme: fp16}}")
-    assert scheme(on("sa8295p", probe), "fp16").why_not + " (HTP v68 has no fp16)" in text
+    text = refused(tmp_path, f"{{target: {probe}, device: sm8635, scheme: fp16}}")
+    assert scheme(on("sm8635", probe), "fp16").why_not + " (some chips have none)" in text
     assert "one.yaml:4:targets.0.scheme: " in text
-    assert "-> schemes on sa8295p: fp32, w4; devices that fit: sm8450, " in text
-    named = refused(tmp_path, f"{{target: {probe}, device: sa8295p, compress: {{modules: {{a: fp16}}}}}}")
-    assert "does not take fp16 on sa8295p" in named and "compress.modules.a: " in named
+    assert "-> schemes on sm8635: fp32, w4; devices that fit: sm8450, " in text
+    named = refused(tmp_path, f"{{target: {probe}, device: sm8635, compress: {{modules: {{a: fp16}}}}}}")
+    assert "does not take fp16 on sm8635" in named and "compress.modules.a: " in named
     assert accepted(tmp_path, f"{{target: {probe}, device: sm8650, scheme: fp16}}") == []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgebake.commands import _shared
+from edgebake.wording import written
 
 if TYPE_CHECKING:
     from edgebake.devices import Device
@@ -53,7 +54,7 @@ def _table(found: list[Device]) -> Iterator[str]:
 
 
 def _fact(device: Device) -> Any:
-    return lambda key: _shown(device.facts[key]) if key in device.facts else "-"
+    return lambda key: written(device.facts[key]) if key in device.facts else "-"
 
 
 def _in_full(device: Device) -> Iterator[str]:
@@ -62,7 +63,7 @@ def _in_full(device: Device) -> Iterator[str]:
 
     yield f"{device.name}: {device.title}, {device.vendor}, {device.platform}"
     for key, value in device.facts.items():
-        yield f"  {key} {_shown(value)}: {FACTS[key].help}"
+        yield f"  {key} {written(value)}: {FACTS[key].help}"
         yield f"    {device.sources[key]}"
     for key, why in device.unknown.items():
         yield f"  {key} not known: {why}"
@@ -89,9 +90,5 @@ def _of_target(fit: Fit) -> Iterator[str]:
 
 
 def _asks(scheme: SchemeFit) -> str:
-    words = [f"with {name} {' or '.join(map(str, values))}" for name, values in scheme.settings.items()]
+    words = [f"with {name} {' or '.join(map(written, values))}" for name, values in scheme.settings.items()]
     return "; ".join([*words, scheme.aside] if scheme.aside else words)
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
