@@ -152,7 +152,7 @@ def _repack(
     operations = program.functions["main"].operations
     held, _ = locate(operations, weights)  # a weight may lie in another part; what is in none is refused later
     converted = _coreml.Converted(
-        program=program, held=held, decomposition="", modules={}, states={}, inside={}, kept=()
+        program=program, held=held, decomposition="", modules={}, states={}, inside={}, kept=(), activations={}
     )
     named = _coreml.compress(converted)
     model = ct.convert(

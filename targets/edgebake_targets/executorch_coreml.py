@@ -15,25 +15,10 @@ from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict, rule
 from edgebake_targets import _executorch
 
 FORMAT = "pte"
+DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "coremltools", "numpy", "protobuf")
 SOURCES = (
-    "edgebake_targets._coreml",
-    "edgebake_targets._coreml_checks",
-    "edgebake_targets._coreml_compress",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_flattened",
-    "edgebake_targets._coreml_images",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_metadata",
-    "edgebake_targets._coreml_modules",
-    "edgebake_targets._coreml_options",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_precision",
-    "edgebake_targets._coreml_rewrites",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_states",
-    "edgebake_targets._coreml_weights",
+    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
     "edgebake_targets._executorch",
     "edgebake_targets._executorch_coreml",
     "edgebake_targets._executorch_coreml_checks",

@@ -161,6 +161,8 @@ def test_an_option_that_looks_at_calibration_samples_needs_some(tmp_path: Path) 
     text = refused(recipe(tmp_path, targets=targets))
     assert "palettes: sensitive_kmeans looks at calibration samples, and there are none" in text
     assert "one.yaml:5" in text and "-> add samples: {calibration: ...}, or options: {palettes: kmeans}" in text
+    among = "{target: coreml, scheme: fp16, options: {keep_float32: 'encoder.*, auto'}}"
+    assert "keep_float32: encoder.*, auto looks at calibration samples" in refused(recipe(tmp_path, targets=among))
     more = "samples: {calibration: {python: 'net:some', count: 8}}"
     both = f"{targets}, {{target: coreml, scheme: palette6}}"
     units, _ = check([read(recipe(tmp_path, more=more, targets=both))], trust=False)
