@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
+    "edgebake_targets._coreml_activations",
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_decompress",
     "edgebake_targets._coreml_flattened",
     "edgebake_targets._coreml_interface",
     "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_weights",
     "edgebake_targets._executorch",
     "edgebake_targets._xnnpack_quantizer",
     "edgebake_targets.inspectors._coreml_delegate",

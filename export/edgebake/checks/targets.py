@@ -26,6 +26,8 @@ from edgebake.target import (
 from edgebake.types import TensorSpec
 from edgebake.wording import did_you_mean, said
 
+_TOLD = 8  # more schemes than that are named without what there is to know of each
+
 
 def problems(case: Case) -> Iterator[Problem]:
     """Everything about the target rule of ``case`` that can be refused by reading ``SUPPORTS`` and ``OPTIONS``."""
@@ -97,7 +99,10 @@ def _instead(case: Case, target: Target, scheme: str = "") -> str:
 
 
 def _able(target: Target) -> str:
-    return "; ".join(_row(row) for row in target.SUPPORTS if not row.override_only)
+    rows = [row for row in target.SUPPORTS if not row.override_only]
+    if len(rows) <= _TOLD:
+        return "; ".join(_row(row) for row in rows)
+    return ", ".join(shown(row.scheme) for row in rows) + " (`edgebake targets` says more of each)"
 
 
 def _row(row: Support) -> str:
