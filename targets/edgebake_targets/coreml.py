@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
@@ -59,6 +60,16 @@ SUPPORTS = (
     ),
     *(
         Support(
+            scheme=f"palette{bits}s",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of {2**bits} values for the weight divided by a scale per output channel; from iOS 18, "
+            "macOS 15",
+        )
+        for bits in (3, 4, 6)
+    ),
+    *(
+        Support(
             scheme=f"sparse{percent}",
             kinds=_ALL,
             needs=_IOS16,
@@ -66,6 +77,23 @@ SUPPORTS = (
             "check the task; from iOS 16, macOS 13",
         )
         for percent in (50, 75)
+    ),
+    Support(
+        scheme="sparse2of4",
+        kinds=_ALL,
+        needs=_IOS16,
+        note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
+        "from iOS 16, macOS 13",
+    ),
+    *(
+        Support(
+            scheme=f"{zeros}-{inner}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
+        )
+        for zeros in ("sparse50", "sparse75", "sparse2of4")
+        for inner in ("w8", "palette6", "palette4")
     ),
 )
 
@@ -120,6 +148,7 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     "edgebake_targets._coreml",
+    "edgebake_targets._coreml_allowed",
     "edgebake_targets._coreml_checks",
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_constants",
@@ -128,6 +157,7 @@ SOURCES = (
     "edgebake_targets._coreml_interface",
     "edgebake_targets._coreml_metadata",
     "edgebake_targets._coreml_modules",
+    "edgebake_targets._coreml_operators",
     "edgebake_targets._coreml_options",
     "edgebake_targets._coreml_package",
     "edgebake_targets._coreml_precision",
@@ -227,7 +257,7 @@ def _encodings(
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
-    if any(name.startswith("palette") for name in schemes):
+    if any(parse(name).palette for name in schemes):
         found["palettes"] = request.options["palettes"]
     if float32:
         found["float32_modules"] = float32
