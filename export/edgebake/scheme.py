@@ -4,6 +4,7 @@
 ``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
 ``palette<bits>[g<group>][s]``         weights as indices into a table of 2**bits values, one for all or one per group;
                                        ``s``: of weights divided by a scale per output channel
+``palette<bits>v<size>``               each index stands for ``size`` neighbouring output channels: 2**bits vectors
 ``sparse<percent>[-<inner>]``          that share of each weight is zero (the smallest values), the others are float16,
                                        or in the scheme ``inner``: ``sparse50-w8``, ``sparse50-palette4``
 ``sparse<n>of<m>[-<inner>]``           of every m neighbouring input channels n stay: ``sparse2of4``
@@ -45,7 +46,7 @@ ALIASES = {
 }
 
 _FLOAT = re.compile(r"fp(32|16)")
-_PALETTE = re.compile(r"palette([1-8])(?:g([1-9]\d*))?(s)?")
+_PALETTE = re.compile(r"palette([1-8])(?:v([2-9]|1[0-6])|(?:g([1-9]\d*))?(s)?)")
 _SPARSE = re.compile(r"sparse(?:([1-9]\d?)|([1-9]\d*)of([1-9]\d*))(?:-(.+))?")
 _INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
 
@@ -67,6 +68,7 @@ class Scheme:
     zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
     stay: tuple[int, int] | None = None  # (n, m): of every m neighbouring input channels, n are stored
     inner: Scheme | None = None  # of "sparse": how what is stored is rounded; None: float16
+    vector: int = 1  # of "palette": how many neighbouring output channels an index stands for
     scaled: bool = False  # of "palette": the table holds for weights that are divided by a scale per output channel
 
     @property
@@ -87,7 +89,7 @@ class Scheme:
 
     def payload_bytes(self, weights: int) -> int:
         """Smallest size of ``weights`` values, without scales, tables and masks."""
-        return (self.kept(weights) * self.weight_bits + 7) // 8
+        return (self.kept(weights) // self.vector * self.weight_bits + 7) // 8
 
     def floor_bytes(self, weights: int, channels: int) -> int:
         """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
@@ -99,7 +101,8 @@ class Scheme:
             return payload + (weights + 7) // 8 + beside
         if self.family == "palette":
             tables = max(1, channels // self.group) if self.group else 1
-            return payload + 2 * tables * (1 << self.weight_bits) + (2 * channels if self.scaled else 0)
+            table = 2 * self.vector * (1 << self.weight_bits)
+            return payload + tables * table + (2 * channels if self.scaled else 0)
         groups = weights // self.group if self.group else channels
         return payload + 4 * groups
 
@@ -127,8 +130,15 @@ def parse(name: str) -> Scheme:
     if match := _FLOAT.fullmatch(text):
         return Scheme(name=text, family="float", weight_bits=int(match[1]))
     if match := _PALETTE.fullmatch(text):
-        channels = int(match[2]) if match[2] else None
-        return Scheme(name=text, family="palette", weight_bits=int(match[1]), group=channels, scaled=bool(match[3]))
+        bits, vector, channels, scaled = match.groups()
+        return Scheme(
+            name=text,
+            family="palette",
+            weight_bits=int(bits),
+            group=int(channels) if channels else None,
+            vector=int(vector or 1),
+            scaled=bool(scaled),
+        )
     if (match := _SPARSE.fullmatch(text)) and (sparse := _sparse(text, *match.groups())):
         return sparse
     if match := _INTEGER.fullmatch(text):
@@ -153,7 +163,7 @@ def _sparse(name: str, percent: str | None, stay: str | None, of: str | None, in
     within = parse(inner) if inner else None
     if within and (within.family not in ("integer", "palette") or within.group or within.activation_bits):
         return None
-    if within and (within.scaled or within.name != inner):
+    if within and (within.scaled or within.vector > 1 or within.name != inner):
         return None
     if stay and of and not int(stay) < int(of):
         return None

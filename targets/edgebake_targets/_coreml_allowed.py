@@ -10,6 +10,7 @@ from edgebake_targets._coreml_compress import mask_of
 from edgebake_targets._coreml_constants import Constant, stored_parts
 from edgebake_targets._coreml_package import Package, Payload, array_of, payload_of
 from edgebake_targets._coreml_schemes import blocks, counts_of
+from edgebake_targets._coreml_vectors import nearest, of_vectors, vectors
 from edgebake_targets._coreml_weights import Held
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def _rounded(
     counts = counts_of(held.scheme, exact.shape, held.axis)
     if scheme.family == "integer":
         return _half_step(exact, counts, scheme.weight_bits)
+    if scheme.vector > 1:
+        return _to_nearest_vector(exact, held.axis, _array(package, constant, "lut").reshape(-1, scheme.vector))
     tables = np.sort(_array(package, constant, "lut").reshape(*counts, -1))
     scale = _array(package, constant, "scale") if scheme.scaled else np.ones(())
     within = np.empty(exact.shape)
@@ -78,3 +81,13 @@ def _to_nearest(exact: NDArray[np.float64], table: NDArray[np.float64]) -> NDArr
     nearest: NDArray[np.float64] = np.minimum(abs(exact - table[right - 1]), abs(exact - table[right]))
     slack: float = 1e-6 * abs(table).max()  # the table was searched for float32 values
     return nearest * (1 + 1e-9) + slack
+
+
+def _to_nearest_vector(exact: NDArray[np.float64], axis: int, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The distance to the nearest vector of the table, which no value of it can be farther off than."""
+    import numpy as np
+
+    rows = vectors(exact, axis, table.shape[1])
+    distance = np.sqrt(np.square(rows - table[nearest(rows, table)]).sum(axis=1, keepdims=True))
+    slack: float = 1e-3 * abs(table).max()  # distances were compared in float32
+    return of_vectors(np.repeat(distance, table.shape[1], axis=1), exact.shape, axis) + slack

@@ -76,7 +76,7 @@ def _refuse_growth(package: Package, compressed: Sequence[tuple[Constant, Held]]
         len(payload_of(package, part).data)
         for constant, _ in compressed
         for name, part in stored_parts(constant).items()
-        if name not in ("axis", "shape")
+        if name not in ("axis", "shape", "vector_axis")
     )
     floats = sum(held.values.size * table_of(package, constant).bits // 8 for constant, held in compressed)
     if compressed and held_as >= floats:
@@ -139,7 +139,7 @@ def _numbers(package: Package, constant: Constant, scheme: Scheme) -> dict[str, 
     stored, numbers = stored_parts(constant), {}
     sizes = {name: math.prod(payload_of(package, part).shape) for name, part in stored.items() if name != "shape"}
     if "lut" in sizes:
-        numbers["tables"] = sizes["lut"] // 2**scheme.weight_bits
+        numbers["tables"] = sizes["lut"] // (2**scheme.weight_bits * scheme.vector)
     if "scale" in sizes:
         numbers["scales"] = sizes["scale"]
     if "mask" in sizes or "data_mask" in sizes or "indices_mask" in sizes:

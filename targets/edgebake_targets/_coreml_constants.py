@@ -123,14 +123,14 @@ def payload(package: Package, constant: Constant) -> Payload | None:
 
 
 def format_of(package: Package, constant: Constant) -> str:
-    """``float16``, ``int8``, ``int4``, ``palette6``, ``palette4-scaled``, ``sparse-float16``, ``sparse-int8`` …"""
+    """``float16``, ``int8``, ``int4``, ``palette6``, ``palette4-vector2``, ``sparse-float16``, ``sparse-int8`` …"""
     source = constant.fed.get(PAYLOADS[constant.operator])
     if source is not None:
         name = format_of(package, source[0])
         return f"{name}-scaled" if constant.operator == "constexpr_blockwise_shift_scale" else name
     stored = payload(package, constant)
     if constant.operator.startswith("constexpr_lut"):
-        name = f"palette{_table_bits(package, constant)}"
+        name = f"palette{_table_bits(package, constant)}{_vector(package, constant)}"
     else:
         name = stored.dtype if stored else "nested"
     return f"sparse-{name}" if "sparse" in constant.operator else name
@@ -144,6 +144,12 @@ def _table_bits(package: Package, constant: Constant) -> int:
     shape = payload_of(package, table).shape
     entries = shape[0] if len(shape) == 1 else shape[-2]
     return entries.bit_length() - 1
+
+
+def _vector(package: Package, constant: Constant) -> str:
+    table = constant.parts.get("lut")
+    shape = payload_of(package, table).shape if table is not None else ()
+    return f"-vector{shape[-1]}" if len(shape) > 1 and shape[-1] > 1 else ""
 
 
 def decode(package: Package, constant: Constant) -> NDArray[np.float64]:

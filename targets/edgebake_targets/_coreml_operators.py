@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.scheme import Scheme, parse
 from edgebake_targets._coreml_compress import channel_scales, mask_of, palettise, palettise_blocks, quantise
 from edgebake_targets._coreml_schemes import counts_of
+from edgebake_targets._coreml_vectors import palettise_vectors
 from edgebake_targets._coreml_weights import Held
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _constant(held: Held, dtype: Dtype, name: str) -> Any:
     scheme = parse(held.scheme)
     if scheme.family == "sparse":
         return _sparse(held, scheme, dtype, name)
+    if scheme.vector > 1:
+        return _vector_palette(held, scheme, dtype, name)
     if scheme.scaled:
         return _scaled_palette(held, scheme, dtype, name)
     counts = counts_of(held.scheme, held.values.shape, held.axis)
@@ -65,6 +68,20 @@ def _constant(held: Held, dtype: Dtype, name: str) -> Any:
     indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype, held.sensitivity)
     pack = _grouped_table if _modern() else _packed_table
     return _add("constexpr_lut_to_dense", held, name, **pack(indices, tables, scheme.weight_bits))
+
+
+def _vector_palette(held: Held, scheme: Scheme, dtype: Dtype, name: str) -> Any:
+    """iOS 18: an index for each vector of neighbouring output channels."""
+    import numpy as np
+
+    width, bits = scheme.vector, scheme.weight_bits
+    indices, table = palettise_vectors(held.values, held.axis, width, bits, dtype, held.sensitivity)
+    parts = {
+        "indices": indices.astype(_narrow(f"uint{bits}")),
+        "lut": table.reshape(*(1 for _ in held.values.shape), *table.shape),
+        "vector_axis": np.int32(held.axis),
+    }
+    return _add("constexpr_lut_to_dense", held, name, **parts)
 
 
 def _scaled_palette(held: Held, scheme: Scheme, dtype: Dtype, name: str) -> Any:

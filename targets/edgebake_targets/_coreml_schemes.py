@@ -24,7 +24,8 @@ def _format(scheme: Scheme) -> str:
     if scheme.family == "sparse":
         return f"sparse-{_format(scheme.inner) if scheme.inner else 'float16'}"
     name = {"float": "float", "integer": "int", "palette": "palette"}[scheme.family]
-    return f"{name}{scheme.weight_bits}{'-scaled' if scheme.scaled else ''}"
+    vector = f"-vector{scheme.vector}" if scheme.vector > 1 else ""
+    return f"{name}{scheme.weight_bits}{vector}{'-scaled' if scheme.scaled else ''}"
 
 
 def counts_of(scheme: str, shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -83,9 +84,7 @@ def misfits(weights: Iterable[tuple[str, str, Sequence[int], int]]) -> Iterator[
     """A problem for each (module, scheme, shape, axis) whose groups do not divide: coremltools leaves it float."""
     for module, name, shape, axis in weights:
         scheme = parse(name)
-        group = scheme.stay[1] if scheme.stay else scheme.group
-        if not group:
-            continue
+        group = scheme.stay[1] if scheme.stay else scheme.group or scheme.vector
         size = shape[_grouped_axis(scheme, axis)]
         if size % group:
             channels = "output channels" if scheme.family == "palette" else "input channels"
@@ -99,4 +98,4 @@ def misfits(weights: Iterable[tuple[str, str, Sequence[int], int]]) -> Iterator[
 def _ungrouped(scheme: Scheme) -> str:
     if scheme.stay:
         return scheme.inner.name if scheme.inner else "fp16"
-    return scheme.name.replace(f"g{scheme.group}", "")
+    return scheme.name.replace(f"g{scheme.group}", "").replace(f"v{scheme.vector}", "")

@@ -70,6 +70,16 @@ SUPPORTS = (
     ),
     *(
         Support(
+            scheme=f"palette{bits}v{size}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{2**bits} vectors of {size} neighbouring output channels, which must be divisible by {size}: "
+            f"{bits / size:g} bits per value; from iOS 18, macOS 15",
+        )
+        for bits, size in ((4, 2), (6, 2), (8, 2), (8, 4))
+    ),
+    *(
+        Support(
             scheme=f"sparse{percent}",
             kinds=_ALL,
             needs=_IOS16,
@@ -165,6 +175,7 @@ SOURCES = (
     "edgebake_targets._coreml_schemes",
     "edgebake_targets._coreml_sensitivity",
     "edgebake_targets._coreml_states",
+    "edgebake_targets._coreml_vectors",
     "edgebake_targets._coreml_weights",
 )
 

@@ -1,4 +1,4 @@
-"""Schemes that take two operators: scaled palettes, pruned weights whose rest is rounded; and pruning by groups."""
+"""Scaled palettes and pruned weights whose rest is rounded, which take two operators; vectors; pruning by groups."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ MODULES = ("embed", "conv", "up", "last")
 SCHEMES = {
     "palette3s": "palette3-scaled",
     "palette4s": "palette4-scaled",
+    "palette6v2": "palette6-vector2",
+    "palette4v2": "palette4-vector2",
     "sparse2of4": "sparse-float16",
     "sparse50-w8": "sparse-int8",
     "sparse75-palette4": "sparse-palette4",
@@ -87,9 +89,7 @@ def expected(scheme: str, module: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_of_two_operators_is_stored_checked_and_executed(
-    traced_net: Traced, tmp_path: Path, scheme: str
-) -> None:
+def test_a_scheme_is_stored_checked_and_executed(traced_net: Traced, tmp_path: Path, scheme: str) -> None:
     lowered = coreml.lower(traced_net, ask(tmp_path, dict.fromkeys(MODULES, scheme), scheme, "iOS18"))
     assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
     names = {module: f"{module}_weight_{scheme.replace('-', '_')}" for module in MODULES}
@@ -118,6 +118,11 @@ def _judge(scheme: str, module: str, values: np.ndarray) -> None:
         assert (values[exact == 0] == 0).all()
         assert sqnr_db(exact, values) > 6 * parsed.weight_bits - 6
         return
+    if parsed.vector > 1:
+        rows = np.moveaxis(values, axis_of(module), -1).reshape(-1, parsed.vector)
+        assert len(np.unique(rows, axis=0)) <= 2**parsed.weight_bits < len(np.unique(values)) ** parsed.vector
+        assert sqnr_db(exact, values) > 2 * parsed.weight_bits
+        return
     wanted, stays = expected(scheme, module)
     assert (values[(stays == 0) & (exact != 0)] == 0).all()  # of equal values any may stay
     assert np.count_nonzero(values) >= 0.9 * np.count_nonzero(wanted)
@@ -137,7 +142,8 @@ def _judge_size(package: Path, scheme: str, names: dict[str, str]) -> None:
         weight = getattr(net, module).weight
         size, count = records[name].bytes + records[name].scale_bytes, weight.numel()
         masks = (count + 7) // 8 if parsed.family == "sparse" else 0
-        beside = 2 * weight.shape[axis_of(module)] + 2 * 2**parsed.weight_bits if parsed.weight_bits < 16 else 0
+        tables = 2 * parsed.vector * 2**parsed.weight_bits
+        beside = 2 * weight.shape[axis_of(module)] + tables if parsed.weight_bits < 16 else 0
         assert parsed.payload_bytes(count) + masks <= size <= parsed.payload_bytes(count) + masks + beside
         assert size < 0.65 * 2 * count
 
@@ -154,14 +160,15 @@ def test_a_scaled_palette_serves_channels_of_different_size(traced_net: Traced, 
 
 
 def test_groups_of_channels_that_do_not_divide_are_refused(tmp_path: Path) -> None:
-    net = traced_of(nn.Linear(30, 64), [spec("x", 1, 30)], [spec("y", 1, 64)])
-    for scheme, instead in (("sparse2of4", "fp16"), ("sparse2of4-w8", "w8")):
-        text = f"{scheme} needs input channels divisible by 4, but  has 30\n?.*\n?.*without groups: .*: {instead}}}"
+    net = traced_of(nn.Linear(30, 63), [spec("x", 1, 30)], [spec("y", 1, 63)])
+    cases = {"sparse2of4": ("input", 4, 30, "fp16"), "sparse2of4-w8": ("input", 4, 30, "w8")}
+    for scheme, (side, group, size, instead) in (cases | {"palette6v2": ("output", 2, 63, "palette6")}).items():
+        text = f"{scheme} needs {side} channels divisible by {group}, but  has {size}\n?.*\n?.*groups: .*: {instead}}}"
         with pytest.raises(StageFailed, match=text):
             coreml.lower(net, ask(tmp_path / scheme, {"": scheme}, scheme, "iOS18"))
 
 
-@pytest.mark.parametrize("scheme", ["palette4s", "sparse50-w8", "sparse2of4-palette4"])
+@pytest.mark.parametrize("scheme", ["palette4s", "palette4v2", "sparse50-w8", "sparse2of4-palette4"])
 def test_joint_schemes_need_ios18(traced_net: Traced, tmp_path: Path, scheme: str) -> None:
     with pytest.raises(RecipeError, match=f"{scheme} with minimum_os iOS18 or macOS15, not iOS17\n.*: iOS18"):
         coreml.lower(traced_net, ask(tmp_path, {"last": scheme}, "fp16"))
@@ -179,6 +186,7 @@ def test_pruning_by_groups_serves_ios16(traced_net: Traced, tmp_path: Path) -> N
     ("scheme", "constant", "part"),
     [
         ("palette4s", "last_weight_palette4s", "scale"),
+        ("palette6v2", "last_weight_palette6v2", "lut"),
         ("palette4s", "last_weight_palette4s_divided", "lut"),
         ("sparse50-w8", "last_weight_sparse50_w8_stored_1", "scale"),
         ("sparse50-palette4", "last_weight_sparse50_palette4_stored_1", "lut"),
@@ -191,7 +199,8 @@ def test_damage_to_a_part_of_a_weight_is_found(
     stored = constants(open_package(tmp_path / lowered.entry))
     name = next(n for n in stored if n.startswith(constant.removesuffix("_1")) and part in stored[n].parts)
     at, values = stored_part(tmp_path / lowered.entry, name, part)
-    values.reshape(-1)[values.size // 3] *= 2
+    flat = values.reshape(-1)
+    flat[-1 if part == "scale" else abs(flat).argmax()] /= 2  # the largest scale is that of the channel of zeros
     overwrite(tmp_path / lowered.entry, at, values)
     verdict = verdicts(tmp_path, lowered)["structure.weights"]
     assert (verdict.state, "last" in verdict.reason) == ("fail", True)
