@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
+from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
@@ -71,6 +72,26 @@ SUPPORTS = (
     ),
     *(
         Support(
+            scheme=f"palette{bits}s",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of {2**bits} values for the weight divided by a scale per output channel; from iOS 18, "
+            "macOS 15",
+        )
+        for bits in (3, 4, 6)
+    ),
+    *(
+        Support(
+            scheme=f"palette{bits}v{size}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{2**bits} vectors of {size} neighbouring output channels, which must be divisible by {size}: "
+            f"{bits / size:g} bits per value; from iOS 18, macOS 15",
+        )
+        for bits, size in ((4, 2), (6, 2), (8, 2), (8, 4))
+    ),
+    *(
+        Support(
             scheme=f"sparse{percent}",
             kinds=_ALL,
             needs=_IOS16,
@@ -78,6 +99,23 @@ SUPPORTS = (
             "check the task; from iOS 16, macOS 13",
         )
         for percent in (50, 75)
+    ),
+    Support(
+        scheme="sparse2of4",
+        kinds=_ALL,
+        needs=_IOS16,
+        note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
+        "from iOS 16, macOS 13",
+    ),
+    *(
+        Support(
+            scheme=f"{zeros}-{inner}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
+        )
+        for zeros in ("sparse50", "sparse75", "sparse2of4")
+        for inner in ("w8", "palette6", "palette4")
     ),
 )
 
@@ -140,27 +178,7 @@ DEVICES = {"vendor": ("apple",)}
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
-    "edgebake_targets._coreml",
-    "edgebake_targets._coreml_activations",
-    "edgebake_targets._coreml_checks",
-    "edgebake_targets._coreml_compress",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_images",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_metadata",
-    "edgebake_targets._coreml_modules",
-    "edgebake_targets._coreml_options",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_precision",
-    "edgebake_targets._coreml_quantizer",
-    "edgebake_targets._coreml_refusals",
-    "edgebake_targets._coreml_rewrites",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_search",
-    "edgebake_targets._coreml_sensitivity",
-    "edgebake_targets._coreml_states",
-    "edgebake_targets._coreml_weights",
+    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
     *(
         ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
         for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
@@ -292,7 +310,7 @@ def _encodings(
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
-    if any(name.startswith("palette") for name in schemes):
+    if any(parse(name).palette for name in schemes):
         found["palettes"] = request.options["palettes"]
     if float32:
         found["float32_modules"] = float32
