@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import nn
 from coreml_cases import Wrapper, ask, calibrated, formats, spec, traced_of, verdicts
 from edgebake.errors import RecipeError, StageFailed, ToolchainMissing
 from edgebake.metrics import ParityMeter
-from edgebake.types import Lowered, Traced
+from edgebake.target import About
+from edgebake.types import Image8, Lowered, Traced
 from edgebake_targets import _coreml_activations, _coreml_checks, coreml
 from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package, write_package
@@ -260,7 +261,46 @@ def test_a_module_that_runs_twice_is_observed_each_time(tmp_path: Path) -> None:
     assert verdicts(tmp_path, one.lowered)["structure.activations"].state == "pass"
 
 
-def test_pixels_go_in_and_float32_stays_where_it_is_asked_for(tmp_path: Path) -> None:
+class TwoScales(nn.Module):
+    """One convolution for two sizes, each with a normalisation of its own: folding would make two weights of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 1)
+        self.large, self.small = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        nn.init.uniform_(self.small.running_var, 0.2, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (1, 8, 12)."""
+        return self.large(self.conv(x)).mean(2) + self.small(self.conv(x[:, :, ::2])).mean(2)
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w8a8"])
+def test_a_shared_convolution_stays_one_weight_under_two_normalisations(scheme: str, tmp_path: Path) -> None:
+    case = Case(TwoScales, ("conv",), (1, 8, 12), (1, 8), 2)
+    one = build(case, tmp_path, schemes={"conv": scheme})
+    assert formats(one.package) == {f"conv_weight_{scheme}": "int8"}
+    assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
+    assert decibels(one, float_module(case), "declared") > 35
+
+
+def test_pixels_go_in(tmp_path: Path) -> None:
+    case = CASES["convolutions"]
+    taken = replace(spec("x", *case.shape), role="image")
+    request = ask(tmp_path, dict.fromkeys(case.modules, "w8a8"), "w8a8", image_inputs="image")
+    request = replace(request, about=About(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
+    program = calibrated(traced_of(float_net(case), [taken], [spec("y", *case.outputs)]), request, calls(case))
+    one = Built(case, tmp_path, coreml.lower(program, request), program)
+    assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    x = Image8(pixels=pixels, mean=request.about.mean, std=request.about.std).to_float32()
+    found = coreml_interpreter.open(one.package, one.lowered.signature).call("forward", {"x": x})["y"]
+    with torch.no_grad():
+        want = float_module(case)(torch.from_numpy(x))[0].numpy()
+    assert np.linalg.norm(found - want) < 0.02 * np.linalg.norm(want)
+
+
+def test_float32_stays_where_it_is_asked_for(tmp_path: Path) -> None:
     case = CASES["convolutions"]
     one = build(case, tmp_path, keep_float32="deep")
     assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
@@ -273,7 +313,7 @@ def test_a_program_that_was_not_observed_is_refused_by_module(tmp_path: Path) ->
     with pytest.raises(StageFailed) as caught:
         coreml.lower(traced_float(case), ask(tmp_path, {"query": "w8a8", "out": "w8a8"}, "w8a8"))
     assert [problem.what for problem in caught.value.problems] == [
-        f"{module}: its input is not quantised, so w8a8 would hold for its weight only" for module in ("out", "query")
+        f"{module}: its input is not quantised, so it would not compute as w8a8" for module in ("out", "query")
     ]
     assert caught.value.problems[0].where == "model.mlpackage"
     assert caught.value.problems[0].fix == ('give it a scheme with float activations: compress: {modules: {"out": w8}}')
