@@ -188,6 +188,7 @@ def test_modes_part_and_overflow_is_told_with_its_module(built: dict[str, Built]
     assert "linear of grow" in large.call_mode("declared", "forward", x)[1].values()
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_bytes_in_another_process(built: dict[str, Built], tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from coreml_cases import everywhere, traced_network; "
@@ -316,7 +317,9 @@ class Counter(nn.Module):
 
 
 def test_states_are_refused_before_ios_18_and_not_measured_after(tmp_path: Path) -> None:
-    traced = traced_of(Counter(), [spec("x", 1, 4)], [spec("y", 1, 4)])
+    method = MethodSignature(inputs=(spec("x", 1, 4),), outputs=(spec("y", 1, 4),))
+    program = torch.export.export(Counter(), (torch.randn(1, 4),), strict=False)
+    traced = Traced(programs={"forward": program}, signature=Signature(methods={"forward": method}))
     with pytest.raises(RecipeError, match="writes to its buffer seen; packages hold states since iOS 18"):
         lower(traced, tmp_path / "a", "fp16")
     lowered = lower(traced, tmp_path / "b", "fp16", minimum_os="iOS18")
@@ -345,7 +348,7 @@ def test_programs_of_other_backends_and_damaged_ones_are_told_apart(built: dict[
 
 
 def test_the_target_and_its_runner_are_found_and_complete() -> None:
-    assert [name for name, _ in runners_of("executorch-coreml")] == ["executorch-coreml-interpreter"]
+    assert [name for name, _ in runners_of("executorch-coreml")] == ["executorch-macos", "executorch-coreml-interpreter"]
     assert executorch_coreml.missing() is None
     assert runner.missing() is None
     assert "edgebake_targets._pte_plan" in runner.SOURCES
