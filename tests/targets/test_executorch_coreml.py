@@ -204,6 +204,24 @@ def test_the_same_network_gives_the_same_bytes_in_another_process(built: dict[st
         assert (folder / name).read_bytes() == (built["w8"][0] / name).read_bytes()
 
 
+def test_the_program_that_was_lowered_is_left_whole_for_the_next_target(tmp_path: Path) -> None:
+    """ExecuTorch takes out of it what a delegate has taken."""
+
+    class Constants(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(8), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.places
+
+    traced = traced_of(Constants(), [spec("x", 1, 8)], [spec("y", 1, 8)])
+    before = {*traced.programs["forward"].constants}
+    assert before
+    lower(traced, tmp_path, "fp32")
+    assert {*traced.programs["forward"].constants} == before
+
+
 def test_nothing_random_and_no_date_is_inside(built: dict[str, Built]) -> None:
     data = (built["w8"][0] / "model.pte").read_bytes()
     assert b"conversion_date" not in data
@@ -348,7 +366,10 @@ def test_programs_of_other_backends_and_damaged_ones_are_told_apart(built: dict[
 
 
 def test_the_target_and_its_runner_are_found_and_complete() -> None:
-    assert [name for name, _ in runners_of("executorch-coreml")] == ["executorch-macos", "executorch-coreml-interpreter"]
+    assert [name for name, _ in runners_of("executorch-coreml")] == [
+        "executorch-macos",
+        "executorch-coreml-interpreter",
+    ]
     assert executorch_coreml.missing() is None
     assert runner.missing() is None
     assert "edgebake_targets._pte_plan" in runner.SOURCES
