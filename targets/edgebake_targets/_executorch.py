@@ -58,12 +58,29 @@ def to_edge(programs: Mapping[str, torch.export.ExportedProgram], partitioner: S
             # ExecuTorch copies programs in a way that torch deprecates; only its authors can change that.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             return to_edge_transform_and_lower(
-                dict(programs),
+                {name: _own(program) for name, program in programs.items()},
                 partitioner={name: list(partitioner) for name in programs},
                 compile_config=config,
             )
     except Exception as error:  # its passes, and those of the backend, raise whatever Python raises
         raise _upstream(error) from error
+
+
+def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """``program`` with dictionaries of its own, its tensors shared: lowering takes out what a delegate has taken."""
+    from torch.export import ExportedProgram
+
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=program.graph_signature,
+        state_dict=dict(program.state_dict),
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=program.verifiers,
+    )
 
 
 def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> ExecutorchProgramManager:

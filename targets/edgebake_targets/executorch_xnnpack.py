@@ -34,6 +34,7 @@ SOURCES = (
     "edgebake_targets._xnnpack_quantizer",
     "edgebake_targets.inspectors._coreml_delegate",
     "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._mlx_graph",
     "edgebake_targets.inspectors._pte_file",
     "edgebake_targets.inspectors._xnnpack_graph",
     "edgebake_targets.inspectors.mlpackage",
