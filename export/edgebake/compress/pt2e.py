@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgebake.buffers import untouched
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest
 from edgebake.types import ActsOn
@@ -28,7 +29,7 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     example = _example(request)
-    with torch.no_grad():
+    with torch.no_grad(), untouched(request.program.module()):  # the programs share the network's buffers
         observed = prepare_pt2e(request.program.module(check_guards=False), request.quantizer)
         # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
         for inputs in request.calibration or (example,):

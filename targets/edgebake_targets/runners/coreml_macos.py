@@ -57,6 +57,11 @@ class _Session:
         self._models = models
         self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
         self._signature = signature
+        self.begin()
+
+    def begin(self) -> None:
+        """Fresh states, all zero, for models that have any."""
+        self._states = {method: model.make_state() for method, model in self._models.items() if _keeps(model)}
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once; inputs go in as the package declares them, outputs come back in the signature's dtypes."""
@@ -64,8 +69,14 @@ class _Session:
 
         specs = self._signature.methods[method]
         given = lowered_inputs(self._images[method], specs, inputs)
-        values = self._models[method].predict({name: _as_taken(array) for name, array in given.items()})
+        state = {"state": self._states[method]} if method in self._states else {}
+        values = self._models[method].predict({name: _as_taken(array) for name, array in given.items()}, **state)
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _keeps(model: Any) -> bool:
+    description = model.get_spec().description
+    return any(function.state for function in (description, *description.functions))
 
 
 def _as_taken(array: NDArray[Any]) -> Any:
