@@ -189,6 +189,9 @@ class NotMeasured(Exception):
 class Session(Protocol):
     """An opened artifact.
 
+    Optional: ``begin()``, called where a sequence of calls begins: after it, what earlier calls left in the artifact is
+    gone and states are zero. One without it keeps nothing between calls.
+
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
     the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).

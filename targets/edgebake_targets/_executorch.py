@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
+from edgebake.errors import Problem, StageFailed
 from edgebake.target import Missing
-from edgebake.types import Delegation, LeftOut, canonical_module_name
+from edgebake.types import Delegation, LeftOut, Traced, canonical_module_name
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,21 @@ def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
         constants=dict(program.constants),
         verifiers=program.verifiers,
     )
+
+
+def refuse_started(traced: Traced) -> None:
+    """StageFailed for buffers that a method writes to and that do not start at zero: a .pte does not hold the start."""
+    problems = [
+        Problem(
+            what=f"the buffer {name} does not start at zero, and ExecuTorch keeps no start of buffers that are written",
+            fix="let it start at zeros and add what it starts at where it is read",
+        )
+        for method, program in traced.programs.items()
+        for key, value in {**program.constants, **program.state_dict}.items()
+        if (name := canonical_module_name(key)) in traced.signature.methods[method].buffers and bool(value.any())
+    ]
+    if problems:
+        raise StageFailed(list(dict.fromkeys(problems)))
 
 
 def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> ExecutorchProgramManager:

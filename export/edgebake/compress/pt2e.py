@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from edgebake.buffers import untouched
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest
 from edgebake.types import ActsOn
@@ -29,16 +30,13 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     example = _example(request)
-    with torch.no_grad():
-        module = request.program.module(check_guards=False)
+    module = request.program.module(check_guards=False)
+    with torch.no_grad(), untouched(module):  # the programs share the network's buffers
         _part_norms(module)
-        states = [(buffer, buffer.clone()) for buffer in module.buffers()]
         observed = prepare_pt2e(module, request.quantizer)
         # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
         for inputs in request.calibration or (example,):
             observed(*inputs)
-        for buffer, start in states:  # what the network wrote to them is no part of it
-            buffer.copy_(start)
         converted = convert_pt2e(observed)
         _refuse_uncalibrated(converted, len(request.calibration))
         return torch.export.export(

@@ -58,9 +58,14 @@ class _Session:
         self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
         self._signature = signature
         self._loaded: dict[tuple[str, str], Any] = {}
+        self._states: dict[tuple[str, str], Any] = {}
         self.units = UNITS
         for method in paths:
             self._model(method, ALL)
+
+    def begin(self) -> None:
+        """Fresh states, all zero, for models that have any."""
+        self._states = {}
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once where Core ML chooses; outputs come back in the signature's dtypes."""
@@ -96,8 +101,17 @@ class _Session:
 
         specs = self._signature.methods[method]
         given = lowered_inputs(self._images[method], specs, inputs)
-        values = self._model(method, unit).predict({name: _as_taken(array) for name, array in given.items()})
+        model = self._model(method, unit)
+        if (method, unit) not in self._states and _keeps(model):
+            self._states[method, unit] = model.make_state()
+        state = {"state": self._states[method, unit]} if (method, unit) in self._states else {}
+        values = model.predict({name: _as_taken(array) for name, array in given.items()}, **state)
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _keeps(model: Any) -> bool:
+    description = model.get_spec().description
+    return any(function.state for function in (description, *description.functions))
 
 
 def _as_taken(array: NDArray[Any]) -> Any:
