@@ -43,8 +43,19 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key: compress.scheme=w8; repeat for more"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output, also of errors")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder for artifacts")]
-StoreRoot = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="store folder (or EDGEBAKE_STORE)")]
+
+
+def _folder(text: str | Path) -> Path:
+    """An empty name is an unset variable of a script, not the folder that it happens to stand in."""
+    if not str(text):
+        raise typer.BadParameter("the folder's name is empty; write . for the current folder")
+    return Path(text)
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", parser=_folder, help="folder for artifacts")]
+StoreRoot = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", parser=_folder, help="store folder (or EDGEBAKE_STORE)")
+]
 Trust = Annotated[bool, typer.Option("--trust", help="allow .pt2 programs and other files that count as code")]
 Only = Annotated[
     list[str], typer.Option("--only", metavar="GLOB", help="only artifacts like 'minilm*@onnx-*'; repeat for more")

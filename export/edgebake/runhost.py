@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,12 +76,16 @@ class Host:
     def time(self, index: int, repetitions: int) -> list[float]:
         """Milliseconds of each of ``repetitions`` calls on the first call of sample ``index``."""
         _, method, inputs = next(recorded_calls(self.reference, index))
-        took = []
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            self.session.call(method, inputs)
-            took.append((time.perf_counter() - start) * 1e3)
-        return took
+        return _timed(lambda: self.session.call(method, inputs), repetitions)
+
+
+def _timed(call: Callable[[], Any], repetitions: int) -> list[float]:
+    took = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - start) * 1e3)
+    return took
 
 
 def _largest(reference: Reference) -> list[int]:
@@ -114,6 +118,7 @@ def _opened(host: Host) -> dict[str, Any]:
         "peak_bytes": host.peak_bytes,
         "can_intermediates": hasattr(host.session, "intermediates"),
         "modes": list(getattr(host.session, "modes", ())),
+        "units": list(getattr(host.session, "units", ())),
     }
 
 
@@ -128,6 +133,10 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"calls": _intermediates(host, request)}
         case "mode":
             return {"strange": _in_mode(host, request)}
+        case "unit":
+            return {"ms": _in_unit(host, request)}
+        case "placement":
+            return {"placement": host.session.placement()}  # type: ignore[attr-defined]
     raise ValueError(f"unknown request {request['do']!r}")
 
 
@@ -149,6 +158,19 @@ def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]
         strange[str(index)] = dict(found)
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
     return strange
+
+
+def _in_unit(host: Host, request: Mapping[str, Any]) -> list[float]:
+    """First call of each sample on one compute unit; returns milliseconds of repeated calls on the sample to time."""
+
+    def call(index: int) -> Mapping[str, NDArray[Any]]:
+        _, method, inputs = next(recorded_calls(host.reference, index))
+        values: Arrays = host.session.call_unit(request["unit"], method, inputs)  # type: ignore[attr-defined]
+        return values
+
+    outputs = {f"{index}.{name}": value for index in request["samples"] for name, value in call(index).items()}
+    np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
+    return _timed(lambda: call(request["timed"]), request["repetitions"])
 
 
 def serve(host: Host | None, request: Mapping[str, Any]) -> tuple[Host | None, dict[str, Any]]:

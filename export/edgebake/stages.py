@@ -6,7 +6,7 @@ import copy
 import gc
 import importlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from edgebake.limits import parity_failed
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
-from edgebake.types import Assignment, Loaded, Lowered, Module, Traced, canonical_module_name
+from edgebake.types import Assignment, Loaded, Lowered, Module, ReferenceCall, Sample, Traced, canonical_module_name
 from edgebake.units import Unit
 from edgebake.workbench import Bench, load, read_samples, stored
 
@@ -149,17 +149,13 @@ def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> 
     """Positional inputs of every calibration call of ``method``; the float program carries the states on."""
     import torch
 
-    from edgebake.reference_run import run_float
-
     samples = read_samples(bench, unit, "calibration")
     order = {name: [t.name for t in spec.inputs] for name, spec in traced.signature.methods.items()}
     stateless = all(t.role != "state" for spec in traced.signature.methods.values() for t in spec.inputs)
     if stateless:
         given = ((c.method, c.tensors()) for sample in samples for c in sample.calls)
     else:
-        modules = {name: program.module() for name, program in traced.programs.items()}
-        floats = Loaded(methods=modules, signature=traced.signature, facts={})
-        given = ((c.method, dict(c.inputs)) for calls in run_float(floats, samples) for c in calls)
+        given = ((c.method, dict(c.inputs)) for calls in _run_programs(traced, samples) for c in calls)
     return [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in given if m == method]
 
 
@@ -233,13 +229,13 @@ def _graph_request(
     return GraphRequest(
         program=program,
         dynamic_shapes=dynamic_shapes(signature.methods[method], signature.dims),
-        quantizer=target.quantizer(_lower_request(bench, unit, assignment, Path())),
+        quantizer=target.quantizer(_lower_request(bench, unit, assignment, Path(), traced)),
         calibration=calibration,
         options=options,
     )
 
 
-def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path) -> LowerRequest:
+def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path, traced: Traced) -> LowerRequest:
     calibration = read_samples(bench, unit, "calibration") if needs_calibration(unit) else None
     return LowerRequest(
         unit=unit.id,
@@ -250,7 +246,16 @@ def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Pat
         calibration=calibration,
         folder=folder,
         about=about(unit, bench.store.file_digest),
+        float_calls=lambda samples: _run_programs(traced, samples),
     )
+
+
+def _run_programs(traced: Traced, samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:
+    """The recorded calls of ``traced`` on ``samples``, states carried on."""
+    from edgebake.reference_run import run_float
+
+    modules = {name: program.module() for name, program in traced.programs.items()}
+    return run_float(Loaded(methods=modules, signature=traced.signature, facts={}), samples)
 
 
 def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry, Entry]:
@@ -267,7 +272,9 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
 
     def write(folder: Path) -> Mapping[str, Any]:
         with bench.stage("lower", unit):
-            lowered = find_target(unit.target).lower(compressed, _lower_request(bench, unit, assignment, folder))
+            lowered = find_target(unit.target).lower(
+                compressed, _lower_request(bench, unit, assignment, folder, traced)
+            )
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
         return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}

@@ -221,6 +221,7 @@ class Lowered:
     delegation: Delegation
     planned_memory_bytes: int | None = None
     encodings: Mapping[str, Any] = field(default_factory=dict)  # summary: {scheme: modules}, float modules, notes
+    notes: tuple[str, ...] = ()  # what reports say of it: choices that lowering made by itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets import _coreml_modules, _coreml_schemes, _coreml_states
+from edgebake_targets import _coreml_activations, _coreml_modules, _coreml_schemes, _coreml_states
 from edgebake_targets._coreml_constants import Constant, constants, decode, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, array_of, open_package, payload_of
@@ -256,7 +256,8 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
         Verdict(limit="structure.loads", state="pass", subject=entry.name),
         _interface("structure.inputs", entry, _promised(method.inputs, signature), plain),
         _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
-        _held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        *_coreml_activations.verdicts(package, checks.get("activations", {}).get(entry.name, {})),
         *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(entry.name, {})),
     )
 
@@ -316,7 +317,8 @@ def _text(shape: tuple[int | str, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+def held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+    """``structure.weights``: the weights of ``package`` against what ``record`` kept of them."""
     try:
         return _weights(package, kept)
     except (ArtifactDamaged, ValueError) as error:

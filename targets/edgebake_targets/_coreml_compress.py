@@ -50,27 +50,36 @@ def prune(values: NDArray[np.float32], kept: int) -> NDArray[np.bool_]:
 
 
 def palettise_blocks(
-    values: NDArray[np.float32], counts: Sequence[int], bits: int, dtype: type[np.floating[Any]]
+    values: NDArray[np.float32],
+    counts: Sequence[int],
+    bits: int,
+    dtype: type[np.floating[Any]],
+    sensitivity: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """``palettise`` block by block; the tables have the shape ``(*counts, 2**bits)``."""
     import numpy as np
 
     indices, tables = np.empty(values.shape, np.uint8), np.empty((*counts, 2**bits), dtype)
     for at, part in blocks(values.shape, counts):
-        indices[part], tables[at] = palettise(values[part], bits, dtype)
+        weight = None if sensitivity is None else sensitivity[part]
+        indices[part], tables[at] = palettise(values[part], bits, dtype, weight)
     return indices, tables
 
 
 def palettise(
-    values: NDArray[np.float32], bits: int, dtype: type[np.floating[Any]]
+    values: NDArray[np.float32],
+    bits: int,
+    dtype: type[np.floating[Any]],
+    sensitivity: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Each weight's nearest entry (uint8, shape of ``values``) of a table of ``2**bits`` values (``dtype``, ascending).
 
-    k-means in one dimension on the histogram of the half-precision values, without random numbers.
+    k-means in one dimension on the histogram of the half-precision values, without random numbers; with
+    ``sensitivity`` the sum of squared errors times it is what becomes small.
     """
     import numpy as np
 
-    points, counts = _histogram(values)
+    points, counts = _histogram(values, sensitivity)
     if len(points) <= 2**bits:
         centres = np.concatenate([points, np.repeat(points[-1:], 2**bits - len(points))])
     else:
@@ -81,14 +90,18 @@ def palettise(
     return indices.astype(np.uint8).reshape(values.shape), table
 
 
-def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The different half-precision values, ascending, and how often each occurs.
+def _histogram(
+    values: NDArray[np.float32], sensitivity: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different half-precision values, ascending, and how often each occurs, or its sum of ``sensitivity``.
 
     Counted by bit pattern: ``np.unique`` of numpy 2.4 returns 11 million float16 values out of order.
     """
     import numpy as np
 
-    counts = np.bincount(values.astype(np.float16).view(np.uint16).ravel(), minlength=1 << 16)
+    patterns = values.astype(np.float16).view(np.uint16).ravel()
+    weights = None if sensitivity is None else sensitivity.ravel()
+    counts = np.bincount(patterns, weights, minlength=1 << 16)
     counts[0x0000] += counts[0x8000]  # minus zero
     counts[0x8000] = 0
     used = np.flatnonzero(counts)
@@ -166,7 +179,7 @@ def _constant(held: Held, dtype: type[np.floating[Any]], *, modern: bool) -> tup
     if scheme.family == "sparse":
         mask = prune(held.values, scheme.kept(held.values.size))
         return "constexpr_sparse_to_dense", _masked(held.values[mask].astype(dtype), mask, modern=modern)
-    indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype)
+    indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype, held.sensitivity)
     pack = _grouped_table if modern else _packed_table
     return "constexpr_lut_to_dense", pack(indices, tables, scheme.weight_bits)
 

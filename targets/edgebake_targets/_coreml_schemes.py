@@ -15,6 +15,11 @@ def is_compressed(scheme: str) -> bool:
     return parse(scheme).family != "float"
 
 
+def quantises_activations(scheme: str) -> bool:
+    """Whether products under ``scheme`` read integers whose scales calibration chose."""
+    return parse(scheme).needs_calibration
+
+
 def format_of(scheme: str) -> str:
     """What ``_coreml_constants.format_of`` says of a weight in ``scheme``: ``int4``, ``palette3``."""
     parsed = parse(scheme)

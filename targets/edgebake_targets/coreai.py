@@ -15,7 +15,7 @@ _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _FLOAT = "activations stay float32"
 
 SUPPORTS = (
-    Support(scheme="fp32", kinds=_ALL),
+    Support(scheme="fp32", kinds=_ALL, note="this and all others: from iOS 27, macOS 27"),
     Support(
         scheme="fp16",
         kinds=_ALL,
@@ -55,6 +55,7 @@ OPTIONS = (
 )
 
 CARRIES_ABOUT = True
+DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "aimodel"
 DISTRIBUTIONS = ("coreai-core", "coreai-torch", "coremltools", "torch", "numpy")

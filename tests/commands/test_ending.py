@@ -13,6 +13,7 @@ import pytest
 
 import baking
 from edgebake import checks
+from edgebake.commands._ending import EXIT_BROKEN_PIPE
 from edgebake.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_STAGE
 from verbs import Edgebake, Said, refused
 
@@ -112,7 +113,7 @@ def test_control_c_ends_an_inspection_and_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes that break")
 @pytest.mark.parametrize(
-    "arguments", [["targets"], ["schema"], ["--help"], ["plan", "minilm-l6", "--json"]], ids=" ".join
+    "arguments", [["targets"], ["schema"], ["--help"], ["build", "-h"], ["plan", "minilm-l6", "--json"]], ids=" ".join
 )
 def test_a_reader_that_goes_away_is_no_error_to_look_at(arguments: list[str], tmp_path: Path) -> None:
     code = "from edgebake.cli import main; main()"
@@ -128,9 +129,16 @@ def test_a_reader_that_goes_away_is_no_error_to_look_at(arguments: list[str], tm
     )
     os.close(writing)
     assert done.stderr == ""
-    assert done.returncode
+    assert done.returncode == EXIT_BROKEN_PIPE
 
 
 def test_signs_that_a_terminal_lacks_do_not_end_a_verb() -> None:
     done = baking.finish(baking.start("plan", "minilm-l6", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C"))
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_an_empty_folder_name_is_not_the_current_folder(edgebake: Edgebake, option: str) -> None:
+    said = edgebake("build", "minilm-l6", f"{option}=")
+    assert said.code == EXIT_RECIPE
+    assert "name is empty; write . for" in " ".join(said.err.replace("│", " ").split())

@@ -60,6 +60,8 @@ def parsed(call: Callable[..., Any]) -> int:
     try:
         code = call(standalone_mode=not as_json)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the parser's own help: its 1 would mean a defect of ours
+            return _reader_gone()
         code = end.code
     except _wrong_arguments() as error:
         text = " ".join(error.format_message().split())

@@ -103,6 +103,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['path']}: {found['format']}, {_shared.kib_or_mib(found['total_bytes'])}"
     if manifest:
         yield f"built as {manifest['unit']} by edgebake {manifest['edgebake']}"
+        yield from (f"note: {note}" for note in manifest.get("notes", ()))
     for title in ("inputs", "outputs"):
         yield f"{title}:"
         named = found["names"].get(title, [])

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
+from edgebake_targets._coreml_activations import quantised
 from edgebake_targets._coreml_constants import PAYLOADS, Constant, constants, format_of, operations
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, open_package, payload_of, proto
@@ -40,7 +41,11 @@ def missing() -> Missing | None:
 
 def inspect(path: Path) -> Inspection:
     """What the package says of itself. ArtifactDamaged when it is none, or when a constant does not add up."""
-    package = open_package(path)
+    return inspect_package(open_package(path))
+
+
+def inspect_package(package: Package) -> Inspection:
+    """As ``inspect``, for a package that is open."""
     kind = str(package.spec.WhichOneof("Type"))
     program = kind == "mlProgram"
     operators = Counter(str(op.type) for op in operations(package)) if program else Counter[str]()
@@ -100,6 +105,8 @@ def _facts(package: Package, kind: str) -> dict[str, Any]:
         facts["functions"] = sorted(program.functions)
         facts["opset"] = sorted({str(function.opset) for function in program.functions.values()})
         facts["compute_precision"] = _precision(package)
+        if counts := quantised(package):
+            facts["quantised_activations"] = counts
     named = {"description": "shortDescription", "version": "versionString", "author": "author", "license": "license"}
     facts.update({name: str(getattr(metadata, field)) for name, field in named.items() if getattr(metadata, field)})
     if metadata.userDefined:
