@@ -21,9 +21,9 @@ from coreai_cases import IDS, INSTALLED, ask, changed, decibels, float_outputs, 
 from coreml_cases import KINDS, everywhere, network, spec, traced_of
 from edgebake.compress import cast
 from edgebake.errors import ArtifactDamaged, RecipeError, StageFailed
-from edgebake.target import About, ModuleRequest, runners_of
+from edgebake.target import About, ModuleRequest, NotMeasured, runners_of
 from edgebake.types import Assignment, DimBounds, Lowered, MethodSignature, Signature, Traced
-from edgebake_targets import coreai
+from edgebake_targets import _coreai_session, coreai
 from edgebake_targets._coreai_asset import open_asset
 from edgebake_targets._coreai_constants import decode, weights_of
 from edgebake_targets._coreai_program import open_program
@@ -169,7 +169,7 @@ sys.path[:0] = {[str(root / p) for p in ("export", "targets", "tests/helpers")]!
 from pathlib import Path
 from coreai_cases import ask
 from coreml_cases import traced_network
-from edgebake_targets import coreai
+from edgebake_targets import _coreai_session, coreai
 schemes = {{"embed": "w4g16", "conv": "w4g16", "last": "w4g16", "first": "w8", "up": "w8"}}
 coreai.lower(traced_network(), ask(Path({str(there)!r}), schemes, "w4g16"))
 """
@@ -348,6 +348,22 @@ def test_inputs_that_do_not_fit_are_refused(lowered: dict[str, tuple[Path, Lower
     session = coreai_runtime.open(folder / made.entry, made.signature)
     with pytest.raises(StageFailed, match=r"Core AI failed in forward with ids \(2, 12\)"):
         session.call("forward", {"ids": np.repeat(IDS, 2, 0)})
+
+
+@INSTALLED
+@LINUX
+def test_a_first_call_that_promises_hours_is_not_measured(
+    lowered: dict[str, tuple[Path, Lowered]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = lowered["w8"]
+    session = coreai_runtime.open(folder / made.entry, made.signature)
+    monkeypatch.setattr(_coreai_session, "SLOW_S", 0.0)
+    with pytest.raises(NotMeasured, match=r"the first call took .* s of CPU time, more than 0 s: .* on a Mac"):
+        session.call("forward", {"ids": IDS})
+    monkeypatch.undo()
+    assert session.call("forward", {"ids": IDS}).keys() == {"hidden", "logits"}
+    monkeypatch.setattr(_coreai_session, "SLOW_S", 0.0)
+    assert session.call("forward", {"ids": IDS}), "later calls are never refused"
 
 
 def test_runners_are_ranked_and_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
