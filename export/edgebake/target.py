@@ -103,11 +103,39 @@ class LowerRequest:
     about: About = About()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a recipe asks of a target, known before a weight is read.
+
+    ``device`` is its profile's row with ``name``, None without one; ``varying`` names the dimensions of more than one
+    size; ``options`` have the defaults filled in; ``module_schemes`` are those of ``compress.modules``.
+    """
+
+    scheme: str
+    module_schemes: tuple[str, ...]
+    options: Mapping[str, Any]
+    device: Mapping[str, Any] | None
+    methods: tuple[str, ...]
+    varying: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What a target cannot do of what was asked.
+
+    ``key``: where that is written, ``device``, ``dims``, ``scheme``, ``modules`` or
+    ``options.<name>``; empty for the rule itself."""
+
+    what: str
+    fix: str
+    key: str = ""
+
+
 class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again.
+    lowers again. ``refusals(asked: Asked) -> Iterable[Refusal]``, what the check refuses beyond SUPPORTS and OPTIONS.
     """
 
     SUPPORTS: tuple[Support, ...]

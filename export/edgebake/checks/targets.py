@@ -11,7 +11,7 @@ from edgebake import devices
 from edgebake.checks.case import Case, moved
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Option, Support, Target, find_target, support_of, unmet
+from edgebake.target import METHODS, TARGETS, Asked, Option, Support, Target, find_target, support_of, unmet
 from edgebake.wording import did_you_mean, said
 
 
@@ -34,7 +34,10 @@ def problems(case: Case) -> Iterator[Problem]:
     yield from wrong_options
     if not wrong_options:
         yield from _needs(case, target)
-    yield from _device(case)
+    wrong_device = list(_device(case))
+    yield from wrong_device
+    if not wrong_options and not wrong_device:
+        yield from _refusals(case, target)
 
 
 def options_of(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +127,29 @@ def _needs(case: Case, target: Target) -> Iterator[Problem]:
         row = support_of(target, scheme)
         for what, fix in unmet(case.unit.target, row, options) if row else ():
             yield Problem(what=what, where=case.where("compress", *place), fix=fix)
+
+
+def _refusals(case: Case, target: Target) -> Iterator[Problem]:
+    """What the target itself refuses, where the recipe says it."""
+    spec = case.unit.spec
+    asked = Asked(
+        scheme=case.unit.scheme,
+        module_schemes=tuple(dict.fromkeys(spec.compress.modules.values())),
+        options=options_of(target, case.rule.options),
+        device=devices.row(case.unit.device),
+        methods=tuple(spec.all_methods),
+        varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
+    )
+    places = {
+        "device": case.where_rule("device"),
+        "dims": case.where("dims"),
+        "scheme": case.where("compress", "scheme"),
+        "modules": case.where("compress", "modules"),
+    }
+    for refusal in getattr(target, "refusals", lambda _: ())(asked):
+        section, _, name = refusal.key.partition(".")
+        where = case.where_rule(section, name) if name else places.get(section, case.where_rule("target"))
+        yield Problem(what=refusal.what, where=where, fix=refusal.fix)
 
 
 def _misfit(option: Option, value: Any) -> str:
