@@ -75,13 +75,29 @@ def _weight_types(model: onnx.ModelProto, nodes: Mapping[str, str]) -> dict[str,
     constants = {i.name for i in model.graph.initializer}
     found: dict[str, list[dict[str, Any]]] = {}
     for node in model.graph.node:
-        if node.name in nodes:
+        if node.name in nodes and node.op_type == "Gather":
+            found |= _looked_up(model, node, schemes.parse(nodes[node.name]).activation_bits)
+        elif node.name in nodes:
             chosen = types[schemes.parse(nodes[node.name]).weight_bits]
             weight = node.input[WEIGHT_SLOT[node.op_type]]
             found[weight] = [{"quant_type": chosen, "axis": _channels(node), "symmetric": True}]
         elif node.op_type in ("LayerNormalization", "RMSNormalization") and node.input[1] in constants:
             found[node.input[1]] = [{"quant_type": QuantType.QUInt8, "symmetric": False}]
     return found
+
+
+def _looked_up(model: onnx.ModelProto, node: onnx.NodeProto, bits: int | None) -> dict[str, list[dict[str, Any]]]:
+    """A table of 8 bits, and its rows widened to ``bits`` for their readers: the HTP looks up without converting."""
+    from onnxruntime.quantization import QuantType
+
+    if bits == 8:
+        return {}  # as the activations are
+    readers = {reader.name for reader in model.graph.node if node.output[0] in reader.input}
+    wider = {"quant_type": QuantType.QUInt16, "recv_nodes": readers}
+    return {
+        node.input[0]: [{"quant_type": QuantType.QUInt8, "symmetric": False}],
+        node.output[0]: [{"quant_type": QuantType.QUInt8, "convert": wider}],
+    }
 
 
 def _channels(node: onnx.NodeProto) -> int:

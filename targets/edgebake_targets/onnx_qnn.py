@@ -36,18 +36,18 @@ SUPPORTS = (
     ),
     Support(
         scheme="w8a16",
-        kinds=("linear", "conv"),
-        note="int8 weights per channel, 16-bit activations and embeddings; ranges from samples.calibration",
+        kinds=("linear", "conv", "embedding"),
+        note="int8 weights per channel, tables of 8 bits (16 where a rule says fp32), 16-bit activations",
     ),
     Support(
         scheme="w8a8",
-        kinds=("linear", "conv"),
+        kinds=("linear", "conv", "embedding"),
         note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
     ),
     Support(
         scheme="w4a16",
         kinds=("linear", "conv"),
-        note="int4 weights per channel, without training only where much may be lost",
+        note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
     ),
 )
 
