@@ -17,6 +17,7 @@ from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict
 from edgebake_targets import _executorch, _mlx
 
 FORMAT = "pte"
+DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
 SOURCES = (
     "edgebake_targets._coreml_constants",

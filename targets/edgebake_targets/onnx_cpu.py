@@ -68,7 +68,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._onnx_lower import compressed_models, summary
 
     _refuse_states(traced)
-    models: dict[str, onnx.ModelProto] = compressed_models(traced, request)
+    models: dict[str, onnx.ModelProto] = compressed_models(traced, request, int(request.options["opset"]))
     files: list[str] = []
     for method, model in models.items():
         files += save(model, request.folder / file_name(method, models))
