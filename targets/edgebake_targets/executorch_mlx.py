@@ -20,11 +20,14 @@ FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
 SOURCES = (
+    "edgebake_targets._coreml_activations",
     "edgebake_targets._coreml_constants",
     "edgebake_targets._coreml_decompress",
     "edgebake_targets._coreml_flattened",
     "edgebake_targets._coreml_interface",
     "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_weights",
     "edgebake_targets._executorch",
     "edgebake_targets._executorch_checks",
     "edgebake_targets._mlx",

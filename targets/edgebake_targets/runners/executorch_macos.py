@@ -8,12 +8,12 @@ from pathlib import Path
 
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets.runners import executorch_runtime
+from edgebake_targets import _executorch_session
 
 RUNS = ("executorch-coreml", "executorch-mlx")
 KIND: RunnerKind = "device"
-DISTRIBUTIONS = executorch_runtime.DISTRIBUTIONS
-SOURCES = ("edgebake_targets.runners.executorch_runtime",)
+DISTRIBUTIONS = _executorch_session.DISTRIBUTIONS
+SOURCES = ("edgebake_targets._executorch_session",)
 
 
 def missing() -> Missing | None:
@@ -23,12 +23,12 @@ def missing() -> Missing | None:
             reason="MLX and ExecuTorch's Core ML backend execute on Macs with Apple silicon only",
             remedy="copy the component's folder to such a Mac and run `edgebake verify` there",
         )
-    return executorch_runtime.missing()
+    return _executorch_session.missing()
 
 
 def warm_up() -> None:
     """Import the runtime and the torch whose tensors it takes."""
-    executorch_runtime.warm_up()
+    _executorch_session.warm_up()
 
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
@@ -39,4 +39,4 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contr
     absent = sorted(set(pte.inspect(entry).delegates) - there)
     if absent:
         raise NotMeasured(f"the installed executorch was built without {', '.join(absent)}")
-    return executorch_runtime.open(entry, signature)
+    return _executorch_session.opened(entry, signature)
