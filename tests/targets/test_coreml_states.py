@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from coreml_cases import Wrapper, ask, spec, verdicts
+from coreml_cases import Wrapper, ask, operations_of, spec, verdicts
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.metrics import ParityMeter
 from edgebake.target import LowerRequest
@@ -75,11 +74,6 @@ def test_what_a_network_keeps_is_kept_between_predictions(built: tuple[Path, Low
             expected = {"y": net(torch.from_numpy(x)).numpy()}
             meter.add(step, "steps", expected, model.predict({"x": x}, state))
     assert meter.measurements()["y"]["sqnr_db"] > 50
-
-
-def operations_of(package: Any) -> Any:
-    function = package.spec.mlProgram.functions["main"]
-    return function.block_specializations[function.opset].operations
 
 
 def without_write(folder: Path, lowered: Lowered, into: Path, state: str) -> Path:
