@@ -11,6 +11,7 @@ from typing import Any
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
 from edgebake_targets._coreml_constants import PAYLOADS, Constant, constants, format_of, operations
+from edgebake_targets._coreml_functions import function_of, functions_of
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, open_package, payload_of, proto
 
@@ -43,11 +44,12 @@ def inspect(path: Path) -> Inspection:
     package = open_package(path)
     kind = str(package.spec.WhichOneof("Type"))
     program = kind == "mlProgram"
+    default = _functions(package)[0] if program else package
     operators = Counter(str(op.type) for op in operations(package)) if program else Counter[str]()
     return Inspection(
         format="mlpackage",
-        inputs=inputs_of(package),
-        outputs=outputs_of(package),
+        inputs=inputs_of(default),
+        outputs=outputs_of(default),
         operators=dict(sorted((name, count) for name, count in operators.items() if name not in PAYLOADS)),
         delegates={},
         weights=_weights(package) if program else (),
@@ -56,11 +58,16 @@ def inspect(path: Path) -> Inspection:
     )
 
 
+def _functions(package: Package) -> list[Package]:
+    """Each function as a package of its own, the default one first."""
+    return [function_of(package, name) for name in functions_of(package)] or [package]
+
+
 def _weights(package: Package) -> tuple[WeightRecord, ...]:
     """Compressed constants and those of the weight file; the small rest is graph. A shared payload counts once."""
     records: list[WeightRecord] = []
     counted: set[tuple[str, int]] = set()
-    for constant in constants(package).values():
+    for constant in (c for function in _functions(package) for c in constants(function).values()):
         stored = {name: payload_of(package, value) for name, value in constant.parts.items() if _is_tensor(value)}
         main = stored.pop(PAYLOADS[constant.operator], None)
         if main is None or (constant.operator == "const" and main.key is None) or main.key in counted:
@@ -97,7 +104,7 @@ def _facts(package: Package, kind: str) -> dict[str, Any]:
     }
     if kind == "mlProgram":
         program = spec.mlProgram
-        facts["functions"] = sorted(program.functions)
+        facts["functions"] = list(functions_of(package)) or sorted(program.functions)
         facts["opset"] = sorted({str(function.opset) for function in program.functions.values()})
         facts["compute_precision"] = _precision(package)
     named = {"description": "shortDescription", "version": "versionString", "author": "author", "license": "license"}

@@ -14,6 +14,8 @@ from edgebake.types import RunnerKind, Signature
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgebake_targets._coreml_package import Place
+
 RUNS = ("coreml",)
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coremltools",)
@@ -42,26 +44,34 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the cont
     """Compile and load the package at ``entry``, or one package per method beside it."""
     import coremltools as ct
 
-    from edgebake_targets._coreml_package import packages_of
+    from edgebake_targets._coreml_package import places_of
 
-    paths = packages_of(entry, signature.methods)
-    return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, paths, signature)
+    places = places_of(entry, signature.methods)
+    models = {m: ct.models.MLModel(str(place.path), function_name=place.function) for m, place in places.items()}
+    return _Session(models, places, signature)
 
 
 class _Session:
     """One Core ML model per method."""
 
-    def __init__(self, models: Mapping[str, Any], paths: Mapping[str, Path], signature: Signature) -> None:
+    def __init__(self, models: Mapping[str, Any], places: Mapping[str, Place], signature: Signature) -> None:
         from edgebake_targets import _coreml_checks
 
         self._models = models
-        self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
+        self._places = places
+        self._images = {method: _coreml_checks.recorded(place, "images") for method, place in places.items()}
         self._signature = signature
         self.begin()
 
     def begin(self) -> None:
-        """Fresh states, all zero, for models that have any."""
-        self._states = {method: model.make_state() for method, model in self._models.items() if _keeps(model)}
+        """Fresh states, all zero, for models that have any; functions of one package take the same ones."""
+        made: dict[Path, Any] = {}
+        self._states = {}
+        for method, model in self._models.items():
+            path = self._places[method].path
+            if _keeps(model):
+                made[path] = made[path] if path in made else model.make_state()
+                self._states[method] = made[path]
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once; inputs go in as the package declares them, outputs come back in the signature's dtypes."""
