@@ -134,6 +134,7 @@ def convert(
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
             failures.append((tried, error))
             continue
+        _coreml_states.name_writes(mil)
         modules = _coreml_modules.handed_on(decomposed, method)
         held = _located(mil, weights)
         inside = _coreml_precision.inside(mil, origins)

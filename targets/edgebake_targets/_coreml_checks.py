@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.scheme import Scheme, parse
-from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
+from edgebake.types import MethodSignature, Signature, TensorSpec, Verdict, VerdictState
 from edgebake_targets import _coreml_activations, _coreml_modules, _coreml_schemes, _coreml_states
 from edgebake_targets._coreml_allowed import allowed, table_of
 from edgebake_targets._coreml_constants import (
@@ -26,8 +27,9 @@ from edgebake_targets._coreml_constants import (
     payload_name,
     stored_parts,
 )
+from edgebake_targets._coreml_functions import function_of
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
-from edgebake_targets._coreml_package import Package, open_package, payload_of
+from edgebake_targets._coreml_package import Package, Place, open_package, payload_of, places_of
 from edgebake_targets._coreml_schemes import is_compressed, numbers_of
 from edgebake_targets._coreml_weights import Held
 
@@ -194,35 +196,59 @@ def read_checks(path: Path) -> Mapping[str, Any]:
     return checks
 
 
-def recorded(package: Path, what: str) -> Mapping[str, Any]:
-    """The part ``what`` of the record beside ``package`` that is about it; empty where there is none."""
+def recorded(place: Place, what: str) -> Mapping[str, Any]:
+    """The part ``what`` of the record beside the package that is about ``place``; empty where there is none."""
     try:
-        checks = read_checks(package.parent / CHECKS_FILE)
+        checks = read_checks(place.path.parent / CHECKS_FILE)
     except ArtifactDamaged:
         return {}
-    found: Mapping[str, Any] = checks.get(what, {}).get(package.name, {})
+    found: Mapping[str, Any] = checks.get(what, {}).get(place.key, {})
     return found
 
 
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """See ``coreml.structure``."""
-    limits = ("structure.inputs", "structure.outputs", "structure.weights")
+    places = places_of(entry, signature.methods)
+    found: list[Verdict] = []
+    loaded: dict[Path, Package | None] = {}
+    for name, place in places.items():
+        if place.path not in loaded:
+            loaded[place.path], verdicts = _load_verdicts(place.path)
+            found += verdicts
+        package = loaded[place.path]
+        if package is not None:
+            found += _of_method(package, place, signature.methods[name], signature, checks)
+    return tuple(found)
+
+
+def _load_verdicts(path: Path) -> tuple[Package | None, list[Verdict]]:
+    """The package at ``path`` when it is whole, and what that says of the limits."""
     try:
-        package = _loaded(entry)
+        return _loaded(path), [Verdict(limit="structure.loads", state="pass", subject=path.name)]
     except ArtifactDamaged as error:
         reason = str(error.problems[0].what)
-        lost = tuple(Verdict(limit=limit, state="not measured", reason="the package does not load") for limit in limits)
-        return (Verdict(limit="structure.loads", state="fail", subject=entry.name, reason=reason), *lost)
-    method = signature.methods.get(entry.stem) or next(iter(signature.methods.values()))
+    limits = ("structure.inputs", "structure.outputs", "structure.weights")
+    lost = [Verdict(limit=limit, state="not measured", reason="the package does not load") for limit in limits]
+    return None, [Verdict(limit="structure.loads", state="fail", subject=path.name, reason=reason), *lost]
+
+
+def _of_method(
+    whole: Package, place: Place, method: MethodSignature, signature: Signature, checks: Mapping[str, Any]
+) -> list[Verdict]:
+    """One method's inputs, outputs, weights and states."""
+    try:
+        package = function_of(whole, place.function) if place.function else whole
+    except ArtifactDamaged as error:
+        return [Verdict(limit="structure.inputs", state="fail", subject=place.key, reason=error.problems[0].what)]
     plain = tuple(spec for spec in inputs_of(package) if spec.role != "state")
-    return (
-        Verdict(limit="structure.loads", state="pass", subject=entry.name),
-        _interface("structure.inputs", entry, _promised(method.inputs, signature), plain),
-        _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
-        held_against(package, checks.get("packages", {}).get(entry.name, {})),
-        *_coreml_activations.verdicts(package, checks.get("activations", {}).get(entry.name, {})),
-        *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(entry.name, {})),
+    found = (
+        _interface("structure.inputs", place.path, _promised(method.inputs, signature), plain),
+        _interface("structure.outputs", place.path, _promised(method.outputs, signature), outputs_of(package)),
+        held_against(package, checks.get("packages", {}).get(place.key, {})),
+        *_coreml_activations.verdicts(package, checks.get("activations", {}).get(place.key, {})),
+        *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(place.key, {})),
     )
+    return [replace(verdict, subject=place.key) for verdict in found]
 
 
 def _loaded(entry: Path) -> Package:
