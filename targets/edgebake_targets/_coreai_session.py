@@ -97,6 +97,7 @@ class _Session:
         if not self._called and seconds > SLOW_S:
             raise NotMeasured(
                 f"the first call took {seconds:.1f} s of CPU time, more than {SLOW_S:g} s: the runtime inside "
-                "coreai-core computes float16 a hundred times slower than float32; run `edgebake verify` on a Mac with macOS 27"
+                "coreai-core computes float16 a hundred times slower than float32; run `edgebake verify` on a Mac with "
+                "macOS 27"
             )
         self._called = True
