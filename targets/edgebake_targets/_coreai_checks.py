@@ -96,7 +96,7 @@ def _allowed(weight: Weight, held: Assigned) -> NDArray[np.float64]:
         scale = quantise(held.values.astype(np.float32), counts, scheme.weight_bits, np.float32)[1]
         for axis, (size, count) in enumerate(zip(exact.shape, counts, strict=True)):
             scale = np.repeat(scale, size // count, axis)
-        return scale.astype(np.float64) / 2 * (1 + 1e-6)
+        return scale.astype(np.float64) / 2 + abs(exact) * 2.0**-22  # integer times scale is rounded to float32
     tables, allowed = array_of(weight.others[0]), np.empty(exact.shape)
     assert tables is not None
     for at, part in blocks(exact.shape, counts):

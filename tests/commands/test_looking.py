@@ -39,6 +39,7 @@ def test_inspect_reads_a_file_without_its_folder(edgebake: Edgebake, baked: Bake
         ("noise.pte", bytes(range(256)) * 64, EXIT_STAGE, "no whole ExecuTorch program"),
         ("model.tflite", b"TFL3", EXIT_RECIPE, "nothing here reads this kind of file"),
         ("model.mlpackage", b"", EXIT_RECIPE, "a Core ML package is a folder"),
+        ("model.aimodel", b"", EXIT_RECIPE, "a Core AI model is a folder"),
         ("MODEL.ONNX", b"\x08" * 501, EXIT_STAGE, "not an ONNX file"),
         ("noend", b"", EXIT_RECIPE, "nothing here reads"),
     ],

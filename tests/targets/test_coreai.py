@@ -238,6 +238,16 @@ def test_what_cannot_be_lowered_is_refused_by_name(traced: Traced, tmp_path: Pat
 
 
 @INSTALLED
+def test_rounding_of_a_scaled_integer_is_no_fault(tmp_path: Path) -> None:
+    """Values half a step off, and large: float32 rounds the product of integer and scale by more than that is exact."""
+    steps = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1.5, (4000, 1)).astype(np.float32))
+    weight = steps * torch.tensor([127.0, 126.5]).repeat(32)
+    table = traced_of(nn.Embedding.from_pretrained(weight), [spec("ids", 1, 4, dtype="int64")], [spec("y", 1, 4, 64)])
+    made = coreai.lower(table, ask(tmp_path, {"": "w8"}, "w8"))
+    assert verdicts(tmp_path, made)["structure.weights"].state == "pass"
+
+
+@INSTALLED
 def test_a_written_buffer_is_refused_by_name(tmp_path: Path) -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
