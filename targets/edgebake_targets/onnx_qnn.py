@@ -104,6 +104,10 @@ def _unfit(asked: Asked, device: Mapping[str, Any]) -> Iterator[Refusal]:
         yield Refusal(
             what=what, fix="choose a device that has one, or add it to the profile with its source", key="device"
         )
+    wanted, there = asked.options["vtcm_mib"], device.get("vtcm_mib")
+    if there is not None and wanted > there:
+        what = f"{wanted} MiB of VTCM on {device['name']}, which has {there}"
+        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     version = str(device.get("npu", "")).rpartition("-v")[2]
     half = "fp16" in (asked.scheme, *asked.module_schemes)
     if half and version.isdigit() and int(version) < _FIRST_HALF:

@@ -67,6 +67,7 @@ def test_a_target_may_fix_the_dimension_that_others_keep(tmp_path: Path) -> None
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8d, %s}", ("cannot do w8a8d", "w8a16")),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}", ("has no option 'soc'",)),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {vtcm_mib: -1}}", ("cannot be negative",)),
+        ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {vtcm_mib: 64}}", ("which has 8", "at most 8")),
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, options: {percentile: 0}}", ("percentile", "99.99")),
         (
             "{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': w8a16}}}",
