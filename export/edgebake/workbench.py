@@ -86,7 +86,7 @@ def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
     from edgebake import samples
 
     spec = getattr(unit.spec.samples, purpose) or NOISE
-    key = f"{purpose} {spec.model_dump_json()} {unit.spec.inputs}"
+    key = f"{purpose} {spec.model_dump_json()} {unit.spec.all_methods} {unit.spec.dims}"
     if key not in bench.samples:
         bench.samples[key] = samples.read(spec, unit.spec, unit.base, _tokenizer(unit) if spec.kind == "text" else None)
     return bench.samples[key]

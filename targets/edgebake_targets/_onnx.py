@@ -8,11 +8,12 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
-from edgebake.types import MethodSignature, TensorSpec, canonical_module_name
+from edgebake.types import MethodSignature, Signature, TensorSpec, canonical_module_name
 
 if TYPE_CHECKING:
     import onnx
@@ -89,6 +90,20 @@ def check_names(model: onnx.ModelProto, signature: MethodSignature) -> None:
                 f"the ONNX graph's {what} are {', '.join(got)}; the signature says {', '.join(wanted)}",
                 fix="return every output once, and keep states as inputs and outputs, not as buffers",
             )
+
+
+def fixed(signature: Signature) -> Signature:
+    """``signature`` with numbers in the place of dimensions that have one size."""
+    sizes = {name: bounds.max for name, bounds in signature.dims.items() if bounds.min == bounds.max}
+
+    def spec(given: TensorSpec) -> TensorSpec:
+        return replace(given, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in given.shape))
+
+    methods = {
+        name: MethodSignature(inputs=tuple(map(spec, m.inputs)), outputs=tuple(map(spec, m.outputs)))
+        for name, m in signature.methods.items()
+    }
+    return Signature(methods=methods, dims={n: b for n, b in signature.dims.items() if n not in sizes})
 
 
 def name_dimensions(model: onnx.ModelProto, signature: MethodSignature) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +65,11 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """One ``.onnx`` file per method, compressed as ``request.assignment`` says, with the signature's names."""
-    from edgebake_targets._onnx import file_name, save
+    from edgebake_targets._onnx import file_name, fixed, save
     from edgebake_targets._onnx_lower import compressed_models, summary
 
     _refuse_states(traced)
+    traced = replace(traced, signature=fixed(traced.signature))
     models: dict[str, onnx.ModelProto] = compressed_models(traced, request, int(request.options["opset"]))
     files: list[str] = []
     for method, model in models.items():

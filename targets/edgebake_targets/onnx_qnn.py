@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
-from edgebake.types import Lowered, MethodSignature, Signature, TensorSpec, Traced
+from edgebake.types import Lowered, Traced
 from edgebake_targets import _qnn
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     if not 0 < asked.options["percentile"] <= 100:
         yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
+    wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
+    if asked.device is not None and there is not None and wanted > there:
+        what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
+        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     yield from _mixed(asked)
 
 
@@ -105,7 +109,7 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
-    from edgebake_targets._onnx import save
+    from edgebake_targets._onnx import fixed, save
     from edgebake_targets._onnx_lower import compressed_models, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
@@ -159,17 +163,3 @@ def _runtime(facts: _qnn.ContextFacts, device: Mapping[str, Any]) -> dict[str, s
         "device": str(device["name"]),
         "soc_model": facts.soc_model,
     }
-
-
-def fixed(signature: Signature) -> Signature:
-    """``signature`` with numbers in the place of dimensions that have one size."""
-    sizes = {name: bounds.max for name, bounds in signature.dims.items() if bounds.min == bounds.max}
-
-    def spec(given: TensorSpec) -> TensorSpec:
-        return replace(given, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in given.shape))
-
-    methods = {
-        name: MethodSignature(inputs=tuple(map(spec, m.inputs)), outputs=tuple(map(spec, m.outputs)))
-        for name, m in signature.methods.items()
-    }
-    return Signature(methods=methods, dims={n: b for n, b in signature.dims.items() if n not in sizes})

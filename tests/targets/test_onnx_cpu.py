@@ -200,6 +200,17 @@ def test_a_dimension_that_was_traced_as_a_number_is_refused(tmp_path: Path) -> N
         lower(Traced(programs={"forward": program}, signature=TEXT), module, tmp_path, {})
 
 
+def test_a_dimension_of_one_size_is_a_number(tmp_path: Path) -> None:
+    module = seeded(TinyText)
+    traced = Traced(
+        programs={"forward": export_text(module, dynamic=False)},
+        signature=Signature(methods=TEXT.methods, dims={"seq": DimBounds(min=8, max=8)}),
+    )
+    lowered = lower(traced, module, tmp_path, {})
+    assert [i.shape for i in inspect(tmp_path / "model.onnx").inputs] == [(1, 8), (1, 8)]
+    assert lowered.signature.methods["forward"].inputs[0].shape == (1, 8)
+
+
 def test_static_int8_without_calibration_says_what_to_add(image: Any, tmp_path: Path) -> None:
     module, traced = image
     with pytest.raises(StageFailed, match=r"(?s)calibration samples.*samples.calibration"):

@@ -150,6 +150,25 @@ def test_every_option_of_the_target_is_one_that_the_provider_knows() -> None:
     assert _qnn.unknown_options(told, Path(onnxruntime_qnn.get_library_path())) == []
 
 
+CHIPS = [name for name in devices.names() if devices.find(name).facts.get("htp_fp16")]
+
+
+@pytest.mark.slow
+def test_chips_and_options_each_give_a_binary_of_their_own(built: tuple[Path, Any], tmp_path: Path) -> None:
+    """None of them is ignored, and every chip that a profile names compiles."""
+    model = onnx.load_model(built[0] / "model.plain.onnx")
+    defaults = {option.name: option.default for option in onnx_qnn.OPTIONS}
+    asked = [(chip, {}) for chip in CHIPS] + [("sm8650", {"optimization": 1}), ("sm8650", {"vtcm_mib": 2})]
+    found = set()
+    for number, (chip, options) in enumerate(asked):
+        out, row = tmp_path / f"{number}.onnx", devices.find(chip).row
+        told = onnx_qnn.provider_options(defaults | options, row)
+        compiled = compile_context(model, out, told, chip, cpu_fallback=False)
+        assert compiled.facts.soc_model == str(row["soc_model"])
+        found.add(out.read_bytes())
+    assert len(found) == len(asked)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for the interpreter")
 def test_a_compiler_that_crashes_is_one_clear_failure(
     built: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from edgebake.errors import RecipeError
 from edgebake.recipe_yaml import read
 from edgebake.target import Asked
 from edgebake_targets import _qnn, onnx_qnn
-from edgebake_targets._onnx import export
+from edgebake_targets._onnx import export, fixed
 from edgebake_targets._onnx_macs import macs_of, shapes_of
 from edgebake_targets._onnx_qnn_rewrites import bound_masks, rewrite
 from onnx_cases import Wrapper, seeded
@@ -72,6 +72,7 @@ def test_a_target_may_fix_the_dimension_that_others_keep(tmp_path: Path) -> None
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8d, %s}", ("cannot do w8a8d", "w8a16")),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}", ("has no option 'soc'",)),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {vtcm_mib: -1}}", ("cannot be negative",)),
+        ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {vtcm_mib: 64}}", ("which has 8", "at most 8")),
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, options: {percentile: 0}}", ("percentile", "99.99")),
         (
             "{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': w8a16}}}",
@@ -127,7 +128,7 @@ def decibels(wanted: list[np.ndarray], got: list[np.ndarray]) -> float:
 
 def test_masks_come_near_the_scores_and_the_outputs_stay(tmp_path: Path) -> None:
     _, traced = text()
-    signature = onnx_qnn.fixed(traced.signature)
+    signature = fixed(traced.signature)
     model = export(traced.programs["forward"], signature.methods["forward"], onnx_qnn.OPSET)
     feed = {"input_ids": np.arange(8)[None], "attention_mask": np.array([[1, 1, 1, 1, 1, 0, 0, 0]])}
     wanted = run(model, feed)
