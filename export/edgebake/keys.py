@@ -40,10 +40,10 @@ FileDigest = Callable[[Path], str]
 
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
-    "model": ("types.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
+    "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
     "samples": ("samples*.py",),
-    "reference": ("reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
-    "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
+    "reference": ("reference*.py", "buffers.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
+    "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "reference_run.py"),
     "validate": (

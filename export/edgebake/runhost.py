@@ -48,6 +48,13 @@ def recorded_calls(reference: Reference, index: int) -> Iterator[tuple[int, str,
         yield number, call.method, dict(call.inputs)
 
 
+def begin(session: Session) -> None:
+    """A sequence of calls begins: states of the artifact become zero."""
+    forget = getattr(session, "begin", None)
+    if forget is not None:
+        forget()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """One opened artifact and the reference it is fed from."""
@@ -64,6 +71,7 @@ class Host:
         count = 0
         for index in range(len(self.reference)):
             previous: Arrays | None = None
+            begin(self.session)
             for number, method, given in recorded_calls(self.reference, index):
                 spec = self.signature.methods[method]
                 inputs = free_running_inputs(spec, given, previous) if free else given
@@ -76,12 +84,13 @@ class Host:
     def time(self, index: int, repetitions: int) -> list[float]:
         """Milliseconds of each of ``repetitions`` calls on the first call of sample ``index``."""
         _, method, inputs = next(recorded_calls(self.reference, index))
-        return _timed(lambda: self.session.call(method, inputs), repetitions)
+        return _timed(self.session, lambda: self.session.call(method, inputs), repetitions)
 
 
-def _timed(call: Callable[[], Any], repetitions: int) -> list[float]:
+def _timed(session: Session, call: Callable[[], Any], repetitions: int) -> list[float]:
     took = []
     for _ in range(repetitions):
+        begin(session)
         start = time.perf_counter()
         call()
         took.append((time.perf_counter() - start) * 1e3)
@@ -101,7 +110,9 @@ def open_host(request: Mapping[str, Any]) -> Host:
     runner.warm_up()
     base = weighing.start()
     session = runner.open(Path(request["entry"]), signature)
-    for _, method, inputs in calls:
+    for number, method, inputs in calls:
+        if number == 0:
+            begin(session)
         session.call(method, inputs)
     return Host(
         session=session,
@@ -142,6 +153,7 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
     _, method, inputs = next(recorded_calls(host.reference, request["sample"]))
+    begin(host.session)
     values = host.session.intermediates(method, inputs, request["modules"])  # type: ignore[attr-defined]
     np.savez(Path(request["out"]), **values)
     return len(values)
@@ -153,6 +165,7 @@ def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]
     strange = {}
     for index in request["samples"]:
         _, method, inputs = next(recorded_calls(host.reference, index))
+        begin(host.session)
         values, found = host.session.call_mode(request["mode"], method, inputs)  # type: ignore[attr-defined]
         outputs.update({f"{index}.{name}": value for name, value in values.items()})
         strange[str(index)] = dict(found)
@@ -165,12 +178,13 @@ def _in_unit(host: Host, request: Mapping[str, Any]) -> list[float]:
 
     def call(index: int) -> Mapping[str, NDArray[Any]]:
         _, method, inputs = next(recorded_calls(host.reference, index))
+        begin(host.session)
         values: Arrays = host.session.call_unit(request["unit"], method, inputs)  # type: ignore[attr-defined]
         return values
 
     outputs = {f"{index}.{name}": value for index in request["samples"] for name, value in call(index).items()}
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
-    return _timed(lambda: call(request["timed"]), request["repetitions"])
+    return _timed(host.session, lambda: call(request["timed"]), request["repetitions"])
 
 
 def serve(host: Host | None, request: Mapping[str, Any]) -> tuple[Host | None, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake import locate as locating
 from edgebake import signatures, validate
 from edgebake.assignment import assign
+from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
@@ -140,7 +141,9 @@ def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, met
     from edgebake.reference_run import run_float
 
     order = [t.name for t in loaded.signature.methods[method].inputs]
+    start = Snapshot.of(loaded.methods.values())  # ``module`` shares the buffers
     for calls in run_float(loaded, read_samples(bench, unit, "calibration")):
+        start.restore()
         for call in (c for c in calls if c.method == method):
             module(*(torch.from_numpy(call.inputs[name]) for name in order))
 
@@ -299,11 +302,12 @@ def float_timer(bench: Bench, unit: Unit, recorded: Reference) -> validate.Float
         order = [t.name for t in loaded.signature.methods[call.method].inputs]
         args = tuple(torch.from_numpy(call.inputs[n]) for n in order)
         took = []
-        with torch.inference_mode():
+        with torch.inference_mode(), untouched(loaded.methods[call.method]) as buffers:
             for _ in range(repetitions):
                 start = time.perf_counter()
                 loaded.methods[call.method](*args)
                 took.append((time.perf_counter() - start) * 1e3)
+                buffers.restore()
         return took
 
     return run

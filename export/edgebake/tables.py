@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ def table() -> str:
     lines = [f"| scheme | {' | '.join(f'`{name}`' for name in targets)} |", f"|---{'|---' * len(targets)}|"]
     notes: list[str] = []
     for scheme in _schemes(targets):
-        cells = [_cell(name, _row(target, scheme), notes) for name, target in targets.items()]
+        cells = [_cell(_row(target, scheme), notes) for target in targets.values()]
         lines.append(f"| {shown(scheme)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))])
 
 
 def _own_targets() -> list[str]:
@@ -47,16 +48,26 @@ def _row(target: Target, scheme: str) -> Support | None:
     return next((row for row in target.SUPPORTS if row.scheme == scheme), None)
 
 
-def _cell(target: str, row: Support | None, notes: list[str]) -> str:
+def _cell(row: Support | None, notes: list[str]) -> str:
     """Which modules the scheme compresses; appends the row's note to ``notes`` and refers to it by number."""
     if row is None:
         return "-"
     text = "all" if set(row.kinds) == set(KINDS) else ", ".join(row.kinds)
     text += " (by rule)" if row.override_only else ""
-    if not row.note:
+    note = note_of(row)
+    if not note:
         return text
-    notes.append(f"{len(notes) + 1}. `{target}` {row.scheme}: {row.note}")
-    return f"{text} [{len(notes)}]"
+    if note not in notes:
+        notes.append(note)
+    return f"{text} [{notes.index(note) + 1}]"
+
+
+def note_of(row: Support) -> str:
+    """The note with ``g`` and ``2^b`` for the scheme's own group and table, so that schemes of one kind share it."""
+    scheme, note = parse(row.scheme), row.note
+    if scheme.family == "palette":
+        note = re.sub(rf"\b{2**scheme.weight_bits} values", "2^b values", note)
+    return re.sub(rf"(?<!OS )\b{scheme.group}\b", "g", note) if scheme.group else note
 
 
 def between_markers(text: str, fresh: str) -> str:

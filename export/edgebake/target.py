@@ -128,24 +128,31 @@ class LowerRequest:
 class Asked:
     """What a recipe says of one unit, before anything is loaded.
 
-    ``inputs`` by method; empty where the model tells them. ``channels``: how many the image samples are normalised by,
-    None without such samples.
+    ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
+    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size.
+    ``channels``: how many the image samples are normalised by, None without such samples.
     """
 
     scheme: str
+    module_schemes: tuple[str, ...]
     options: Mapping[str, Any]  # every OPTIONS name present, each of its type and among its choices
+    device: Mapping[str, Any] | None
     inputs: Mapping[str, tuple[TensorSpec, ...]]
+    varying: tuple[str, ...]
     channels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What a target cannot do of what is :class:`Asked`: about an ``option``, or about an ``input`` (method, name)."""
+    """What a target cannot do of what is :class:`Asked`.
+
+    ``key``: where that is written: ``device``, ``dims``, ``scheme``, ``modules``, ``options.<name>`` or
+    ``inputs.<method>.<name>``; empty for the rule itself.
+    """
 
     what: str
     fix: str
-    option: str = ""
-    input: tuple[str, str] | None = None
+    key: str = ""
 
     def problem(self) -> Problem:
         """For an error without the recipe's lines."""
@@ -188,6 +195,9 @@ class NotMeasured(Exception):
 
 class Session(Protocol):
     """An opened artifact.
+
+    Optional: ``begin()``, called where a sequence of calls begins: after it, what earlier calls left in the artifact is
+    gone and states are zero. One without it keeps nothing between calls.
 
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with

@@ -55,10 +55,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSignature:
-    """Inputs and outputs of one method, in call order."""
+    """Inputs and outputs of one method, in call order; ``buffers``: names of the network's own that it writes to."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    buffers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _ROUNDS = 7  # float and artifact take turns, so that a noisy machine disturbs both alike
 _ROUND_MS = 60.0
+_PRETENDING = {"interpreted": "interprets", "simulated": "simulates"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,10 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
         measured |= _outputs(subject, recorded, client)
         if client.opened["modes"]:
             measured["modes"] = modes.measure(client.opened["modes"], recorded, client.in_mode)
-        if kind == "interpreted":  # neither its memory nor its time are the artifact's
-            measured["memory"]["reason"] = f"{name} interprets the artifact: its memory is not the artifact's"
-            return {**measured, "latency": _no_latency(f"{name} interprets the artifact: its speed says nothing")}
+        if kind in _PRETENDING:  # neither its memory nor its time are the artifact's
+            does = _PRETENDING[kind]
+            measured["memory"]["reason"] = f"{name} {does} the artifact: its memory is not the artifact's"
+            return {**measured, "latency": _no_latency(f"{name} {does} the artifact: its speed says nothing")}
         measured["memory"] |= {
             "run_peak_bytes": client.opened["peak_bytes"],
             "run_base_bytes": client.opened["base_bytes"],

@@ -17,10 +17,10 @@ from edgebake.target import LowerRequest
 from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
     _coreml_activations,
-    _coreml_compress,
     _coreml_images,
     _coreml_metadata,
     _coreml_modules,
+    _coreml_operators,
     _coreml_precision,
     _coreml_rewrites,
     _coreml_sensitivity,
@@ -134,6 +134,7 @@ def convert(
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
             failures.append((tried, error))
             continue
+        _coreml_states.name_writes(mil)
         modules = _coreml_modules.handed_on(decomposed, method)
         held = _located(mil, weights)
         inside = _coreml_precision.inside(mil, origins)
@@ -235,7 +236,7 @@ def compress(converted: Converted) -> dict[str, Held]:
     def within(_block: Any) -> None:
         for name, held in names.items():
             if is_compressed(held.scheme):
-                _coreml_compress.replace(held, name)
+                _coreml_operators.replace(held, name)
             else:
                 held.operation.name = held.operation.outputs[0].name = name
 

@@ -92,13 +92,13 @@ def record(
             module = held.modules[0]
             problems.append(
                 Problem(
-                    what=f"{', '.join(held.modules)}: {wrong}, so {held.scheme} would hold for its weight only",
+                    what=f"{', '.join(held.modules)}: {wrong}, so it would not compute as {held.scheme}",
                     where=package.path.name,
                     fix=f"give it a scheme with float activations: {rule_for(module, 'w8')}",
                 )
             )
             continue
-        read = sorted({(affine.scale, affine.zero_point) for affine in inputs if affine is not None})
+        read = sorted((affine.scale, affine.zero_point) for affine in inputs if affine is not None)
         kept[name] = {"modules": list(held.modules), "inputs": [list(pair) for pair in read]}
     if problems:
         raise StageFailed(problems)
@@ -106,8 +106,8 @@ def record(
 
 
 def _wrong(expected: list[Affine], inputs: list[Affine | None]) -> str:
-    if not inputs:
-        return "no product of the package reads its weight"
+    if len(inputs) < len(expected):
+        return f"{len(inputs)} of {len(expected)} products read its weight"
     if not expected or None in inputs:
         return "its input is not quantised"
     strays = [found for found in inputs if found is not None and not any(_same(found, one) for one in expected)]

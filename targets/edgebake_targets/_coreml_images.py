@@ -44,15 +44,15 @@ def refusals(
     images = [spec for spec in inputs if spec.role == "image"]
     for spec in images:
         if wrong := _misfit(spec, channels):
-            yield Refusal(what=wrong[0], fix=wrong[1], input=(method, spec.name))
+            yield Refusal(what=wrong[0], fix=wrong[1], key=f"inputs.{method}.{spec.name}")
     if not images:
         what = "image_inputs: image, but no input has the role image"
         fix = "inputs: {pixels: {shape: [1, 3, 224, 224], role: image}}"
-        yield Refusal(what=what, fix=fix, option="image_inputs")
+        yield Refusal(what=what, fix=fix, key="options.image_inputs")
     elif channels is None:
         what = "image_inputs: image, but no samples of images say how pixels are normalised"
         fix = "samples: {evaluation: {images: ..., mean: [...], std: [...]}}"
-        yield Refusal(what=what, fix=fix, option="image_inputs")
+        yield Refusal(what=what, fix=fix, key="options.image_inputs")
 
 
 def _misfit(spec: TensorSpec, channels: int | None) -> tuple[str, str] | None:

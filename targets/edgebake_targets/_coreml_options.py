@@ -55,7 +55,7 @@ def contradictions(request: LowerRequest | Asked) -> Iterator[Refusal]:
     """Options that cannot stand together."""
     if _words(request.options) and precision_of(request) == "fp32":
         yield Refusal(
-            option="keep_float32",
+            key="options.keep_float32",
             what="keep_float32 names modules of a package that computes in float32 everywhere",
             fix="leave keep_float32 out, or options: {compute_precision: fp16}",
         )
@@ -64,13 +64,13 @@ def contradictions(request: LowerRequest | Asked) -> Iterator[Refusal]:
         return
     if system_of(request.options) == "iOS15":
         yield Refusal(
-            option="compute_units",
+            key="options.compute_units",
             what="apps ask for the CPU and the Neural Engine alone (cpu_and_ne) since iOS 16 and macOS 13",
             fix="options: {minimum_os: iOS16}, or {compute_units: all}",
         )
     if precision_of(request) == "fp32":
         yield Refusal(
-            option="compute_units",
+            key="options.compute_units",
             what="the Neural Engine computes in float16 only, and this package computes in float32",
             fix="options: {compute_precision: fp16}, or {compute_units: cpu_and_gpu}",
         )

@@ -147,13 +147,28 @@ def _mapped(file: Path) -> memoryview:
         return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
-def packages_of(entry: Path, methods: Iterable[str]) -> dict[str, Path]:
-    """The package of each method: the only one, or the one named after the method beside or below ``entry``."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a method lies: a package, and its function there where it has several. ``key`` names it in records."""
+
+    path: Path
+    function: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The package's name, with the function's where there is one."""
+        return self.path.name + (f":{self.function}" if self.function else "")
+
+
+def places_of(entry: Path, methods: Iterable[str]) -> dict[str, Place]:
+    """Where each method lies: in the only package, in packages named after them, or in functions of one package."""
     names = list(methods)
     if len(names) == 1 and entry.suffix == ".mlpackage":
-        return {names[0]: entry}
+        return {names[0]: Place(path=entry)}
+    if entry.suffix == ".mlpackage" and entry.stem not in names:
+        return {name: Place(path=entry, function=name) for name in names}
     folder = entry.parent if entry.suffix == ".mlpackage" else entry
-    return {name: folder / f"{name}.mlpackage" for name in names}
+    return {name: Place(path=folder / f"{name}.mlpackage") for name in names}
 
 
 def payload_of(package: Package, value: Any) -> Payload:

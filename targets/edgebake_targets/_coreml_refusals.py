@@ -24,11 +24,11 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
     """See ``edgebake.target.Target``; methods whose inputs only the model knows are left to ``lower``."""
     yield from _coreml_options.contradictions(asked)
     if wrong := _coreml_metadata.empty_label(asked.options):
-        yield Refusal(option="labels", what=wrong.what, fix=wrong.fix)
+        yield Refusal(key="options.labels", what=wrong.what, fix=wrong.fix)
     for method, inputs in asked.inputs.items():
         for spec in inputs:
             if problem := misnamed(spec.name):
-                yield Refusal(input=(method, spec.name), what=problem.what, fix=problem.fix)
+                yield Refusal(key=f"inputs.{method}.{spec.name}", what=problem.what, fix=problem.fix)
         if inputs:
             yield from _coreml_images.refusals(asked.options, method, inputs, asked.channels)
 

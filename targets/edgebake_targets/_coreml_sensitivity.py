@@ -35,7 +35,7 @@ def weighed(
     Holds one tensor of squares per weight besides what one call's backward pass takes. StageFailed without a call of
     ``method`` among ``samples``, and for a weight on which no float output depends smoothly.
     """
-    palettes = {weight.target for weight in weights if parse(weight.scheme).family == "palette"}
+    palettes = {weight.target for weight in weights if parse(weight.scheme).palette}
     if not palettes:
         return tuple(weights)
     calls = [c for sample in samples or () for c in sample.calls if c.method == method]

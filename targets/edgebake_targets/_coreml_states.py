@@ -53,6 +53,16 @@ def states_of(program: torch.export.ExportedProgram, system: str) -> dict[str, s
     return {re.sub(r"\W", "_", buffer): canonical_module_name(buffer) for buffer in buffers}
 
 
+def name_writes(program: Any) -> None:
+    """Number the writes of the MIL ``program``, in place: a pass of coremltools walks a set, and counts as it comes."""
+    block = program.functions["main"]
+    handed_out = {id(value) for value in block.outputs}
+    writes = [operation for operation in block.operations if operation.op_type == "coreml_update_state"]
+    for number, operation in enumerate(writes):
+        if id(operation.outputs[0]) not in handed_out:  # an output keeps the name that the signature gave it
+            operation.name = operation.outputs[0].name = f"{operation.state.name}_update_{number}"
+
+
 def _stored(program: torch.export.ExportedProgram, buffer: str) -> torch.Tensor:
     found: torch.Tensor = {**program.constants, **program.state_dict}[buffer]
     return found

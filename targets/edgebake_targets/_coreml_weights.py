@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,21 @@ def folds_norms(program: torch.export.ExportedProgram) -> bool:
 
     For a transposed convolution in groups coremltools 9.0 multiplies the wrong channels, and in silence:
     ``fuse_conv_batchnorm`` and ``fuse_conv_scale`` read (channels per group, groups) as (groups, channels per group).
+    A weight that several convolutions read would become several, of which the scheme of its module reaches one.
     """
-    convolutions = (_convolution(node) for node in program.graph.nodes if node.op == "call_function")
-    return not any(found is not None and found[0] and found[1] > 1 for found in convolutions)
+    found = [(node, _convolution(node)) for node in program.graph.nodes if node.op == "call_function"]
+    readers: Counter[Any] = Counter(node.args[1] for node, kind in found if kind is not None)
+    normed = (node for node, kind in found if kind is not None and _norm_after(node) is not None)
+    grouped = any(kind is not None and kind[0] and kind[1] > 1 for _, kind in found)
+    return not grouped and all(readers[node.args[1]] == 1 for node in normed)
+
+
+def _norm_after(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The batch normalisation that alone reads the result of ``node``."""
+    following = next(iter(node.users)) if len(node.users) == 1 else None
+    if following is not None and str(following.target) == "aten.alias.default":
+        return _norm_after(following)
+    return following if following is not None and "batch_norm" in str(following.target) else None
 
 
 def _convolution(node: torch.fx.Node) -> tuple[bool, int] | None:
@@ -160,13 +173,8 @@ class _Weights:
         """``gamma / sqrt(variance + eps)`` of a batch normalisation that alone uses the output, None without one."""
         import numpy as np
 
-        following = next(iter(node.users)) if len(node.users) == 1 else None
-        if (
-            following is None
-            or "batch_norm" not in str(following.target)
-            or _convolution(node) is None
-            or not self.folds
-        ):
+        following = _norm_after(node)
+        if following is None or _convolution(node) is None or not self.folds:
             return None
         gamma, variance = following.args[1], following.args[4]
         factor = 1.0 / np.sqrt(self._array(str(variance)) + float(_epsilon(following)))

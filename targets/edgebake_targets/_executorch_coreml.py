@@ -106,8 +106,9 @@ def _rewrite(
 ) -> tuple[str, dict[str, Any], set[str]]:
     """Identifier of the package, what to record of it, and the modules whose weights it holds."""
     files = _coreml_flattened.read(memoryview(part.processed_bytes), where)
-    modules = _coreml_modules.handed_on(part.original_module, specs)
-    inside = _inside(json.loads(bytes(files.get(_coreml_flattened.DEBUG, b"{}"))), part.original_module)
+    made = _made_from(files)
+    modules = _handed_on(part.original_module, specs, made)
+    inside = _inside(part.original_module, made)
     with tempfile.TemporaryDirectory(prefix="edgebake-") as scratch:
         path = Path(scratch) / _coreml_flattened.PACKAGE
         named = _repack(files, weights, request, path)
@@ -173,7 +174,34 @@ def _repack(
     return named
 
 
-def _inside(debug: Mapping[str, Any], program: torch.export.ExportedProgram) -> dict[str, str]:
+def _made_from(files: Mapping[str, memoryview]) -> dict[str, list[int]]:
+    """The marks of the torch operators that each value of the package was made from; those of constants left out."""
+    debug = json.loads(bytes(files.get(_coreml_flattened.DEBUG, b"{}")))
+    found = {}
+    for symbol, marks in (debug.get("debugSymbolToHandles") or {}).items():
+        value, _, operator = symbol.rpartition(":")
+        if operator != "const":
+            found[value] = list(marks)
+    return found
+
+
+def _handed_on(
+    program: torch.export.ExportedProgram, specs: MethodSignature, made: Mapping[str, list[int]]
+) -> dict[str, list[str]]:
+    """As ``_coreml_modules.handed_on``; where the converter gave a value another name, its mark tells."""
+    marks = {node.name: node.meta.get("debug_handle") for node in program.graph.nodes}
+    by_mark: dict[Any, list[str]] = {}
+    for value, found in made.items():
+        for one in found:
+            by_mark.setdefault(one, []).insert(0, _coreml_modules.stem(value))
+    named = _coreml_modules.handed_on(program, specs)
+    return {
+        module: [*names, *(value for name in names for value in by_mark.get(marks.get(name), ()))]
+        for module, names in named.items()
+    }
+
+
+def _inside(program: torch.export.ExportedProgram, made: Mapping[str, list[int]]) -> dict[str, str]:
     """The module that computes each value of a package, by the value's name."""
     modules: dict[int, str] = {}
     for node in program.graph.nodes:
@@ -181,10 +209,5 @@ def _inside(debug: Mapping[str, Any], program: torch.export.ExportedProgram) -> 
         handle = node.meta.get("debug_handle")
         if stack and isinstance(handle, int):
             modules[handle] = module_of_stack_entry(stack[-1])
-    found = {}
-    for symbol, handles in sorted((debug.get("debugSymbolToHandles") or {}).items()):
-        value, _, operator = symbol.rpartition(":")
-        module = next((modules[handle] for handle in handles if modules.get(handle)), "")
-        if module and operator != "const":
-            found[value] = module
-    return found
+    found = {value: next((modules[one] for one in marks if modules.get(one)), "") for value, marks in made.items()}
+    return {value: module for value, module in sorted(found.items()) if module}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.errors import ArtifactDamaged
-from edgebake.types import Inspection, Signature, TensorSpec, Verdict
-from edgebake_targets import _coreml_checks, _coreml_flattened
+from edgebake.types import Signature, Verdict
+from edgebake_targets import _coreml_checks, _coreml_flattened, _executorch_checks
 from edgebake_targets._coreml_package import Package
-from edgebake_targets.inspectors import _coreml_delegate, pte
+from edgebake_targets.inspectors import _coreml_delegate
 from edgebake_targets.inspectors import _pte_file as file
 from edgebake_targets.inspectors._flatbuffers import Malformed
 
@@ -68,46 +68,15 @@ def recorded(entry: Path) -> Mapping[str, Any]:
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """See ``executorch_coreml.structure``."""
     try:
-        found, parts = pte.inspect(entry), parts_of(entry)
+        parts = parts_of(entry)
     except ArtifactDamaged as error:
-        return (
-            Verdict(limit="structure.loads", state="fail", subject=entry.name, reason=str(error.problems[0].what)),
-            *(_unknown(limit) for limit in ("structure.inputs", "structure.outputs", "structure.weights")),
-        )
+        return _executorch_checks.unreadable(entry, error, ("structure.weights",))
     kept = checks.get("parts", {})
     return (
-        Verdict(limit="structure.loads", state="pass", subject=entry.name),
-        *_interface(signature, found),
+        *_executorch_checks.structure(entry, signature),
         *_absent(kept, parts),
         *_weights(kept, parts),
     )
-
-
-def _unknown(limit: str) -> Verdict:
-    return Verdict(limit=limit, state="not measured", reason="the program does not load")
-
-
-def _interface(signature: Signature, found: Inspection) -> Iterator[Verdict]:
-    """Types and shapes by position, methods in the order of the file: .pte files keep no names of inputs."""
-    methods = [signature.methods[name] for name in found.facts["methods"] if name in signature.methods]
-    sides = (
-        ("inputs", [spec for method in methods for spec in method.inputs], found.inputs),
-        ("outputs", [spec for method in methods for spec in method.outputs], found.outputs),
-    )
-    for side, promised, there in sides:
-        wrong = _differences(promised, there, signature)
-        yield Verdict(limit=f"structure.{side}", state="fail" if wrong else "pass", reason="; ".join(wrong))
-
-
-def _differences(promised: Sequence[TensorSpec], found: Sequence[TensorSpec], signature: Signature) -> list[str]:
-    if len(promised) != len(found):
-        return [f"there are {len(found)}, promised were {len(promised)}"]
-    wrong = []
-    for spec, there in zip(promised, found, strict=True):
-        shape = tuple(signature.dims[size].max if isinstance(size, str) else size for size in spec.shape)
-        if (there.dtype, there.shape) != (spec.dtype, shape):
-            wrong.append(f"{spec.name} is {there.dtype} {list(there.shape)}, not {spec.dtype} {list(shape)}")
-    return wrong
 
 
 def _absent(recorded: Mapping[str, Any], parts: Sequence[Part]) -> Iterator[Verdict]:

@@ -83,7 +83,9 @@ class _Half:
             kept = node.name in precise or self._keeps(node)
             for index, name in enumerate(node.input):
                 if self.types.get(name) == FLOAT:
-                    node.input[index] = self._as(name, FLOAT if kept or _fixed_float(node, index) else HALF, node)
+                    node.input[index] = self._as(
+                        name, FLOAT if kept or _fixed_float(node, index, self.graph.model) else HALF, node
+                    )
             if not kept and node.op_type == "Cast" and attribute(node, "to", FLOAT) == FLOAT:
                 node.attribute[0].i = HALF
             self.now |= dict.fromkeys(node.output, FLOAT if kept else HALF)
@@ -187,16 +189,19 @@ def _schema(node: onnx.NodeProto, opset: int) -> Any:
     return onnx.defs.get_schema(node.op_type, opset)
 
 
-def _fixed_float(node: onnx.NodeProto, index: int) -> bool:
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
+
+
+def _fixed_float(node: onnx.NodeProto, index: int, model: onnx.ModelProto) -> bool:
     """Inputs such as Resize's scales are float32 by the standard."""
-    schema = _schema(node, 20)
+    schema = _schema(node, _opset(model))
     return schema is not None and bool(_formal(index, schema).type_str == "tensor(float)")
 
 
 def _allows_half(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether the standard defines the operator on float16 (Range, NonMaxSuppression and others are not)."""
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    schema = _schema(node, opset)
+    schema = _schema(node, _opset(model))
     if schema is None:
         return False
     typed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}

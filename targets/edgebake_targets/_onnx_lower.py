@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake import scheme as schemes
@@ -11,23 +11,47 @@ from edgebake.types import SampleSet, Traced
 from edgebake_targets._onnx import clean_keeping_scopes, export, live_parameters
 from edgebake_targets._onnx_graph import weight_uses
 from edgebake_targets._onnx_quantize import check_blocks, check_compressed, compress
-from edgebake_targets._onnx_static import feeds
+from edgebake_targets._onnx_static import Feed, feeds
 
 if TYPE_CHECKING:
     import onnx
 
+    # (model, {node: scheme}, calls, number of calls, request) -> the model with static integers
+    Static = Callable[[onnx.ModelProto, Mapping[str, str], Iterable[Feed], int, LowerRequest], onnx.ModelProto]
 
-def compressed_models(traced: Traced, request: LowerRequest) -> dict[str, onnx.ModelProto]:
-    """Method name to finished model. RecipeError for widths that do not fit, StageFailed for modules left float."""
+
+def static_int8(
+    model: onnx.ModelProto, nodes: Mapping[str, str], calls: Iterable[Feed], count: int, request: LowerRequest
+) -> onnx.ModelProto:
+    """``nodes`` in int8 and what lies between them alone: what ONNX Runtime's CPU kernels take."""
+    from edgebake_targets._onnx_static import quantize
+
+    return quantize(model, list(nodes), calls, count, request.options)
+
+
+def compressed_models(
+    traced: Traced,
+    request: LowerRequest,
+    opset: int,
+    *,
+    prepare: Callable[[onnx.ModelProto], None] | None = None,
+    static: Static = static_int8,
+) -> dict[str, onnx.ModelProto]:
+    """Method name to finished model. RecipeError for widths that do not fit, StageFailed for modules left float.
+
+    ``prepare`` rewrites the float graphs; ``static`` applies the schemes that need calibration.
+    """
     methods = traced.signature.methods
-    opset = int(request.options["opset"])
     models = {name: export(program, methods[name], opset) for name, program in traced.programs.items()}
+    if prepare is not None:
+        for model in models.values():
+            prepare(model)
     uses = {name: weight_uses(model, request.assignment.kinds) for name, model in models.items()}
     for name, model in models.items():
         check_blocks(uses[name], model, request.assignment)
     planned = {name: _by_module(found) for name, found in uses.items()}
-    static = {s for s in request.assignment.schemes.values() if schemes.parse(s).needs_calibration}
-    floats = {name: _copy(model) for name, model in models.items()} if static else {}
+    calibrated = {s for s in request.assignment.schemes.values() if schemes.parse(s).needs_calibration}
+    floats = {name: _copy(model) for name, model in models.items()} if calibrated else {}
     finished: dict[str, onnx.ModelProto] = {}
     for name, exported in models.items():
         model = exported
@@ -35,7 +59,8 @@ def compressed_models(traced: Traced, request: LowerRequest) -> dict[str, onnx.M
         nodes = _static_nodes(planned[name], request.assignment.schemes)
         if nodes:
             calls = feeds(floats, request.calibration or SampleSet(samples=()), traced.signature, name)
-            model = _calibrated(model, nodes, name, calls, request)
+            count = sum(call.method == name for sample in request.calibration or () for call in sample.calls)
+            model = static(model, nodes, calls, count, request)
         _finish(model)
         finished[name] = model
     for name, program in traced.programs.items():
@@ -67,18 +92,9 @@ def _rewrite(model: onnx.ModelProto, request: LowerRequest) -> None:
     compress(model, weight_uses(model, assignment.kinds), assignment)
 
 
-def _static_nodes(planned: Mapping[str, list[str]], schemes_of: Mapping[str, str]) -> list[str]:
+def _static_nodes(planned: Mapping[str, list[str]], schemes_of: Mapping[str, str]) -> dict[str, str]:
     static = [m for m in planned if schemes.parse(schemes_of.get(m, "fp32")).needs_calibration]
-    return [node for module in static for node in planned[module]]
-
-
-def _calibrated(
-    model: onnx.ModelProto, nodes: list[str], method: str, calls: Iterator[Any], request: LowerRequest
-) -> onnx.ModelProto:
-    from edgebake_targets._onnx_static import quantize
-
-    count = sum(call.method == method for sample in request.calibration or () for call in sample.calls)
-    return quantize(model, nodes, calls, count, request.options)
+    return {node: schemes_of[module] for module in static for node in planned[module]}
 
 
 def _finish(model: onnx.ModelProto) -> None:

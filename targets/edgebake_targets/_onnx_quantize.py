@@ -254,7 +254,7 @@ def check_compressed(
         wanted = "float16" if scheme.family == "float" else f"int{scheme.weight_bits}"
         nodes = [by_name.get(n) for n in planned.get(module, [])]
         types = [stored_type(model, n, made_by) if n is not None else "missing" for n in nodes] or ["float32"]
-        if any(found != wanted for found in types):
+        if any(found.removeprefix("u") != wanted for found in types):
             left.append(f"{module} ({name}: stored as {'/'.join(sorted(set(types)))})")
     if left:
         raise StageFailed(

@@ -99,20 +99,15 @@ def quantize(
     StageFailed without calibration calls for this method.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     if not count:
         raise StageFailed("static int8 needs calibration samples for every method", fix="add samples.calibration")
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    _turn_weights(model, nodes)
+    turn_weights(model, nodes)
     chosen = [*nodes, *between(model, nodes)]
     types = sorted({node.op_type for node in model.graph.node if node.name in chosen})
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # its preprocessing is done: folded at export
-    with tempfile.TemporaryDirectory(prefix="edgebake-") as folder, _silent():
+    with tempfile.TemporaryDirectory(prefix="edgebake-") as folder, silent():
         source, result = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         large = sum(len(i.raw_data) for i in model.graph.initializer) > EXTERNAL_DATA_FROM_BYTES
         onnx.save_model(model, source, save_as_external_data=large, location="float.data")
@@ -128,7 +123,7 @@ def quantize(
             weight_type=QuantType.QInt8,
             nodes_to_quantize=chosen,
             use_external_data_format=large,
-            calibrate_method=methods[options["calibrate"]],
+            calibrate_method=calibration_methods()[options["calibrate"]],
             extra_options={
                 "CalibStridedMinMax": 1,
                 "CalibPercentile": options["percentile"],
@@ -143,7 +138,18 @@ def quantize(
     return quantized
 
 
-def _turn_weights(model: onnx.ModelProto, nodes: Sequence[str]) -> None:
+def calibration_methods() -> dict[str, Any]:
+    """What the option ``calibrate`` means to ONNX Runtime."""
+    from onnxruntime.quantization import CalibrationMethod
+
+    return {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
+
+
+def turn_weights(model: onnx.ModelProto, nodes: Sequence[str]) -> None:
     """Give ``nodes`` their transposed weights as constants, since the quantizer takes a Transpose for an activation."""
     graph = Graph(model)
     made_by = producers(model)
@@ -175,8 +181,8 @@ def restore_float(model: onnx.ModelProto, chosen: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    # The quantizer prints progress to stdout, which belongs to the worker's messages.
+def silent() -> Iterator[None]:
+    """Keep the quantizer's progress off stdout, which belongs to the worker's messages."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -58,6 +58,7 @@ CARRIES_ABOUT = True
 DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "aimodel"
+DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = ("coreai-core", "coreai-torch", "coremltools", "torch", "numpy")
 SOURCES = (
     "edgebake_targets._coreai",

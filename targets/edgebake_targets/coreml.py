@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
+from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
+
+    from edgebake_targets._coreml_methods import Written
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
@@ -71,6 +74,26 @@ SUPPORTS = (
     ),
     *(
         Support(
+            scheme=f"palette{bits}s",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of {2**bits} values for the weight divided by a scale per output channel; from iOS 18, "
+            "macOS 15",
+        )
+        for bits in (3, 4, 6)
+    ),
+    *(
+        Support(
+            scheme=f"palette{bits}v{size}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{2**bits} vectors of {size} neighbouring output channels, which must be divisible by {size}: "
+            f"{bits / size:g} bits per value; from iOS 18, macOS 15",
+        )
+        for bits, size in ((4, 2), (6, 2), (8, 2), (8, 4))
+    ),
+    *(
+        Support(
             scheme=f"sparse{percent}",
             kinds=_ALL,
             needs=_IOS16,
@@ -78,6 +101,23 @@ SUPPORTS = (
             "check the task; from iOS 16, macOS 13",
         )
         for percent in (50, 75)
+    ),
+    Support(
+        scheme="sparse2of4",
+        kinds=_ALL,
+        needs=_IOS16,
+        note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
+        "from iOS 16, macOS 13",
+    ),
+    *(
+        Support(
+            scheme=f"{zeros}-{inner}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
+        )
+        for zeros in ("sparse50", "sparse75", "sparse2of4")
+        for inner in ("w8", "palette6", "palette4")
     ),
 )
 
@@ -140,27 +180,7 @@ DEVICES = {"vendor": ("apple",)}
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
-    "edgebake_targets._coreml",
-    "edgebake_targets._coreml_activations",
-    "edgebake_targets._coreml_checks",
-    "edgebake_targets._coreml_compress",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_images",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_metadata",
-    "edgebake_targets._coreml_modules",
-    "edgebake_targets._coreml_options",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_precision",
-    "edgebake_targets._coreml_quantizer",
-    "edgebake_targets._coreml_refusals",
-    "edgebake_targets._coreml_rewrites",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_search",
-    "edgebake_targets._coreml_sensitivity",
-    "edgebake_targets._coreml_states",
-    "edgebake_targets._coreml_weights",
+    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
     *(
         ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
         for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
@@ -192,68 +212,40 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
-    """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
+    """Write one package and ``weights.check.json``, against which ``structure`` holds the weights later.
 
-    RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
-    network or a module that is to be compressed did not come out compressed.
+    Several methods become functions that share their weights, the first one the default; packages of their own before
+    iOS 18. RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter
+    refuses the network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import (
-        _coreml,
-        _coreml_activations,
-        _coreml_checks,
-        _coreml_images,
-        _coreml_metadata,
-        _coreml_options,
-        _coreml_refusals,
-        _coreml_search,
-    )
-    from edgebake_targets._coreml_package import open_package
+    from edgebake_targets import _coreml, _coreml_images, _coreml_metadata, _coreml_methods, _coreml_options
+    from edgebake_targets._coreml_checks import CHECKS_FILE
+    from edgebake_targets._coreml_refusals import check_names
+    from edgebake_targets._coreml_search import found_in, said
 
     request = _coreml_options.canonical(request)
     _refuse(request)
     _coreml_metadata.check_labels(request.options, traced.signature)
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
     methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
-    signature = replace(traced.signature, methods=methods)
-    parts = ("packages", "modules", "states", "inside", "images", "activations")
-    checks: dict[str, Any] = {"version": _coreml_checks.VERSION, **{part: {} for part in parts}}
-    seen: set[str] = set()
-    decompositions: set[str] = set()
-    kept: set[str] = set()
+    lowered = replace(traced, signature=replace(traced.signature, methods=methods))
     with _coreml.quiet():
-        for method in traced.programs:
-            _coreml_refusals.check_names(methods[method])
-        found = _coreml_search.found_in(replace(traced, signature=signature), request, taken)
-        for method in traced.programs:
-            file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            asked = _coreml_search.keeping(request, found[method].modules)
-            converted = _coreml.convert(traced, method, methods[method], asked, taken[method])
-            named = _coreml.compress(converted)
-            _coreml.write(converted, request, request.folder / file)
-            written = open_package(request.folder / file)
-            checks["packages"][file] = _coreml_checks.record(written, named)
-            checks["activations"][file] = _coreml_activations.record(written, named, converted.activations)
-            checks["states"][file] = _coreml_checks.record_states(written, converted.states)
-            checks["modules"][file] = _coreml_checks.record_modules(written, converted.modules)
-            seen.update(module for held in named.values() for module in held.modules)
-            checks["inside"][file] = _coreml_checks.record_inside(written, converted.inside)
-            checks["images"][file] = taken[method]
-            decompositions.add(converted.decomposition)
-            kept.update(converted.kept)
-    _refuse_lost(request, seen)
-    _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
-    packages = tuple(checks["packages"])
+        for method in methods.values():
+            check_names(method)
+        found = found_in(lowered, request, taken)
+        written = _coreml_methods.write(lowered, request, taken, found)
+    _refuse_lost(request, written.modules)
     return Lowered(
-        files=(*packages, _coreml_checks.CHECKS_FILE),
-        entry=packages[0],
-        signature=signature,
+        files=(*written.packages, CHECKS_FILE),
+        entry=written.packages[0],
+        signature=lowered.signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions), checks, sorted(kept)),
-        notes=tuple(_coreml_search.said(found)),
+        encodings=_encodings(request, written),
+        notes=tuple(said(found)),
     )
 
 
-def _refuse_lost(request: LowerRequest, seen: set[str]) -> None:
+def _refuse_lost(request: LowerRequest, seen: frozenset[str]) -> None:
     """StageFailed when the weight of a module that is to be compressed was ``seen`` in no package."""
     from edgebake_targets._coreml_schemes import is_compressed
 
@@ -273,9 +265,7 @@ def _refuse(request: LowerRequest) -> None:
         raise RecipeError(problems)
 
 
-def _encodings(
-    request: LowerRequest, decompositions: list[str], checks: Mapping[str, Any], float32: list[str]
-) -> dict[str, Any]:
+def _encodings(request: LowerRequest, written: Written) -> dict[str, Any]:
     from edgebake_targets._coreml_options import precision_of
     from edgebake_targets._coreml_schemes import is_compressed
 
@@ -289,24 +279,24 @@ def _encodings(
     found = {
         "schemes": schemes,
         "compute_precision": precision,
-        "decomposition": ", ".join(decompositions),
+        "decomposition": ", ".join(sorted(written.decompositions)),
         "notes": notes,
     }
-    if any(name.startswith("palette") for name in schemes):
+    if any(parse(name).palette for name in schemes):
         found["palettes"] = request.options["palettes"]
-    if float32:
+    if float32 := sorted(written.kept):
         found["float32_modules"] = float32
         notes.append(f"computes in float32 on request: {', '.join(float32)}")
     read = {
         file: sorted(module for entry in named.values() for module in entry["modules"])
-        for file, named in checks["activations"].items()
+        for file, named in written.activations.items()
         if named
     }
     if read:
         found["quantised_inputs"] = read
         lies = {"fp16": "float16", "fp32": "float32"}[precision]
         notes.append(f"the inputs of w8a8 modules are uint8; what lies between them computes in {lies}")
-    kept = {file: dict(names) for file, names in checks["states"].items() if names}
+    kept = {file: dict(names) for file, names in written.states.items() if names}
     if kept:
         found["states"] = kept
         notes.append("states are float16 between predictions, whatever the operators compute in")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Delegation, Lowered, Traced
 
@@ -66,7 +67,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._onnx import file_name, save
     from edgebake_targets._onnx_lower import compressed_models, summary
 
-    models: dict[str, onnx.ModelProto] = compressed_models(traced, request)
+    _refuse_states(traced)
+    models: dict[str, onnx.ModelProto] = compressed_models(traced, request, int(request.options["opset"]))
     files: list[str] = []
     for method, model in models.items():
         files += save(model, request.folder / file_name(method, models))
@@ -78,3 +80,13 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         delegation=Delegation(share=1.0, partitions=1),
         encodings=encodings,
     )
+
+
+def _refuse_states(traced: Traced) -> None:
+    """StageFailed for buffers that the network writes to: torch's exporter drops the write without a word."""
+    written = sorted({name for method in traced.signature.methods.values() for name in method.buffers})
+    if written:
+        raise StageFailed(
+            f"the network writes to its buffer {', '.join(written)}, and an ONNX model keeps nothing between calls",
+            fix="pass it as an input with role state and return its new value",
+        )

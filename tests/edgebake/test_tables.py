@@ -8,7 +8,7 @@ import pytest
 
 from edgebake import tables
 from edgebake.errors import UsageError
-from edgebake.target import TARGETS, find_target
+from edgebake.target import TARGETS, Support, find_target
 
 PAGE = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
 
@@ -22,8 +22,17 @@ def test_every_scheme_of_every_target_has_its_cell_and_its_note() -> None:
         rows = {row.scheme: row for row in find_target(name).SUPPORTS}
         for scheme, row in cells.items():
             assert (row[place].strip() == "-") == (scheme not in rows)
-        noted = [f"`{name}` {row.scheme}: {row.note}" for row in rows.values() if row.note]
-        assert all(any(line.endswith(note) for line in lines) for note in noted)
+            note = tables.note_of(rows[scheme]) if scheme in rows else ""
+            if note:
+                number = row[place].rpartition("[")[2].strip(" ]")
+                assert f"{number}. {note}" in lines
+
+
+def test_schemes_of_one_kind_share_a_note() -> None:
+    rows = [Support(scheme=f"w4g{g}", kinds=("linear",), note=f"groups of {g}; from iOS 16") for g in (16, 32)]
+    assert {tables.note_of(row) for row in rows} == {"groups of g; from iOS 16"}
+    wide = Support(scheme="palette4g16", kinds=("linear",), note="one table of 16 values per 16 output channels")
+    assert tables.note_of(wide) == "one table of 2^b values per g output channels"
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:

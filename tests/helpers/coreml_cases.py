@@ -140,6 +140,12 @@ def overwrite(package: Path, at: int, values: np.ndarray[Any, Any]) -> None:
     (package / WEIGHTS).write_bytes(blob)
 
 
+def operations_of(package: Any) -> Any:
+    """The operations of an opened package's main function, to be changed."""
+    function = package.spec.mlProgram.functions["main"]
+    return function.block_specializations[function.opset].operations
+
+
 def formats(package: Path) -> dict[str, str]:
     return {record.name: record.dtype for record in mlpackage.inspect(package).weights}
 

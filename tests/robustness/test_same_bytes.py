@@ -9,7 +9,12 @@ import pytest
 
 from baking import W8A8, Kitchen, digests, kitchen
 
-FORMATS: list[Any] = [{"target": "onnx-cpu", "scheme": "w8a8"}, W8A8, {"target": "coreml", "scheme": "w8"}]
+FORMATS: list[Any] = [
+    {"target": "onnx-cpu", "scheme": "w8a8"},
+    W8A8,
+    {"target": "coreml", "scheme": "w8"},
+    {"target": "coreml", "scheme": "w8a8", "options": {"activation_range": "histogram"}},
+]
 
 
 def baked_in(folder: Path) -> Kitchen:

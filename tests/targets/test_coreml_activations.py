@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from coreml_cases import Wrapper, ask, calibrated, formats, spec, traced_of, verdicts
+from coreml_cases import Wrapper, ask, calibrated, formats, operations_of, spec, traced_of, verdicts
 from edgebake.errors import RecipeError, StageFailed, ToolchainMissing
 from edgebake.metrics import ParityMeter
-from edgebake.types import Lowered, Traced
+from edgebake.target import About
+from edgebake.types import Image8, Lowered, Traced
 from edgebake_targets import _coreml_activations, _coreml_checks, coreml
 from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package, write_package
@@ -184,8 +185,7 @@ def test_what_is_quantised_is_recorded_checked_and_shown(name: str, built: dict[
     found = verdicts(folder, built[name].lowered)
     assert {verdict.state for verdict in found.values()} == {"pass"}
     assert found["structure.activations"].reason == "the inputs of 4 weights are uint8"
-    stored = formats(built[name].package)
-    assert {stored[f"{module}_weight_w8a8"] for module in case.modules} == {"int8"}
+    assert {formats(built[name].package)[f"{module}_weight_w8a8"] for module in case.modules} == {"int8"}
     facts = mlpackage.inspect(built[name].package).facts
     assert facts["quantised_activations"] == {"uint8": case.values}
     assert facts["compute_precision"] == "fp16"
@@ -260,7 +260,46 @@ def test_a_module_that_runs_twice_is_observed_each_time(tmp_path: Path) -> None:
     assert verdicts(tmp_path, one.lowered)["structure.activations"].state == "pass"
 
 
-def test_pixels_go_in_and_float32_stays_where_it_is_asked_for(tmp_path: Path) -> None:
+class TwoScales(nn.Module):
+    """One convolution for two sizes, each with a normalisation of its own: folding would make two weights of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 1)
+        self.large, self.small = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        nn.init.uniform_(self.small.running_var, 0.2, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (1, 8, 12)."""
+        return self.large(self.conv(x)).mean(2) + self.small(self.conv(x[:, :, ::2])).mean(2)
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w8a8"])
+def test_a_shared_convolution_stays_one_weight_under_two_normalisations(scheme: str, tmp_path: Path) -> None:
+    case = Case(TwoScales, ("conv",), (1, 8, 12), (1, 8), 2)
+    one = build(case, tmp_path, schemes={"conv": scheme})
+    assert formats(one.package) == {f"conv_weight_{scheme}": "int8"}
+    assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
+    assert decibels(one, float_module(case), "declared") > 35
+
+
+def test_pixels_go_in(tmp_path: Path) -> None:
+    case = CASES["convolutions"]
+    taken = replace(spec("x", *case.shape), role="image")
+    request = ask(tmp_path, dict.fromkeys(case.modules, "w8a8"), "w8a8", image_inputs="image")
+    request = replace(request, about=About(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
+    program = calibrated(traced_of(float_net(case), [taken], [spec("y", *case.outputs)]), request, calls(case))
+    one = Built(case, tmp_path, coreml.lower(program, request), program)
+    assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    x = Image8(pixels=pixels, mean=request.about.mean, std=request.about.std).to_float32()
+    found = coreml_interpreter.open(one.package, one.lowered.signature).call("forward", {"x": x})["y"]
+    with torch.no_grad():
+        want = float_module(case)(torch.from_numpy(x))[0].numpy()
+    assert np.linalg.norm(found - want) < 0.02 * np.linalg.norm(want)
+
+
+def test_float32_stays_where_it_is_asked_for(tmp_path: Path) -> None:
     case = CASES["convolutions"]
     one = build(case, tmp_path, keep_float32="deep")
     assert {verdict.state for verdict in verdicts(tmp_path, one.lowered).values()} == {"pass"}
@@ -273,15 +312,10 @@ def test_a_program_that_was_not_observed_is_refused_by_module(tmp_path: Path) ->
     with pytest.raises(StageFailed) as caught:
         coreml.lower(traced_float(case), ask(tmp_path, {"query": "w8a8", "out": "w8a8"}, "w8a8"))
     assert [problem.what for problem in caught.value.problems] == [
-        f"{module}: its input is not quantised, so w8a8 would hold for its weight only" for module in ("out", "query")
+        f"{module}: its input is not quantised, so it would not compute as w8a8" for module in ("out", "query")
     ]
     assert caught.value.problems[0].where == "model.mlpackage"
     assert caught.value.problems[0].fix == ('give it a scheme with float activations: compress: {modules: {"out": w8}}')
-
-
-def operations_of(package: Any) -> Any:
-    function = package.spec.mlProgram.functions["main"]
-    return function.block_specializations[function.opset].operations
 
 
 def reading(package: Any, weight: str) -> Any:
@@ -325,12 +359,18 @@ def halved(package: Any, weight: str) -> None:
     dequantize.inputs["scale"].CopyFrom(other.inputs["scale"])
 
 
+def reweighted(package: Any, weight: str) -> None:
+    """Give the product another weight: its own is still there, and nothing reads it."""
+    argument(reading(package, weight), "weight").name = "key_weight_w8a8"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (bypassed, "out: its input is not quantised"),
         (rescaled, "out: its input has the scale"),
         (halved, "out: its input is not quantised"),
+        (reweighted, "out: 0 of 1 products read its weight"),
     ],
 )
 def test_activations_that_are_float_or_otherwise_scaled_fail_the_check(
@@ -344,7 +384,7 @@ def test_activations_that_are_float_or_otherwise_scaled_fail_the_check(
     shutil.copy(whole.folder / _coreml_checks.CHECKS_FILE, tmp_path)
     found = verdicts(tmp_path, whole.lowered)
     assert {limit for limit, verdict in found.items() if verdict.state == "fail"} == {"structure.activations"}
-    assert found["structure.activations"].reason.startswith(said)
+    assert said in found["structure.activations"].reason
 
 
 def test_what_the_scheme_needs_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

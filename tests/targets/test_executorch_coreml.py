@@ -188,6 +188,7 @@ def test_modes_part_and_overflow_is_told_with_its_module(built: dict[str, Built]
     assert "linear of grow" in large.call_mode("declared", "forward", x)[1].values()
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_bytes_in_another_process(built: dict[str, Built], tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from coreml_cases import everywhere, traced_network; "
@@ -201,6 +202,24 @@ def test_the_same_network_gives_the_same_bytes_in_another_process(built: dict[st
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment, capture_output=True)
     for name in built["w8"][1].files:
         assert (folder / name).read_bytes() == (built["w8"][0] / name).read_bytes()
+
+
+def test_the_program_that_was_lowered_is_left_whole_for_the_next_target(tmp_path: Path) -> None:
+    """ExecuTorch takes out of it what a delegate has taken."""
+
+    class Constants(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(8), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.places
+
+    traced = traced_of(Constants(), [spec("x", 1, 8)], [spec("y", 1, 8)])
+    before = {*traced.programs["forward"].constants}
+    assert before
+    lower(traced, tmp_path, "fp32")
+    assert {*traced.programs["forward"].constants} == before
 
 
 def test_nothing_random_and_no_date_is_inside(built: dict[str, Built]) -> None:
@@ -316,7 +335,9 @@ class Counter(nn.Module):
 
 
 def test_states_are_refused_before_ios_18_and_not_measured_after(tmp_path: Path) -> None:
-    traced = traced_of(Counter(), [spec("x", 1, 4)], [spec("y", 1, 4)])
+    method = MethodSignature(inputs=(spec("x", 1, 4),), outputs=(spec("y", 1, 4),))
+    program = torch.export.export(Counter(), (torch.randn(1, 4),), strict=False)
+    traced = Traced(programs={"forward": program}, signature=Signature(methods={"forward": method}))
     with pytest.raises(RecipeError, match="writes to its buffer seen; packages hold states since iOS 18"):
         lower(traced, tmp_path / "a", "fp16")
     lowered = lower(traced, tmp_path / "b", "fp16", minimum_os="iOS18")
@@ -345,7 +366,10 @@ def test_programs_of_other_backends_and_damaged_ones_are_told_apart(built: dict[
 
 
 def test_the_target_and_its_runner_are_found_and_complete() -> None:
-    assert [name for name, _ in runners_of("executorch-coreml")] == ["executorch-coreml-interpreter"]
+    assert [name for name, _ in runners_of("executorch-coreml")] == [
+        "executorch-macos",
+        "executorch-coreml-interpreter",
+    ]
     assert executorch_coreml.missing() is None
     assert runner.missing() is None
     assert "edgebake_targets._pte_plan" in runner.SOURCES

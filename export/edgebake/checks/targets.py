@@ -26,6 +26,8 @@ from edgebake.target import (
 from edgebake.types import TensorSpec
 from edgebake.wording import did_you_mean, said
 
+_TOLD = 8  # more schemes than that are named without what there is to know of each
+
 
 def problems(case: Case) -> Iterator[Problem]:
     """Everything about the target rule of ``case`` that can be refused by reading ``SUPPORTS`` and ``OPTIONS``."""
@@ -47,8 +49,10 @@ def problems(case: Case) -> Iterator[Problem]:
     if not wrong_options:
         yield from _needs(case, target)
         yield from _uncalibrated(case, target)
+    wrong_device = list(_device(case))
+    yield from wrong_device
+    if not wrong_options and not wrong_device:
         yield from _refusals(case, target)
-    yield from _device(case)
 
 
 def options_of(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +101,10 @@ def _instead(case: Case, target: Target, scheme: str = "") -> str:
 
 
 def _able(target: Target) -> str:
-    return "; ".join(_row(row) for row in target.SUPPORTS if not row.override_only)
+    rows = [row for row in target.SUPPORTS if not row.override_only]
+    if len(rows) <= _TOLD:
+        return "; ".join(_row(row) for row in rows)
+    return ", ".join(shown(row.scheme) for row in rows) + " (`edgebake targets` says more of each)"
 
 
 def _row(row: Support) -> str:
@@ -151,16 +158,25 @@ def _uncalibrated(case: Case, target: Target) -> Iterator[Problem]:
 
 
 def _refusals(case: Case, target: Target) -> Iterator[Problem]:
-    """What the target itself finds that cannot be, at the option or the input that it is about."""
-    found = getattr(target, "refusals", None)
-    for refusal in found(_asked(case, target)) if found is not None else ():
-        if refusal.input is None:
-            where = case.where_rule("options", refusal.option)
-        else:
-            method, name = refusal.input
-            base = ("methods", method) if case.unit.spec.methods else ("inputs",)
-            where = case.where(*base, name)
-        yield Problem(what=refusal.what, where=where, fix=refusal.fix)
+    """What the target itself finds that cannot be, where the recipe says it."""
+    for refusal in getattr(target, "refusals", lambda _: ())(_asked(case, target)):
+        yield Problem(what=refusal.what, where=_place(case, *refusal.key.split(".", 2)), fix=refusal.fix)
+
+
+def _place(case: Case, section: str, *names: str) -> str:
+    """Where the recipe says what ``Refusal.key`` names."""
+    if section == "options":
+        return case.where_rule("options", *names)
+    if section == "inputs":
+        method, name = names
+        return case.where(*(("methods", method) if case.unit.spec.methods else ("inputs",)), name)
+    places = {
+        "device": case.where_rule("device"),
+        "dims": case.where("dims"),
+        "scheme": case.where("compress", "scheme"),
+        "modules": case.where("compress", "modules"),
+    }
+    return places.get(section, case.where_rule("target"))
 
 
 def _asked(case: Case, target: Target) -> Asked:
@@ -169,7 +185,9 @@ def _asked(case: Case, target: Target) -> Asked:
     pixels = next((found for found in sets if found is not None and found.images is not None), None)
     return Asked(
         scheme=case.unit.scheme,
+        module_schemes=tuple(dict.fromkeys(spec.compress.modules.values())),
         options=options_of(target, case.rule.options),
+        device=devices.row(case.unit.device),
         inputs={
             method: tuple(
                 TensorSpec(name=name, shape=given.shape, dtype=given.dtype, role=given.role)
@@ -177,6 +195,7 @@ def _asked(case: Case, target: Target) -> Asked:
             )
             for method, inputs in spec.all_methods.items()
         },
+        varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
         channels=len(pixels.mean) if pixels is not None else None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import Any
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
 from edgebake_targets._coreml_activations import quantised
-from edgebake_targets._coreml_constants import PAYLOADS, Constant, constants, format_of, operations
+from edgebake_targets._coreml_constants import (
+    PAYLOADS,
+    Constant,
+    constants,
+    format_of,
+    operations,
+    payload_name,
+    stored_parts,
+)
+from edgebake_targets._coreml_functions import function_of, functions_of
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, open_package, payload_of, proto
 
@@ -48,11 +58,12 @@ def inspect_package(package: Package) -> Inspection:
     """As ``inspect``, for a package that is open."""
     kind = str(package.spec.WhichOneof("Type"))
     program = kind == "mlProgram"
+    default = _functions(package)[0] if program else package
     operators = Counter(str(op.type) for op in operations(package)) if program else Counter[str]()
     return Inspection(
         format="mlpackage",
-        inputs=inputs_of(package),
-        outputs=outputs_of(package),
+        inputs=inputs_of(default),
+        outputs=outputs_of(default),
         operators=dict(sorted((name, count) for name, count in operators.items() if name not in PAYLOADS)),
         delegates={},
         weights=_weights(package) if program else (),
@@ -61,19 +72,31 @@ def inspect_package(package: Package) -> Inspection:
     )
 
 
+def _functions(package: Package) -> list[Package]:
+    """Each function as a package of its own, the default one first."""
+    return [function_of(package, name) for name in functions_of(package)] or [package]
+
+
 def _weights(package: Package) -> tuple[WeightRecord, ...]:
     """Compressed constants and those of the weight file; the small rest is graph. A shared payload counts once."""
     records: list[WeightRecord] = []
     counted: set[tuple[str, int]] = set()
-    for constant in constants(package).values():
-        stored = {name: payload_of(package, value) for name, value in constant.parts.items() if _is_tensor(value)}
-        main = stored.pop(PAYLOADS[constant.operator], None)
+    for constant in (c for function in _functions(package) for c in _stored(function)):
+        stored = {n: payload_of(package, value) for n, value in stored_parts(constant).items() if _is_tensor(value)}
+        main = stored.pop(payload_name(constant), None)
         if main is None or (constant.operator == "const" and main.key is None) or main.key in counted:
             continue
         if main.key is not None:
             counted.add(main.key)
         records.append(_record(package, constant, main, stored))
     return tuple(sorted(records, key=lambda record: record.name))
+
+
+def _stored(function: Package) -> Iterator[Constant]:
+    """Constants of a function, those aside that are part of another one and counted with it."""
+    found = constants(function).values()
+    feeding = {source.name for constant in found for source, _ in constant.fed.values()}
+    return (constant for constant in found if constant.name not in feeding)
 
 
 def _record(package: Package, constant: Constant, main: Payload, others: dict[str, Payload]) -> WeightRecord:
@@ -102,7 +125,7 @@ def _facts(package: Package, kind: str) -> dict[str, Any]:
     }
     if kind == "mlProgram":
         program = spec.mlProgram
-        facts["functions"] = sorted(program.functions)
+        facts["functions"] = list(functions_of(package)) or sorted(program.functions)
         facts["opset"] = sorted({str(function.opset) for function in program.functions.values()})
         facts["compute_precision"] = _precision(package)
         if counts := quantised(package):

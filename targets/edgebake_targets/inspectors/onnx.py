@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import Inspection, TensorSpec, WeightRecord
+from edgebake_targets._qnn import PROVIDER, ContextFacts, facts_of
 
 if TYPE_CHECKING:
     import onnx
@@ -41,20 +42,32 @@ def inspect(path: Path) -> Inspection:
     scales = _scales(graphs)
     given = {i.name for i in model.graph.initializer}
     external = {_external(t, path)[0] for t in tensors if t.data_location == t.EXTERNAL}
+    context = facts_of(model)
     return Inspection(
         format="onnx",
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in given),
         outputs=tuple(_spec(v) for v in model.graph.output),
         operators=dict(sorted(Counter(_operator(n) for g in graphs for n in g.node).items())),
-        delegates={},
+        delegates={PROVIDER: context.partitions} if context else {},
         weights=_records(tensors, payloads, scales, graphs),
         total_bytes=path.stat().st_size + sum(p.stat().st_size for p in external),
         facts={
             "ir_version": model.ir_version,
             "producer": f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
             "opsets": {_text(o.domain) or "ai.onnx": o.version for o in model.opset_import},
+            **(_compiled(context) if context else {}),
         },
     )
+
+
+def _compiled(context: ContextFacts) -> dict[str, Any]:
+    """What a context binary says: the chip as QNN numbers them, who compiled it, how large it is."""
+    return {
+        "soc_model": context.soc_model or "not said",
+        "compiled_by": f"QAIRT {context.sdk}",
+        "context_bytes": context.embedded_bytes,
+        **({"context_files": list(context.files)} if context.files else {}),
+    }
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import Inspection, TensorSpec, WeightRecord
-from edgebake_targets.inspectors import _coreml_delegate, _xnnpack_graph
+from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
     BOOL,
@@ -113,6 +113,10 @@ def _inside(
         _add(facts, package.operators)
         facts.setdefault("coreml", {})[label] = package.facts
         return package.weights, package.shared
+    if backend == _mlx_graph.BACKEND:
+        mlx = _mlx_graph.read(blob, program.named)
+        _add(facts, mlx.operators)
+        return {f"named:{key}": record for key, record in mlx.weights.items()}, mlx.keys
     return {}, frozenset()
 
 

@@ -14,6 +14,8 @@ from edgebake.types import RunnerKind, Signature
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgebake_targets._coreml_package import Place
+
 RUNS = ("coreml",)
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coremltools",)
@@ -43,24 +45,29 @@ def warm_up() -> None:
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Compile and load the package at ``entry``, or one package per method beside it."""
-    from edgebake_targets._coreml_package import packages_of
+    from edgebake_targets._coreml_package import places_of
 
-    return _Session(packages_of(entry, signature.methods), signature)
+    return _Session(places_of(entry, signature.methods), signature)
 
 
 class _Session:
     """One Core ML model per method and compute unit, loaded when first asked."""
 
-    def __init__(self, paths: Mapping[str, Path], signature: Signature) -> None:
+    def __init__(self, places: Mapping[str, Place], signature: Signature) -> None:
         from edgebake_targets import _coreml_checks
 
-        self._paths = paths
-        self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
+        self._places = places
+        self._images = {method: _coreml_checks.recorded(place, "images") for method, place in places.items()}
         self._signature = signature
         self._loaded: dict[tuple[str, str], Any] = {}
+        self._states: dict[tuple[Path, str], Any] = {}
         self.units = UNITS
-        for method in paths:
+        for method in places:
             self._model(method, ALL)
+
+    def begin(self) -> None:
+        """Fresh states, all zero, for models that have any."""
+        self._states = {}
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once where Core ML chooses; outputs come back in the signature's dtypes."""
@@ -79,7 +86,7 @@ class _Session:
 
         from edgebake_targets import _coreml_placement
 
-        compiled = {method: self._model(method, ALL).get_compiled_model_path() for method in self._paths}
+        compiled = {method: self._model(method, ALL).get_compiled_model_path() for method in self._places}
         plans = {method: MLComputePlan.load_from_path(path) for method, path in compiled.items()}
         return _coreml_placement.by_method(plans)
 
@@ -88,7 +95,9 @@ class _Session:
 
         if (method, unit) not in self._loaded:
             units = ct.ComputeUnit[unit.upper()]
-            self._loaded[method, unit] = ct.models.MLModel(str(self._paths[method]), compute_units=units)
+            place = self._places[method]
+            model = ct.models.MLModel(str(place.path), compute_units=units, function_name=place.function)
+            self._loaded[method, unit] = model
         return self._loaded[method, unit]
 
     def _predict(self, method: str, unit: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -96,8 +105,18 @@ class _Session:
 
         specs = self._signature.methods[method]
         given = lowered_inputs(self._images[method], specs, inputs)
-        values = self._model(method, unit).predict({name: _as_taken(array) for name, array in given.items()})
+        model = self._model(method, unit)
+        at = (self._places[method].path, unit)  # functions of one package take the same states
+        if at not in self._states and _keeps(model):
+            self._states[at] = model.make_state()
+        state = {"state": self._states[at]} if _keeps(model) else {}
+        values = model.predict({name: _as_taken(array) for name, array in given.items()}, **state)
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _keeps(model: Any) -> bool:
+    description = model.get_spec().description
+    return any(function.state for function in (description, *description.functions))
 
 
 def _as_taken(array: NDArray[Any]) -> Any:

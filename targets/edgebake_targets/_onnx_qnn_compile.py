@@ -1,0 +1,167 @@
+"""From an ONNX model to Qualcomm's context binary, and what of it does not run on the NPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+from edgebake.types import Delegation, LeftOut
+from edgebake_targets._onnx_macs import macs_of, shapes_of
+from edgebake_targets._qnn import CONTEXT, ContextFacts, facts_of
+
+if TYPE_CHECKING:
+    import onnx
+
+_TAIL = 15  # lines of the compiler's log that a message carries
+_PACKING = frozenset({"QuantizeLinear", "DequantizeLinear"})  # named with the operator they belong to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A context and what the NPU takes of the graph."""
+
+    facts: ContextFacts
+    delegation: Delegation
+
+
+def compile_context(
+    model: onnx.ModelProto, out: Path, provider: Mapping[str, str], device: str, *, cpu_fallback: bool
+) -> Compiled:
+    """Write ``model`` compiled for the chip of ``provider`` to ``out``, the binary inside.
+
+    StageFailed when the compiler crashes, refuses operators that ``cpu_fallback`` does not allow on the CPU, knows an
+    option no more, or writes a file without a binary or for another chip.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
+        answer = _run(model.SerializeToString(deterministic=True), out, provider, Path(scratch), cpu_fallback)
+    if answer["unknown"]:
+        raise StageFailed(
+            f"this onnxruntime-qnn knows no option {', '.join(answer['unknown'])}, and would ignore it",
+            fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
+        )
+    reasons = {told["node_name"]: told for told in answer["left_out"]}
+    if answer["refused"]:
+        raise _refusal(answer["refused"], reasons, device)
+    return _read_back(model, out, provider, reasons, device)
+
+
+def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu_fallback: bool) -> dict[str, Any]:
+    source, trace, answer = scratch / "model.onnx", scratch / "trace", scratch / "answer.json"
+    source.write_bytes(data)
+    trace.mkdir()
+    request = {
+        "model": str(source),
+        "out": str(out),
+        "provider": dict(provider),
+        "cpu_fallback": cpu_fallback,
+        "trace": str(trace),
+        "answer": str(answer),
+    }
+    (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    command = [sys.executable, "-m", "edgebake_targets._qnn_compiler", str(scratch / "request.json")]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    sys.stderr.write(done.stderr)  # the stage's log
+    if done.returncode or not answer.is_file():
+        code = done.returncode
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        said = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-_TAIL:])
+        raise StageFailed(
+            f"Qualcomm's compiler ended with {how} on a graph of {_operators(data)}",
+            fix="give parts of the network another scheme to find the operator (compress.modules); "
+            f"its last words:\n{said}",
+        )
+    told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return told
+
+
+def _operators(data: bytes) -> str:
+    import onnx
+
+    names = sorted({node.op_type for node in onnx.ModelProto.FromString(data).graph.node} - _PACKING)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _refusal(error: str, reasons: Mapping[str, Mapping[str, Any]], device: str) -> StageFailed:
+    first = error.strip().splitlines()[0]
+    names = [f"{t['op_type']} {name} ({_short(t['reason'])})" for name, t in reasons.items()]
+    own = [text for text, told in zip(names, reasons.values(), strict=True) if told["op_type"] not in _PACKING] or names
+    if not own:
+        return StageFailed(
+            f"Qualcomm's compiler refused the graph for {device}: {first}",
+            fix="see the stage's log; a device that this onnxruntime-qnn does not know ends like this",
+        )
+    shown = "; ".join(own[:6]) + (f"; and {len(own) - 6} more" if len(own) > 6 else "")
+    return StageFailed(
+        f"{len(own)} operators do not run on the NPU of {device}: {shown}",
+        fix="rewrite them, or let the CPU do them, options: {cpu_fallback: true}, "
+        "and hold the share with limits: {delegated: 95%}",
+    )
+
+
+def _short(reason: str) -> str:
+    return reason.strip().split(". ")[0].split(".", 1)[0].strip() or "no reason given"
+
+
+def _read_back(
+    model: onnx.ModelProto,
+    out: Path,
+    provider: Mapping[str, str],
+    reasons: Mapping[str, Mapping[str, Any]],
+    device: str,
+) -> Compiled:
+    import onnx
+
+    if not out.is_file():
+        raise StageFailed(f"Qualcomm's compiler wrote nothing for {device}", fix="see the stage's log")
+    written = onnx.load_model(out)
+    facts = facts_of(written)
+    if facts is None:
+        raise StageFailed(
+            f"nothing was compiled for the NPU of {device}: the whole graph stayed on the CPU",
+            fix="check the device's soc_model, and the stage's log for the vendor's words",
+        )
+    if facts.soc_model != provider["soc_model"]:
+        chip = facts.soc_model or "unknown"
+        raise StageFailed(
+            f"the binary was compiled for QNN's chip {chip}, not {provider['soc_model']} ({device})",
+            fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
+        )
+    return Compiled(facts=facts, delegation=_delegation(model, written, facts, reasons))
+
+
+def _delegation(
+    model: onnx.ModelProto,
+    written: onnx.ModelProto,
+    facts: ContextFacts,
+    reasons: Mapping[str, Mapping[str, Any]],
+) -> Delegation:
+    """Share by multiply-accumulates, and by operator what stayed outside, with the vendor's reason."""
+    shapes = shapes_of(model)
+    total = sum(macs_of(node, shapes) for node in model.graph.node)
+    outside: dict[str, list[tuple[int, str]]] = {}
+    for node in written.graph.node:
+        if node.op_type != CONTEXT:
+            told = reasons.get(node.name, {}).get("reason", "")
+            outside.setdefault(node.op_type, []).append((macs_of(node, shapes), _short(told) if told else ""))
+    left = sum(macs for found in outside.values() for macs, _ in found)
+    return Delegation(
+        share=1 - left / total if total else 1.0 if not outside else None,
+        partitions=facts.partitions,
+        left_out=tuple(
+            LeftOut(
+                op=op,
+                count=len(found),
+                macs=sum(macs for macs, _ in found),
+                reason="; ".join(dict.fromkeys(reason for _, reason in found if reason)),
+            )
+            for op, found in sorted(outside.items())
+        ),
+        reason="" if total or not outside else "the network has no products of matrices to count",
+    )

@@ -1,0 +1,175 @@
+"""ONNX Runtime on Qualcomm's NPU (Snapdragon, HTP): a context binary for one chip, and plain ONNX for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edgebake.scheme import parse
+from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
+from edgebake.types import Lowered, MethodSignature, Signature, TensorSpec, Traced
+from edgebake_targets import _qnn
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgebake_targets._onnx_static import Feed
+
+FORMAT = "onnx"
+DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-qnn", "numpy")
+SOURCES = (
+    *(f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_macs", "_quantize", "_static")),
+    *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
+    "edgebake_targets._qnn",
+    "edgebake_targets._qnn_compiler",
+)
+DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
+CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
+OPSET = 23  # the first with RMSNormalization
+
+SUPPORTS = (
+    Support(
+        scheme="fp16",
+        kinds=("linear", "conv", "embedding"),
+        needs_device={"htp_fp16": (True,)},
+        note="half precision, which some chips' NPU lacks; needs no calibration",
+    ),
+    Support(
+        scheme="w8a16",
+        kinds=("linear", "conv", "embedding"),
+        note="int8 weights per channel, tables of 8 bits (16 where a rule says fp32), 16-bit activations",
+    ),
+    Support(
+        scheme="w8a8",
+        kinds=("linear", "conv", "embedding"),
+        note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
+    ),
+    Support(
+        scheme="w4a16",
+        kinds=("linear", "conv"),
+        note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
+    ),
+)
+
+OPTIONS = (
+    Option(
+        name="calibrate",
+        default="minmax",
+        help="how activation ranges are chosen",
+        choices=("minmax", "percentile", "entropy"),
+    ),
+    Option(name="percentile", default=99.99, help="share of values inside the range, with calibrate: percentile"),
+    Option(
+        name="cpu_fallback",
+        default=False,
+        help="operators that the NPU does not take run on the CPU instead of failing the build",
+    ),
+    Option(
+        name="optimization",
+        default=3,
+        help="how long the vendor's compiler searches: 1 short, 2 longer, 3 longest with the fastest binary",
+        choices=(1, 2, 3),
+    ),
+    Option(name="vtcm_mib", default=0, help="fast memory of the NPU that the binary may use; 0: what the vendor takes"),
+)
+
+missing = _qnn.missing
+
+
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
+    for name in asked.varying:
+        what = f"the NPU takes fixed shapes only, and {name!r} varies"
+        yield Refusal(
+            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
+        )
+    if len(asked.inputs) > 1:
+        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
+        yield Refusal(what=what, fix="make a component of each method")
+    if asked.options["vtcm_mib"] < 0:
+        yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
+    if not 0 < asked.options["percentile"] <= 100:
+        yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
+    yield from _mixed(asked)
+
+
+def _mixed(asked: Asked) -> Iterator[Refusal]:
+    width = parse(asked.scheme).activation_bits
+    for scheme in asked.module_schemes:
+        if scheme not in ("fp16", "fp32") and parse(scheme).activation_bits != width:
+            what = f"{scheme} in a network of {asked.scheme}: activations have one width here, or are fp16"
+            able = ", ".join(r.scheme for r in SUPPORTS if parse(r.scheme).activation_bits in (width, None))
+            yield Refusal(what=what, fix=f"beside {asked.scheme}, modules take {able}", key="modules")
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
+    from edgebake_targets._onnx import save
+    from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_qnn_compile import compile_context
+    from edgebake_targets._onnx_qnn_rewrites import rewrite
+
+    device: Mapping[str, Any] = request.device or {}
+    signature = fixed(traced.signature)
+    traced = replace(traced, signature=signature)
+    (model,) = compressed_models(traced, request, OPSET, prepare=rewrite, static=_static).values()
+    written = save(model, request.folder / PLAIN_FILE)
+    compiled = compile_context(
+        model,
+        request.folder / CONTEXT_FILE,
+        provider_options(request.options, device),
+        str(device["name"]),
+        cpu_fallback=bool(request.options["cpu_fallback"]),
+    )
+    files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    return Lowered(
+        files=(CONTEXT_FILE, *written),
+        entry=CONTEXT_FILE,
+        signature=signature,
+        delegation=compiled.delegation,
+        encodings={**summary(traced, request), "files": files, "runtime": _runtime(compiled.facts, device)},
+    )
+
+
+def _static(
+    model: onnx.ModelProto, nodes: Mapping[str, str], calls: Iterable[Feed], count: int, request: LowerRequest
+) -> onnx.ModelProto:
+    from edgebake_targets._onnx_qnn_quantize import quantize
+
+    return quantize(model, nodes, calls, count, request.assignment, request.options)
+
+
+def provider_options(options: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, str]:
+    """What the vendor's provider is told, as text."""
+    told = {
+        "soc_model": str(device["soc_model"]),
+        "htp_graph_finalization_optimization_mode": str(options["optimization"]),
+        # Rounding of the inputs and outputs belongs to the binary: left to the CPU it would be an operator outside.
+        "offload_graph_io_quantization": "0",
+    }
+    return told | ({"vtcm_mb": str(options["vtcm_mib"])} if options["vtcm_mib"] else {})
+
+
+def _runtime(facts: _qnn.ContextFacts, device: Mapping[str, Any]) -> dict[str, str]:
+    """Who wrote the binary and who reads it: QAIRT reads what its own and older releases wrote, not newer ones."""
+    return {
+        "written_by": f"QAIRT {facts.sdk}",
+        "oldest_reader": f"QAIRT {facts.sdk}",
+        "device": str(device["name"]),
+        "soc_model": facts.soc_model,
+    }
+
+
+def fixed(signature: Signature) -> Signature:
+    """``signature`` with numbers in the place of dimensions that have one size."""
+    sizes = {name: bounds.max for name, bounds in signature.dims.items() if bounds.min == bounds.max}
+
+    def spec(given: TensorSpec) -> TensorSpec:
+        return replace(given, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in given.shape))
+
+    methods = {
+        name: MethodSignature(inputs=tuple(map(spec, m.inputs)), outputs=tuple(map(spec, m.outputs)))
+        for name, m in signature.methods.items()
+    }
+    return Signature(methods=methods, dims={n: b for n, b in signature.dims.items() if n not in sizes})

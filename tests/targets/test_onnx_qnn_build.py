@@ -1,0 +1,56 @@
+"""Whole builds for a Snapdragon's NPU with the command line: what is delivered, said and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baking import digests, kitchen
+from edgebake_targets import onnx_qnn
+
+RULE: dict[str, Any] = {"target": "onnx-qnn", "device": "sm8650", "scheme": "w8a16"}
+installed = pytest.mark.skipif(onnx_qnn.missing() is not None, reason="onnxruntime-qnn is not installed")
+
+
+@installed
+@pytest.mark.slow
+def test_a_build_delivers_binary_and_plain_file_and_judges_on_the_simulator(tmp_path: Path) -> None:
+    made = kitchen(tmp_path, [RULE], limits={"parity": {"cosine": 0.999}, "delegated": "100%"})
+    done = made.build()
+    assert done.code == 0, done.err
+    (result,) = done.results
+    folder = made.out / "tiny" / "model" / "onnx-qnn" / "sm8650" / "w8a16"
+    assert {path.name for path in folder.iterdir()} >= {"model.onnx", "model.plain.onnx", "manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["encodings"]["runtime"]["soc_model"] == "57"
+    assert set(manifest["files"]) >= {"model.onnx", "model.plain.onnx"}
+    measured = json.loads((folder / "measurements.json").read_text())
+    assert measured["runner"] == {"name": "onnxruntime-qnn", "kind": "simulated"}
+    assert measured["latency"]["median_ms"] is None
+    assert measured["latency"]["reason"] == "onnxruntime-qnn simulates the artifact: its speed says nothing"
+    assert measured["delegation"]["share"] == 1.0
+    assert result["unit"] == "tiny/model@onnx-qnn+sm8650#w8a16"
+
+
+@installed
+@pytest.mark.slow
+def test_other_folders_stores_and_processes_give_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for folder in (tmp_path / "here", tmp_path / "quite" / "somewhere else"):
+        made = kitchen(folder, [RULE])
+        assert made.build().code == 0
+        found.append(digests(made.out))
+    assert found[0] == found[1]
+    assert any(name.endswith("model.onnx") for name in found[0])
+
+
+@pytest.mark.skipif(onnx_qnn.missing() is None, reason="onnxruntime-qnn is installed")
+def test_without_the_toolchain_the_build_says_what_to_install_and_does_the_rest(tmp_path: Path) -> None:
+    made = kitchen(tmp_path, ["onnx-cpu", RULE])
+    done = made.build()
+    assert done.code == 3, done.err
+    assert "pip install" in done.out + done.err and "onnxruntime-qnn==2.7.0" in done.out + done.err
+    assert (made.out / "tiny" / "model" / "onnx-cpu" / "any" / "fp32" / "model.onnx").is_file()
