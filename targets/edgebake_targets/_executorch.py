@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 ARTIFACT = "model.pte"
 DISTRIBUTIONS = ("executorch", "torch", "torchao")
+_HERE = Path(__file__).parent
+# What every target of the family reaches: the inspector of .pte files looks into Core ML's and other backends' parts.
+SOURCES = tuple(
+    ".".join(("edgebake_targets", *file.relative_to(_HERE).with_suffix("").parts))
+    for pattern in ("_executorch*.py", "_coreml*.py", "inspectors/*.py")
+    for file in sorted(_HERE.glob(pattern))
+    if file.stem != "__init__"
+)
 
 # Bookkeeping of the graph: nothing that a kernel would have to be written for.
 # (`dequantize_affine` outside a delegate is folded into the int8 embedding that follows it, or the emitter refuses it.)

@@ -17,20 +17,7 @@ from edgebake_targets import _executorch
 FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "coremltools", "numpy", "protobuf")
-SOURCES = (
-    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
-    "edgebake_targets._executorch",
-    "edgebake_targets._executorch_checks",
-    "edgebake_targets._executorch_coreml",
-    "edgebake_targets._executorch_coreml_checks",
-    "edgebake_targets.inspectors._coreml_delegate",
-    "edgebake_targets.inspectors._flatbuffers",
-    "edgebake_targets.inspectors._mlx_graph",
-    "edgebake_targets.inspectors._pte_file",
-    "edgebake_targets.inspectors._xnnpack_graph",
-    "edgebake_targets.inspectors.mlpackage",
-    "edgebake_targets.inspectors.pte",
-)
+SOURCES = _executorch.SOURCES
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _IOS18 = {"minimum_os": ("iOS18", "macOS15")}

@@ -19,26 +19,7 @@ from edgebake_targets import _executorch, _mlx
 FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
-SOURCES = (
-    "edgebake_targets._coreml_activations",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_flattened",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_weights",
-    "edgebake_targets._executorch",
-    "edgebake_targets._executorch_checks",
-    "edgebake_targets._mlx",
-    "edgebake_targets.inspectors._coreml_delegate",
-    "edgebake_targets.inspectors._flatbuffers",
-    "edgebake_targets.inspectors._mlx_graph",
-    "edgebake_targets.inspectors._pte_file",
-    "edgebake_targets.inspectors._xnnpack_graph",
-    "edgebake_targets.inspectors.mlpackage",
-    "edgebake_targets.inspectors.pte",
-)
+SOURCES = (*_executorch.SOURCES, "edgebake_targets._mlx")
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _INTEGER: tuple[ModuleKind, ...] = ("linear", "embedding")

@@ -21,25 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
-SOURCES = (
-    "edgebake_targets._coreml_activations",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_flattened",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_weights",
-    "edgebake_targets._executorch",
-    "edgebake_targets._xnnpack_quantizer",
-    "edgebake_targets.inspectors._coreml_delegate",
-    "edgebake_targets.inspectors._flatbuffers",
-    "edgebake_targets.inspectors._mlx_graph",
-    "edgebake_targets.inspectors._pte_file",
-    "edgebake_targets.inspectors._xnnpack_graph",
-    "edgebake_targets.inspectors.mlpackage",
-    "edgebake_targets.inspectors.pte",
-)
+SOURCES = (*_executorch.SOURCES, "edgebake_targets._xnnpack_quantizer")
 
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear", "conv", "embedding")),
