@@ -138,7 +138,16 @@ def _decompressed(operation: Operation, parts: Mapping[str, Any], *, opset: str,
     results = evaluated(call)
     if len(results) != len(types):
         raise ArtifactDamaged(f"{_place(operation)} declares {len(types)} outputs, not {len(results)}")
-    return tuple(settled(result, kind, mode, _place(operation)) for result, kind in zip(results, types, strict=True))
+    exact = (settled(result, kind, Mode.FP32, _place(operation)) for result, kind in zip(results, types, strict=True))
+    if mode is Mode.FP32:
+        return tuple(exact)
+    return tuple(_narrowed(result, kind) for result, kind in zip(exact, types, strict=True))
+
+
+def _narrowed(value: Any, declared: Type) -> Any:
+    """A decompressed value, which nobody else holds, rounded where it lies."""
+    dtype = getattr(declared, "dtype", "")
+    return values.rounded_in_place(value, dtype) if isinstance(value, torch.Tensor) and dtype else value
 
 
 def _place(operation: Operation) -> str:

@@ -26,6 +26,7 @@ HELD = {
     "uint64": torch.int64,
     **dict.fromkeys(("uint1", "uint2", "uint3", "uint4", "uint6"), torch.uint8),
 }
+_PIECE = 2**20  # values rounded at once
 _ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -75,3 +76,15 @@ def rounded(value: torch.Tensor, dtype: str) -> torch.Tensor:
     """The nearest numbers that ``dtype`` can hold, in float32; float16 overflows to infinity."""
     narrow = _ROUNDED.get(dtype)
     return value if narrow is None or value.dtype != torch.float32 else value.to(narrow).to(torch.float32)
+
+
+def rounded_in_place(value: torch.Tensor, dtype: str) -> torch.Tensor:
+    """``rounded`` in the memory of ``value``, a piece at a time: whole copies of a large weight cost its size again."""
+    narrow = _ROUNDED.get(dtype)
+    if narrow is None or value.dtype != torch.float32 or not value.is_contiguous():
+        return rounded(value, dtype)
+    flat = value.view(-1)
+    for start in range(0, flat.numel(), _PIECE):
+        piece = flat[start : start + _PIECE]
+        piece.copy_(piece.to(narrow))
+    return value

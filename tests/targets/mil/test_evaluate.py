@@ -12,7 +12,7 @@ import torch
 
 from edgebake.errors import ArtifactDamaged
 from edgebake_targets._coreml_package import open_package
-from edgebake_targets.mil import Mode, Unsupported
+from edgebake_targets.mil import Mode, Unsupported, values
 from edgebake_targets.mil.call import State
 from edgebake_targets.mil.evaluate import Evaluator
 from edgebake_targets.mil.program import program_of
@@ -231,3 +231,14 @@ def test_states_are_read_and_replaced() -> None:
         call("write_state", input=state, data=torch.zeros(2))
     with pytest.raises(TypeError, match="input is no state"):
         call("read_state", input=torch.zeros(2))
+
+
+def test_a_large_value_is_rounded_in_its_own_memory() -> None:
+    exact = torch.randn(2**20 + 5, generator=torch.Generator().manual_seed(0)) * 1e3
+    value = exact.clone()
+    found = values.rounded_in_place(value, "float16")
+    assert found.data_ptr() == value.data_ptr()
+    assert torch.equal(found, values.rounded(exact, "float16"))
+    turned = torch.arange(6.0).reshape(2, 3).T / 3  # not contiguous: a copy
+    assert torch.equal(values.rounded_in_place(turned, "bfloat16"), values.rounded(turned, "bfloat16"))
+    assert values.rounded_in_place(value, "float32") is value
