@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.export import Dim
@@ -74,6 +74,7 @@ def lower(model: torch.nn.Module, scheme: str, path: Path) -> None:
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
+    floats = int8_embeddings(model) if scheme == "w8a8d" else {}
     example = (torch.randint(0, 16, (1, 9)), torch.ones(1, 9, dtype=torch.int64))
     seq = Dim("seq", min=SHORTEST, max=LONGEST)
     shapes = ({1: seq}, {1: seq})
@@ -89,8 +90,26 @@ def lower(model: torch.nn.Module, scheme: str, path: Path) -> None:
         ],
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
+    config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=bool(floats))
     with path.open("wb") as file:
-        edge.to_executorch().write_to_file(file)
+        edge.to_executorch(config).write_to_file(file)
+    for name, table in floats.items():
+        model.set_submodule(name, table)
+
+
+def int8_embeddings(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Put embeddings of int8 rows into ``model``; returns those of floats by name."""
+    import executorch.kernels.quantized  # noqa: F401 - its embedding kernel
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis
+
+    floats = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    for name, table in floats.items():
+        rows = torch.nn.Embedding.from_pretrained(table.weight)
+        config = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+        quantize_(rows, config, filter_fn=lambda _module, _name: True)
+        model.set_submodule(name, rows)
+    return {**floats}
 
 
 def quantise(program: Any, example: Inputs, shapes: Any) -> Any:

@@ -28,7 +28,7 @@ def check(files: Sequence[RecipeFile], *, trust: bool) -> tuple[tuple[Unit, ...]
     problems += whole.duplicates(cases)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    warnings = dict.fromkeys(warning for case in cases for warning in limits.warnings(case))
+    warnings = dict.fromkeys(w for case in cases for w in (*limits.warnings(case), *targets.warnings(case)))
     return tuple(_finished(case.unit) for case in cases), tuple(warnings)
 
 

@@ -209,7 +209,8 @@ def verify(
 )
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="a .pte, .onnx, .mlpackage or artifact folder, whoever made it")
+        Path,
+        typer.Argument(metavar="PATH", help="a .pte, .onnx, .mlpackage, .aimodel or artifact folder, whoever made it"),
     ],
     as_json: Json = False,
 ) -> None:

@@ -69,6 +69,7 @@ def manifest(done: Delivered, reference_path: str, reference_digest: str) -> dic
             "files": _file_facts(done.lower, lowered["files"]),
             "signature": lowered["signature"],
             "encodings": lowered["encodings"],
+            "notes": list(lowered["notes"]),
             "assignment": done.lower.meta["assignment"],
             "delegation": lowered["delegation"],
             "planned_memory_bytes": lowered["planned_memory_bytes"],

@@ -21,7 +21,18 @@ from edgebake.jsonfile import digest_of
 from edgebake.models import _paths
 from edgebake.recipe import Samples
 from edgebake.scheme import parse
-from edgebake.target import METHODS, MODELS, RUNNERS, TARGETS, About, Support, find_target, runners_of, support_of
+from edgebake.target import (
+    METHODS,
+    MODELS,
+    RUNNERS,
+    TARGETS,
+    About,
+    Support,
+    calibrating,
+    find_target,
+    runners_of,
+    support_of,
+)
 from edgebake.units import Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
@@ -29,12 +40,12 @@ FileDigest = Callable[[Path], str]
 
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
-    "model": ("types.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
+    "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
     "samples": ("samples*.py",),
-    "reference": ("reference*.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
-    "trace": ("trace.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
+    "reference": ("reference*.py", "buffers.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
+    "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
-    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py"),
+    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "reference_run.py"),
     "validate": (
         "metrics.py",
         "agreement.py",
@@ -45,6 +56,7 @@ _SOURCES = {
         "size.py",
         "reference.py",
         "modes.py",
+        "compute_units.py",
     ),
     "locate": ("locate.py", "metrics.py"),
 }
@@ -155,9 +167,10 @@ def _samples_part(unit: Unit, purpose: str, file_digest: FileDigest) -> dict[str
 
 
 def needs_calibration(unit: Unit) -> bool:
-    """Does any scheme or step of the unit look at calibration samples?"""
+    """Does any scheme, step or option of the unit look at calibration samples?"""
     named = (unit.scheme, *unit.spec.compress.modules.values())
-    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps)
+    options = calibrating(find_target(unit.target), unit.options)
+    return any(parse(s).needs_calibration for s in named) or bool(unit.spec.compress.steps or options)
 
 
 def model_part(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:
@@ -231,6 +244,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         versions=_method_versions(on_graph),
         target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
         calibration=calibration if on_graph else None,
+        quantizer={"options": dict(unit.options), "device": device} if on_graph else None,  # how ranges are chosen
         cpu=cpu(),
     )
     add(

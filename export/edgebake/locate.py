@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgebake.buffers import untouched
 from edgebake.metrics import CAP_DB, sqnr_db, to_json
 from edgebake.types import Loaded, ReferenceCall, Traced, canonical_module_name, module_of_stack_entry
 
@@ -42,14 +43,14 @@ def float_values(module: torch.nn.Module, args: Sequence[torch.Tensor]) -> dict[
             tensor = _first_tensor(output)
             if tensor is not None and tensor.is_floating_point():
                 values.pop(name, None)  # a module that runs more than once stands where it ran last
-                values[name] = tensor.detach().float().numpy()
+                values[name] = tensor.detach().float().clone().numpy()  # it may be a buffer, which is put back
 
         return record
 
     named = [(canonical_module_name(n), m) for n, m in module.named_modules() if canonical_module_name(n)]
     handles = [m.register_forward_hook(hook(n)) for n, m in named]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), untouched(module):
             module(*args)
     finally:
         for handle in handles:
@@ -82,9 +83,9 @@ def program_values(
                 seen[n.name] = value
             return value
 
-    with torch.inference_mode():
+    with torch.inference_mode(), untouched(graph_module):
         Recorder(graph_module).run(*args)
-    return {path: seen[name].detach().float().numpy() for path, name in last.items() if name in seen}
+        return {path: seen[name].detach().float().clone().numpy() for path, name in last.items() if name in seen}
 
 
 def rank(
@@ -150,8 +151,9 @@ def _outputs_sqnr_db(compressed: Traced, call: ReferenceCall, args: Sequence[tor
     """Worst output of the compressed graph on ``call``, in dB."""
     import torch
 
-    with torch.inference_mode():
-        outputs: Any = compressed.programs[call.method].module()(*args)
-    flat = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    program: Any = compressed.programs[call.method].module()
     names = [t.name for t in compressed.signature.methods[call.method].outputs]
+    with torch.inference_mode(), untouched(program):
+        outputs: Any = program(*args)
+        flat = [value.clone() for value in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
     return min(sqnr_db(call.outputs[n], value.float().numpy()) for n, value in zip(names, flat, strict=True))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgebake import devices
-from edgebake.scheme import parse, shown
+from edgebake.keys import needs_calibration
+from edgebake.scheme import shown
 from edgebake.target import METHODS, find_target, runners_of, support_of
 from edgebake.units import Unit
 
@@ -31,7 +32,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "recipe_name": unit.recipe,
         "component": unit.component,
         "target": unit.target,
-        "device": dict(devices.find(unit.device)) if unit.device else None,
+        "device": devices.row(unit.device),
         "scheme": unit.scheme,
         "scheme_shown": shown(unit.scheme),
         "kinds": list(row.kinds) if row else [],
@@ -39,7 +40,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "format": target.FORMAT,
         "optional": unit.optional,
         "missing": {"reason": missing.reason, "remedy": missing.remedy} if missing else None,
-        "calibration": _needs_calibration(unit),
+        "calibration": needs_calibration(unit),
         "stages": _stages(methods),
         "methods": methods,
         "runners": [{"name": name, "kind": runner.KIND} for name, runner in runners_of(unit.target)],
@@ -68,11 +69,6 @@ def _stages(methods: list[dict[str, Any]]) -> list[str]:
     acts = [method["acts_on"] for method in methods]
     before, after = ["compress"] * ("module" in acts), ["compress"] * ("graph" in acts)
     return ["load", "reference", *before, "trace", *after, "lower", "validate"]
-
-
-def _needs_calibration(unit: Unit) -> bool:
-    schemes = (unit.scheme, *unit.spec.compress.modules.values())
-    return bool(unit.spec.compress.steps) or any(parse(scheme).needs_calibration for scheme in schemes)
 
 
 def _code(unit: Unit) -> list[str]:

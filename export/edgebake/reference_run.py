@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgebake.buffers import untouched
 from edgebake.errors import StageFailed
 from edgebake.types import Call, Loaded, ReferenceCall, Sample, TensorSpec
 
@@ -19,16 +20,19 @@ def run_float(loaded: Loaded, samples: Iterable[Sample]) -> Iterator[tuple[Refer
     """What the float model makes of each sample, one tuple of calls per sample, computed as it is asked for.
 
     Every sample starts with its states at zeros; after that a state is the latest value of the output that its
-    ``state_from`` names, whichever method gave it.
+    ``state_from`` names, whichever method gave it. Buffers that the network writes to start every sample as they were
+    loaded.
     """
-    for sample in samples:
-        carried: dict[str, NDArray[Any]] = {}
-        recorded = []
-        for call in sample.calls:
-            seen = _run_call(loaded, call, carried)
-            carried.update(seen.outputs)
-            recorded.append(seen)
-        yield tuple(recorded)
+    with untouched(*loaded.methods.values()) as start:
+        for sample in samples:
+            start.restore()
+            carried: dict[str, NDArray[Any]] = {}
+            recorded = []
+            for call in sample.calls:
+                seen = _run_call(loaded, call, carried)
+                carried.update(seen.outputs)
+                recorded.append(seen)
+            yield tuple(recorded)
 
 
 def _run_call(loaded: Loaded, call: Call, carried: Mapping[str, NDArray[Any]]) -> ReferenceCall:

@@ -66,6 +66,20 @@ class Client:
         answer = self.ask(do="mode", mode=mode, samples=samples, out=str(out))
         return _load(out), answer["strange"]
 
+    def in_unit(
+        self, unit: str, samples: list[int], timed: int, repetitions: int
+    ) -> tuple[Mapping[str, NDArray[Any]], list[float]] | str:
+        """Outputs by ``<sample>.<name>`` on one compute unit and milliseconds of each call, or why there are none."""
+        out = self.scratch / f"{unit}.npz"
+        request = {"do": "unit", "unit": unit, "samples": samples, "timed": timed, "repetitions": repetitions}
+        answer = self.send({**request, "out": str(out)})
+        return str(answer["not_measured"]) if "not_measured" in answer else (_load(out), list(answer["ms"]))
+
+    def placement(self) -> Mapping[str, Any]:
+        """Which operators the runtime places where (``edgebake.target.Session``)."""
+        placed: Mapping[str, Any] = self.ask(do="placement")["placement"]
+        return placed
+
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
     import numpy as np

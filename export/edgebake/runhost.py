@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +48,13 @@ def recorded_calls(reference: Reference, index: int) -> Iterator[tuple[int, str,
         yield number, call.method, dict(call.inputs)
 
 
+def begin(session: Session) -> None:
+    """A sequence of calls begins: states of the artifact become zero."""
+    forget = getattr(session, "begin", None)
+    if forget is not None:
+        forget()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """One opened artifact and the reference it is fed from."""
@@ -64,6 +71,7 @@ class Host:
         count = 0
         for index in range(len(self.reference)):
             previous: Arrays | None = None
+            begin(self.session)
             for number, method, given in recorded_calls(self.reference, index):
                 spec = self.signature.methods[method]
                 inputs = free_running_inputs(spec, given, previous) if free else given
@@ -76,12 +84,17 @@ class Host:
     def time(self, index: int, repetitions: int) -> list[float]:
         """Milliseconds of each of ``repetitions`` calls on the first call of sample ``index``."""
         _, method, inputs = next(recorded_calls(self.reference, index))
-        took = []
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            self.session.call(method, inputs)
-            took.append((time.perf_counter() - start) * 1e3)
-        return took
+        return _timed(self.session, lambda: self.session.call(method, inputs), repetitions)
+
+
+def _timed(session: Session, call: Callable[[], Any], repetitions: int) -> list[float]:
+    took = []
+    for _ in range(repetitions):
+        begin(session)
+        start = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - start) * 1e3)
+    return took
 
 
 def _largest(reference: Reference) -> list[int]:
@@ -97,7 +110,9 @@ def open_host(request: Mapping[str, Any]) -> Host:
     runner.warm_up()
     base = weighing.start()
     session = runner.open(Path(request["entry"]), signature)
-    for _, method, inputs in calls:
+    for number, method, inputs in calls:
+        if number == 0:
+            begin(session)
         session.call(method, inputs)
     return Host(
         session=session,
@@ -114,6 +129,7 @@ def _opened(host: Host) -> dict[str, Any]:
         "peak_bytes": host.peak_bytes,
         "can_intermediates": hasattr(host.session, "intermediates"),
         "modes": list(getattr(host.session, "modes", ())),
+        "units": list(getattr(host.session, "units", ())),
     }
 
 
@@ -128,11 +144,16 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"calls": _intermediates(host, request)}
         case "mode":
             return {"strange": _in_mode(host, request)}
+        case "unit":
+            return {"ms": _in_unit(host, request)}
+        case "placement":
+            return {"placement": host.session.placement()}  # type: ignore[attr-defined]
     raise ValueError(f"unknown request {request['do']!r}")
 
 
 def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
     _, method, inputs = next(recorded_calls(host.reference, request["sample"]))
+    begin(host.session)
     values = host.session.intermediates(method, inputs, request["modules"])  # type: ignore[attr-defined]
     np.savez(Path(request["out"]), **values)
     return len(values)
@@ -144,11 +165,26 @@ def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]
     strange = {}
     for index in request["samples"]:
         _, method, inputs = next(recorded_calls(host.reference, index))
+        begin(host.session)
         values, found = host.session.call_mode(request["mode"], method, inputs)  # type: ignore[attr-defined]
         outputs.update({f"{index}.{name}": value for name, value in values.items()})
         strange[str(index)] = dict(found)
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
     return strange
+
+
+def _in_unit(host: Host, request: Mapping[str, Any]) -> list[float]:
+    """First call of each sample on one compute unit; returns milliseconds of repeated calls on the sample to time."""
+
+    def call(index: int) -> Mapping[str, NDArray[Any]]:
+        _, method, inputs = next(recorded_calls(host.reference, index))
+        begin(host.session)
+        values: Arrays = host.session.call_unit(request["unit"], method, inputs)  # type: ignore[attr-defined]
+        return values
+
+    outputs = {f"{index}.{name}": value for index in request["samples"] for name, value in call(index).items()}
+    np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
+    return _timed(host.session, lambda: call(request["timed"]), request["repetitions"])
 
 
 def serve(host: Host | None, request: Mapping[str, Any]) -> tuple[Host | None, dict[str, Any]]:

@@ -2,8 +2,12 @@
 
 ``fp32`` ``fp16``                      float weights and activations
 ``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
-``palette<bits>[g<group>]``            weights as indices into a table of 2**bits values, one for all or one per group
-``sparse<percent>``                    that share of each weight is zero (the smallest values), the others are float16
+``palette<bits>[g<group>][s]``         weights as indices into a table of 2**bits values, one for all or one per group;
+                                       ``s``: of weights divided by a scale per output channel
+``palette<bits>v<size>``               each index stands for ``size`` neighbouring output channels: 2**bits vectors
+``sparse<percent>[-<inner>]``          that share of each weight is zero (the smallest values), the others are float16,
+                                       or in the scheme ``inner``: ``sparse50-w8``, ``sparse50-palette4``
+``sparse<n>of<m>[-<inner>]``           of every m neighbouring input channels n stay: ``sparse2of4``
 
 ``w8a8d`` reads: 8-bit weights per channel, 8-bit activations, scales chosen at run time (dynamic). A group of integers
 counts input channels that share a scale; a group of palettes counts output channels that share a table.
@@ -38,11 +42,12 @@ ALIASES = {
     "pal4": "palette4",
     "pal6": "palette6",
     "pal8": "palette8",
+    "2:4": "sparse2of4",
 }
 
 _FLOAT = re.compile(r"fp(32|16)")
-_PALETTE = re.compile(r"palette([1-8])(?:g([1-9]\d*))?")
-_SPARSE = re.compile(r"sparse([1-9]\d?)")
+_PALETTE = re.compile(r"palette([1-8])(?:v([2-9]|1[0-6])|(?:g([1-9]\d*))?(s)?)")
+_SPARSE = re.compile(r"sparse(?:([1-9]\d?)|([1-9]\d*)of([1-9]\d*))(?:-(.+))?")
 _INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
 
 
@@ -61,19 +66,30 @@ class Scheme:
     activation_bits: int | None = None  # None: activations stay float
     dynamic: bool = False
     zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
+    stay: tuple[int, int] | None = None  # (n, m): of every m neighbouring input channels, n are stored
+    inner: Scheme | None = None  # of "sparse": how what is stored is rounded; None: float16
+    vector: int = 1  # of "palette": how many neighbouring output channels an index stands for
+    scaled: bool = False  # of "palette": the table holds for weights that are divided by a scale per output channel
 
     @property
     def needs_calibration(self) -> bool:
         """Static activations need ranges seen on calibration samples."""
         return self.activation_bits is not None and not self.dynamic
 
+    @property
+    def palette(self) -> Scheme | None:
+        """The scheme of the palette, of all values or of those that stay; None without one."""
+        return self.inner.palette if self.inner else self if self.family == "palette" else None
+
     def kept(self, weights: int) -> int:
         """How many of ``weights`` values are stored."""
+        if self.stay:
+            return weights * self.stay[0] // self.stay[1]
         return weights - weights * self.zero_percent // 100
 
     def payload_bytes(self, weights: int) -> int:
         """Smallest size of ``weights`` values, without scales, tables and masks."""
-        return (self.kept(weights) * self.weight_bits + 7) // 8
+        return (self.kept(weights) // self.vector * self.weight_bits + 7) // 8
 
     def floor_bytes(self, weights: int, channels: int) -> int:
         """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
@@ -81,10 +97,12 @@ class Scheme:
         if self.family == "float":
             return payload
         if self.family == "sparse":
-            return payload + (weights + 7) // 8
+            beside = self.inner.floor_bytes(0, channels) if self.inner else 0
+            return payload + (weights + 7) // 8 + beside
         if self.family == "palette":
             tables = max(1, channels // self.group) if self.group else 1
-            return payload + 2 * tables * (1 << self.weight_bits)
+            table = 2 * self.vector * (1 << self.weight_bits)
+            return payload + tables * table + (2 * channels if self.scaled else 0)
         groups = weights // self.group if self.group else channels
         return payload + 4 * groups
 
@@ -112,10 +130,17 @@ def parse(name: str) -> Scheme:
     if match := _FLOAT.fullmatch(text):
         return Scheme(name=text, family="float", weight_bits=int(match[1]))
     if match := _PALETTE.fullmatch(text):
-        channels = int(match[2]) if match[2] else None
-        return Scheme(name=text, family="palette", weight_bits=int(match[1]), group=channels)
-    if match := _SPARSE.fullmatch(text):
-        return Scheme(name=text, family="sparse", weight_bits=16, zero_percent=int(match[1]))
+        bits, vector, channels, scaled = match.groups()
+        return Scheme(
+            name=text,
+            family="palette",
+            weight_bits=int(bits),
+            group=int(channels) if channels else None,
+            vector=int(vector or 1),
+            scaled=bool(scaled),
+        )
+    if (match := _SPARSE.fullmatch(text)) and (sparse := _sparse(text, *match.groups())):
+        return sparse
     if match := _INTEGER.fullmatch(text):
         bits, group, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):
@@ -130,4 +155,23 @@ def parse(name: str) -> Scheme:
     raise ValueError(
         f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[g<group>][a<bits>[d]] "
         "such as w8, w8a8, w8a8d, w4g32a8d"
+    )
+
+
+def _sparse(name: str, percent: str | None, stay: str | None, of: str | None, inner: str | None) -> Scheme | None:
+    """None where the numbers do not go together, or ``inner`` is neither integers per channel nor one palette."""
+    within = parse(inner) if inner else None
+    if within and (within.family not in ("integer", "palette") or within.group or within.activation_bits):
+        return None
+    if within and (within.scaled or within.vector > 1 or within.name != inner):
+        return None
+    if stay and of and not int(stay) < int(of):
+        return None
+    return Scheme(
+        name=name,
+        family="sparse",
+        weight_bits=within.weight_bits if within else 16,
+        zero_percent=int(percent or 0),
+        stay=(int(stay), int(of)) if stay and of else None,
+        inner=within,
     )

@@ -16,6 +16,7 @@ def to_json(signature: Signature) -> dict[str, Any]:
             name: {
                 "inputs": [_tensor_to_json(t) for t in method.inputs],
                 "outputs": [_tensor_to_json(t) for t in method.outputs],
+                **({"buffers": list(method.buffers)} if method.buffers else {}),
             }
             for name, method in signature.methods.items()
         },
@@ -39,6 +40,7 @@ def from_json(data: Mapping[str, Any]) -> Signature:
             name: MethodSignature(
                 inputs=tuple(_tensor_from_json(t) for t in method["inputs"]),
                 outputs=tuple(_tensor_from_json(t) for t in method["outputs"]),
+                buffers=tuple(method.get("buffers", ())),
             )
             for name, method in data["methods"].items()
         },

@@ -6,7 +6,7 @@ import copy
 import gc
 import importlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from edgebake import locate as locating
 from edgebake import signatures, validate
 from edgebake.assignment import assign
+from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
-from edgebake.types import Assignment, Loaded, Lowered, Module, Traced, canonical_module_name
+from edgebake.types import Assignment, Loaded, Lowered, Module, ReferenceCall, Sample, Traced, canonical_module_name
 from edgebake.units import Unit
 from edgebake.workbench import Bench, load, read_samples, stored
 
@@ -140,7 +141,9 @@ def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, met
     from edgebake.reference_run import run_float
 
     order = [t.name for t in loaded.signature.methods[method].inputs]
+    start = Snapshot.of(loaded.methods.values())  # ``module`` shares the buffers
     for calls in run_float(loaded, read_samples(bench, unit, "calibration")):
+        start.restore()
         for call in (c for c in calls if c.method == method):
             module(*(torch.from_numpy(call.inputs[name]) for name in order))
 
@@ -149,17 +152,13 @@ def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> 
     """Positional inputs of every calibration call of ``method``; the float program carries the states on."""
     import torch
 
-    from edgebake.reference_run import run_float
-
     samples = read_samples(bench, unit, "calibration")
     order = {name: [t.name for t in spec.inputs] for name, spec in traced.signature.methods.items()}
     stateless = all(t.role != "state" for spec in traced.signature.methods.values() for t in spec.inputs)
     if stateless:
         given = ((c.method, c.tensors()) for sample in samples for c in sample.calls)
     else:
-        modules = {name: program.module() for name, program in traced.programs.items()}
-        floats = Loaded(methods=modules, signature=traced.signature, facts={})
-        given = ((c.method, dict(c.inputs)) for calls in run_float(floats, samples) for c in calls)
+        given = ((c.method, dict(c.inputs)) for calls in _run_programs(traced, samples) for c in calls)
     return [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in given if m == method]
 
 
@@ -233,13 +232,13 @@ def _graph_request(
     return GraphRequest(
         program=program,
         dynamic_shapes=dynamic_shapes(signature.methods[method], signature.dims),
-        quantizer=target.quantizer(_lower_request(bench, unit, assignment, Path())),
+        quantizer=target.quantizer(_lower_request(bench, unit, assignment, Path(), traced)),
         calibration=calibration,
         options=options,
     )
 
 
-def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path) -> LowerRequest:
+def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path, traced: Traced) -> LowerRequest:
     calibration = read_samples(bench, unit, "calibration") if needs_calibration(unit) else None
     return LowerRequest(
         unit=unit.id,
@@ -250,7 +249,16 @@ def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Pat
         calibration=calibration,
         folder=folder,
         about=about(unit, bench.store.file_digest),
+        float_calls=lambda samples: _run_programs(traced, samples),
     )
+
+
+def _run_programs(traced: Traced, samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:
+    """The recorded calls of ``traced`` on ``samples``, states carried on."""
+    from edgebake.reference_run import run_float
+
+    modules = {name: program.module() for name, program in traced.programs.items()}
+    return run_float(Loaded(methods=modules, signature=traced.signature, facts={}), samples)
 
 
 def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry, Entry]:
@@ -267,7 +275,9 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
 
     def write(folder: Path) -> Mapping[str, Any]:
         with bench.stage("lower", unit):
-            lowered = find_target(unit.target).lower(compressed, _lower_request(bench, unit, assignment, folder))
+            lowered = find_target(unit.target).lower(
+                compressed, _lower_request(bench, unit, assignment, folder, traced)
+            )
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
         return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
@@ -292,11 +302,12 @@ def float_timer(bench: Bench, unit: Unit, recorded: Reference) -> validate.Float
         order = [t.name for t in loaded.signature.methods[call.method].inputs]
         args = tuple(torch.from_numpy(call.inputs[n]) for n in order)
         took = []
-        with torch.inference_mode():
+        with torch.inference_mode(), untouched(loaded.methods[call.method]) as buffers:
             for _ in range(repetitions):
                 start = time.perf_counter()
                 loaded.methods[call.method](*args)
                 took.append((time.perf_counter() - start) * 1e3)
+                buffers.restore()
         return took
 
     return run

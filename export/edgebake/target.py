@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgebake.errors import RecipeError
+from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.types import (
     ActsOn,
     Assignment,
@@ -24,10 +24,12 @@ from edgebake.types import (
     Loaded,
     Lowered,
     ModuleKind,
+    ReferenceCall,
     RunnerKind,
     Sample,
     SampleSet,
     Signature,
+    TensorSpec,
     Traced,
 )
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 CONTRACT_VERSION = 1
 
+# Names to the values of which each must have one; () where any will do, as long as it is known.
+Needs = Mapping[str, tuple[str | int | float | bool, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
@@ -45,26 +50,32 @@ class Support:
     ``kinds``: module kinds that the scheme compresses; modules of other kinds stay float32 when the scheme is the
     recipe's default and are an error when a rule names them. ``method``: the file under compress/ that applies the
     scheme before lowering; empty when ``lower`` applies it. ``override_only``: never as a recipe's default scheme.
-    ``needs``: values that a target option must have one of, such as the systems that take the scheme. ``note``: the
-    kernel or hardware reason.
+    ``needs``: values that a target option must have one of, such as the systems that take the scheme.
+    ``needs_device``: values that a fact of the recipe's device must have one of, such as the NPU versions that take it
+    (``edgebake.devices.FACTS``). ``note``: the kernel or hardware reason.
     """
 
     scheme: str
     kinds: tuple[ModuleKind, ...]
     method: str = ""
     override_only: bool = False
-    needs: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
+    needs: Needs = field(default_factory=dict)
+    needs_device: Needs = field(default_factory=dict)
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A target option: its type is the type of ``default``; ``choices`` closes it."""
+    """A target option: its type is the type of ``default``; ``choices`` closes it.
+
+    ``calibrated``: values, or words among those of a text, with which ``lower`` looks at calibration samples.
+    """
 
     name: str
     default: str | int | float | bool
     help: str
     choices: tuple[str | int | float | bool, ...] = ()
+    calibrated: tuple[str | int | float | bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,15 @@ class About:
     std: tuple[float, ...] = ()
 
 
+# Samples -> per sample the recorded calls of the float network, states carried from call to call.
+FloatCalls = Callable[[Iterable[Sample]], Iterator[tuple[ReferenceCall, ...]]]
+
+
+def no_float_calls(_samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:
+    """Where nothing runs the float network."""
+    raise StageFailed("this request for lowering comes without the float network", fix="give it float_calls")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowerRequest:
     """All that ``lower`` may look at besides the traced program."""
@@ -101,41 +121,52 @@ class LowerRequest:
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
     about: About = About()
+    float_calls: FloatCalls = no_float_calls
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a recipe asks of a target, known before a weight is read.
+    """What a recipe says of one unit, before anything is loaded.
 
-    ``device`` is its profile's row with ``name``, None without one; ``varying`` names the dimensions of more than one
-    size; ``options`` have the defaults filled in; ``module_schemes`` are those of ``compress.modules``.
+    ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
+    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size.
+    ``channels``: how many the image samples are normalised by, None without such samples.
     """
 
     scheme: str
     module_schemes: tuple[str, ...]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # every OPTIONS name present, each of its type and among its choices
     device: Mapping[str, Any] | None
-    methods: tuple[str, ...]
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
     varying: tuple[str, ...]
+    channels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What a target cannot do of what was asked.
+    """What a target cannot do of what is :class:`Asked`.
 
-    ``key``: where that is written, ``device``, ``dims``, ``scheme``, ``modules`` or
-    ``options.<name>``; empty for the rule itself."""
+    ``key``: where that is written: ``device``, ``dims``, ``scheme``, ``modules``, ``options.<name>`` or
+    ``inputs.<method>.<name>``; empty for the rule itself.
+    """
 
     what: str
     fix: str
     key: str = ""
+
+    def problem(self) -> Problem:
+        """For an error without the recipe's lines."""
+        return Problem(what=self.what, fix=self.fix)
 
 
 class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again. ``refusals(asked: Asked) -> Iterable[Refusal]``, what the check refuses beyond SUPPORTS and OPTIONS.
+    lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
+    ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
+    ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
+    refuse and the recipe alone shows; imports no SDK.
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -165,9 +196,16 @@ class NotMeasured(Exception):
 class Session(Protocol):
     """An opened artifact.
 
+    Optional: ``begin()``, called where a sequence of calls begins: after it, what earlier calls left in the artifact is
+    gone and states are zero. One without it keeps nothing between calls.
+
     Optional: ``intermediates(method, inputs, modules)`` gives values inside it by module name. ``modes`` names ways to
     round, the first one not at all, and ``call_mode(mode, method, inputs)`` gives outputs in one of them together with
     the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
+    ``units`` names compute units that the runtime can be held to, and ``call_unit(unit, method, inputs)`` gives outputs
+    there, or raises NotMeasured; ``placement()`` says which operators the runtime places where: unit name to
+    ``{"operators": {type: count}, "cost": share of the estimated work, None where unknown}``
+    (``edgebake.compute_units``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -302,6 +340,16 @@ def runners_of(target: str) -> tuple[tuple[str, Runner], ...]:
 def support_of(target: Target, scheme: str) -> Support | None:
     """The row of ``scheme``, or None."""
     return next((row for row in target.SUPPORTS if row.scheme == scheme), None)
+
+
+def calibrating(target: Target, options: Mapping[str, Any]) -> tuple[Option, ...]:
+    """The options whose value looks at calibration samples; one that is not in ``options`` has its default."""
+    return tuple(o for o in target.OPTIONS if o.calibrated and _looks(o, options.get(o.name, o.default)))
+
+
+def _looks(option: Option, value: str | float) -> bool:
+    words = value.replace(",", " ").split() if isinstance(value, str) else [value]
+    return not set(option.calibrated).isdisjoint(words)
 
 
 def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

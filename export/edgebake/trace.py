@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgebake.buffers import untouched
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.types import (
     DimBounds,
@@ -95,11 +97,15 @@ def trace(loaded: Loaded, seed: int = 0) -> Traced:
 
     StageFailed: a dimension turns out fixed, an output is not finite, or the program computes something else.
     """
-    programs = {name: _trace_method(loaded, name, seed) for name in loaded.methods}
-    return Traced(programs=programs, signature=loaded.signature)
+    programs, methods = {}, {}
+    for name, method in loaded.signature.methods.items():
+        programs[name], written = _trace_method(loaded, name, seed)
+        methods[name] = replace(method, buffers=written)
+    return Traced(programs=programs, signature=replace(loaded.signature, methods=methods))
 
 
-def _trace_method(loaded: Loaded, name: str, seed: int) -> torch.export.ExportedProgram:
+def _trace_method(loaded: Loaded, name: str, seed: int) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """The program, and names of the buffers that the method writes to."""
     import torch
 
     module = loaded.methods[name].eval()
@@ -114,8 +120,12 @@ def _trace_method(loaded: Loaded, name: str, seed: int) -> torch.export.Exported
         runnable = program.module()
         for size in _check_sizes(signature.methods[name], signature.dims):
             args = example_inputs(signature, name, seed + 1, size)
-            _compare(signature.methods[name], name, size, module(*args), runnable(*args))
-    return without_provenance(program)
+            with untouched(module) as buffers:
+                eager = [value.clone() for value in module(*args)]  # an output may be a buffer itself
+                written = buffers.written()
+            with untouched(runnable):
+                _compare(signature.methods[name], name, size, eager, runnable(*args))
+    return without_provenance(program), written
 
 
 def without_provenance(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -232,8 +242,9 @@ def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
             for weight in weights.values():
                 weight.requires_grad_(True)
             try:
-                outputs = module(*example_inputs(loaded.signature, method, seed))
-                reached = _reached(outputs, weights)
+                with untouched(module):
+                    outputs = module(*example_inputs(loaded.signature, method, seed))
+                    reached = _reached(outputs, weights)
             finally:
                 for weight in weights.values():
                     weight.requires_grad_(False)

@@ -55,10 +55,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSignature:
-    """Inputs and outputs of one method, in call order."""
+    """Inputs and outputs of one method, in call order; ``buffers``: names of the network's own that it writes to."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    buffers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +222,7 @@ class Lowered:
     delegation: Delegation
     planned_memory_bytes: int | None = None
     encodings: Mapping[str, Any] = field(default_factory=dict)  # summary: {scheme: modules}, float modules, notes
+    notes: tuple[str, ...] = ()  # what reports say of it: choices that lowering made by itself
 
 
 @dataclass(frozen=True, kw_only=True)

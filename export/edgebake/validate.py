@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgebake import modes, runclient, signatures, size
+from edgebake import compute_units, modes, runclient, signatures, size
 from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -34,7 +34,7 @@ class Subject:
     target: str
     scheme: str
     folder: Path
-    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files
+    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files, notes
     assignment: Mapping[str, str]
     reference: Path
     limits: Limits
@@ -64,7 +64,7 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
     measured: dict[str, Any] = {
         "version": 1,
         "unit": subject.unit,
-        "notes": _notes(recorded),
+        "notes": [*subject.lowered.get("notes", ()), *_notes(recorded)],
         "samples": {
             "count": len(recorded),
             "calls": recorded.manifest["calls"],
@@ -97,6 +97,10 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
             "run_base_bytes": client.opened["base_bytes"],
         }
         measured["latency"] = _latency(client, recorded, float_timer)
+        if client.opened["units"]:
+            timed = median_sample(recorded)
+            measured["compute_units"] = compute_units.measure(client.opened["units"], recorded, timed, client)
+            measured["placement"] = client.placement()
     return measured
 
 

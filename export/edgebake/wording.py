@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 60
 
@@ -42,5 +42,17 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 24) -> str:
     """A fix that names the nearest known name and the others: ``did you mean 'scheme'? known: modules, scheme``."""
     names = sorted(known)
     near = nearest(word, names)
-    shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-    return (f"did you mean {near!r}? " if near else "") + (f"known: {shown}" if names else "there are none yet")
+    shown = f"known: {listed(names, most)}" if names else "there are none yet"
+    return (f"did you mean {near!r}? " if near else "") + shown
+
+
+def listed(names: Sequence[str], most: int = 24) -> str:
+    """``names`` between commas, and how many more there are than ``most``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def written(value: object) -> str:
+    """A fact or setting as users write it: ``24`` for 24.0, ``true`` for True."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

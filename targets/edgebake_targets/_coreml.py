@@ -10,26 +10,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import DimBounds, MethodSignature, TensorSpec
+from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
-    _coreml_compress,
+    _coreml_activations,
     _coreml_images,
     _coreml_metadata,
     _coreml_modules,
+    _coreml_operators,
     _coreml_precision,
     _coreml_rewrites,
+    _coreml_sensitivity,
     _coreml_states,
 )
+from edgebake_targets._coreml_options import precision_of
 from edgebake_targets._coreml_package import write_package
 from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, Held, float_weights, folds_norms, locate
-
-if TYPE_CHECKING:
-    import torch
 
 # Operators that Core ML has natively: decomposed, they cost speed, and the fused forms compute in higher precision.
 _KEPT = frozenset(
@@ -54,14 +54,6 @@ _KEPT = frozenset(
         "conv_transpose2d",
     ]
 )
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# Words of the MIL language; the converter appends "_workaround" to them.
-_RESERVED = frozenset(
-    (
-        *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
-        *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +62,7 @@ class Converted:
 
     ``modules``: names under which each module's value may be found in it. ``states``: its states and their buffers.
     ``inside``: the module that computes each value. ``kept``: modules that compute in float32 on request.
+    ``activations``: how modules with static activations read their inputs.
     """
 
     program: Any
@@ -79,6 +72,7 @@ class Converted:
     states: Mapping[str, str]
     inside: Mapping[str, str]
     kept: tuple[str, ...]
+    activations: Mapping[str, tuple[_coreml_activations.Affine, ...]]
 
 
 @contextmanager
@@ -108,60 +102,52 @@ def _lowered(spec: TensorSpec) -> TensorSpec:
     return spec if kept else replace(spec, lowered_dtype=dtype)
 
 
-def check_names(method: MethodSignature) -> None:
-    """RecipeError for names that the converter would change in silence."""
-    problems = []
-    names = [spec.name for spec in (*method.inputs, *method.outputs)]
-    for name in sorted(set(names)):
-        if not _IDENTIFIER.fullmatch(name):
-            problems.append(
-                Problem(what=f"Core ML cannot name an input or output {name!r}", fix="use letters, digits and _")
-            )
-        if name in _RESERVED:
-            problems.append(Problem(what=f"{name!r} is a word of Core ML's language", fix=f"call it {name}_in, say"))
-        if names.count(name) > 1:
-            problems.append(
-                Problem(what=f"{name!r} names two inputs or outputs; Core ML needs them to differ", fix="rename one")
-            )
-    if problems:
-        raise RecipeError(problems)
-
-
 def convert(
-    program: torch.export.ExportedProgram,
-    method: MethodSignature,
-    dims: Mapping[str, DimBounds],
-    request: LowerRequest,
-    images: Mapping[str, Any],
+    traced: Traced, name: str, method: MethodSignature, request: LowerRequest, images: Mapping[str, Any]
 ) -> Converted:
-    """The MIL program of ``program`` after coremltools' passes. StageFailed when no decomposition table leads there."""
+    """The MIL program of the method ``name`` after coremltools' passes; ``method``: its inputs and outputs in there.
+
+    StageFailed when no decomposition table leads there.
+    """
     import coremltools as ct
 
+    program = traced.programs[name]
     weights = float_weights(program, request.assignment)
+    if request.options["palettes"] == "sensitive_kmeans":
+        weights = _coreml_sensitivity.weighed(weights, traced, name, request.calibration)
     if problems := list(misfits((w.module, w.scheme, w.values.shape, w.axis) for w in weights)):
         raise StageFailed(problems)
     failures = []
-    for name, table in _tables():
+    for tried, table in _tables():
         decomposed = program.run_decompositions(table)
         _coreml_images.scale_channels(decomposed, method, images)
         states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)
         _coreml_rewrites.state_sizes(decomposed)
+        if precision_of(request) == "fp16":
+            _coreml_activations.round_scales(decomposed)
         origins = _coreml_precision.mark(decomposed)
         kept = _coreml_precision.kept_modules(decomposed, request)
         chosen = _coreml_precision.precision(ct, decomposed, request, origins, kept)
         try:
-            mil = _convert_once(decomposed, method, dims, request, chosen, images)
+            mil = _convert_once(decomposed, method, traced.signature.dims, request, chosen, images)
         except Exception as error:  # noqa: BLE001 - the converter raises whatever Python raises; reported below
-            failures.append((name, error))
+            failures.append((tried, error))
             continue
         modules = _coreml_modules.handed_on(decomposed, method)
         held = _located(mil, weights)
         inside = _coreml_precision.inside(mil, origins)
         return Converted(
-            program=mil, held=held, decomposition=name, modules=modules, states=states, inside=inside, kept=tuple(kept)
+            program=mil,
+            held=held,
+            decomposition=tried,
+            modules=modules,
+            states=states,
+            inside=inside,
+            kept=tuple(kept),
+            activations=_coreml_activations.promised(decomposed, request.assignment),
         )
-    reasons = "; ".join(f"{name}: {type(error).__name__}: {_first_line(error)}" for name, error in failures)
+    reasons = "; ".join(f"{tried}: {type(error).__name__}: {_first_line(error)}" for tried, error in failures)
     raise StageFailed(
         f"coremltools cannot convert this network ({reasons})", fix="the stage's log names the operator"
     ) from failures[0][1]
@@ -249,7 +235,7 @@ def compress(converted: Converted) -> dict[str, Held]:
     def within(_block: Any) -> None:
         for name, held in names.items():
             if is_compressed(held.scheme):
-                _coreml_compress.replace(held, name)
+                _coreml_operators.replace(held, name)
             else:
                 held.operation.name = held.operation.outputs[0].name = name
 

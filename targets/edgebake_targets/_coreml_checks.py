@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
-from edgebake.scheme import parse
+from edgebake.scheme import Scheme, parse
 from edgebake.types import Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets import _coreml_modules, _coreml_schemes, _coreml_states
-from edgebake_targets._coreml_constants import Constant, constants, decode, format_of, operations
+from edgebake_targets import _coreml_activations, _coreml_modules, _coreml_schemes, _coreml_states
+from edgebake_targets._coreml_allowed import allowed, table_of
+from edgebake_targets._coreml_constants import (
+    Constant,
+    constants,
+    decode,
+    format_of,
+    operations,
+    payload_name,
+    stored_parts,
+)
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
-from edgebake_targets._coreml_package import Package, Payload, array_of, open_package, payload_of
-from edgebake_targets._coreml_schemes import blocks, counts_of, is_compressed
+from edgebake_targets._coreml_package import Package, open_package, payload_of
+from edgebake_targets._coreml_schemes import is_compressed, numbers_of
 from edgebake_targets._coreml_weights import Held
 
 if TYPE_CHECKING:
@@ -66,10 +75,10 @@ def _refuse_growth(package: Package, compressed: Sequence[tuple[Constant, Held]]
     held_as = sum(
         len(payload_of(package, part).data)
         for constant, _ in compressed
-        for name, part in constant.parts.items()
-        if name not in ("axis", "shape")
+        for name, part in stored_parts(constant).items()
+        if name not in ("axis", "shape", "vector_axis")
     )
-    floats = sum(held.values.size * _table_of(package, constant).bits // 8 for constant, held in compressed)
+    floats = sum(held.values.size * table_of(package, constant).bits // 8 for constant, held in compressed)
     if compressed and held_as >= floats:
         schemes = ", ".join(sorted({held.scheme for _, held in compressed}))
         raise StageFailed(
@@ -110,9 +119,10 @@ def _wrong(package: Package, constant: Constant | None, held: Held) -> str:
     decoded = decode(package, constant)
     if decoded.shape != held.values.shape:
         return f"the weight has the shape {decoded.shape}, not {held.values.shape}"
-    if is_compressed(held.scheme) and (found := _table_count(package, constant)) != (promised := _promised_count(held)):
-        return f"the weight has {found} {_stored_as(held.scheme)}, where {held.scheme} has {promised}"
-    excess = abs(decoded - held.values) - _allowed(package, constant, held)  # nan, which is not <= 0, fails too
+    promised = numbers_of(held.scheme, held.values.shape, held.axis)
+    if is_compressed(held.scheme) and (found := _numbers(package, constant, parse(held.scheme))) != promised:
+        return f"the weight has {_said(found)}, where {held.scheme} has {_said(promised)}"
+    excess = abs(decoded - held.values) - allowed(package, constant, held)  # nan, which is not <= 0, fails too
     worst = float(excess.max())
     return "" if worst <= 0 else f"a value is {worst:.3g} farther off than {held.scheme} allows"
 
@@ -124,68 +134,21 @@ def _other_format(package: Package, constant: Constant, scheme: str) -> str:
     return stored if is_compressed(scheme) and not same else ""
 
 
-def _table_count(package: Package, constant: Constant) -> int:
-    size = math.prod(_table_of(package, constant).shape)
-    return size // 2 ** int(format_of(package, constant)[len("palette") :]) if "lut" in constant.parts else size
+def _numbers(package: Package, constant: Constant, scheme: Scheme) -> dict[str, int]:
+    """How many tables, scales and values that are not zero the constant has."""
+    stored, numbers = stored_parts(constant), {}
+    sizes = {name: math.prod(payload_of(package, part).shape) for name, part in stored.items() if name != "shape"}
+    if "lut" in sizes:
+        numbers["tables"] = sizes["lut"] // (2**scheme.weight_bits * scheme.vector)
+    if "scale" in sizes:
+        numbers["scales"] = sizes["scale"]
+    if "mask" in sizes or "data_mask" in sizes or "indices_mask" in sizes:
+        numbers["values"] = sizes[payload_name(constant)]
+    return numbers
 
 
-def _stored_as(scheme: str) -> str:
-    return {"integer": "scales", "palette": "tables", "sparse": "values"}[parse(scheme).family]
-
-
-def _promised_count(held: Held) -> int:
-    if parse(held.scheme).family == "sparse":
-        return parse(held.scheme).kept(held.values.size)
-    return math.prod(counts_of(held.scheme, held.values.shape, held.axis))
-
-
-def _table_of(package: Package, constant: Constant) -> Payload:
-    """The scales or the tables of a compressed weight, or what is not zero of it."""
-    return payload_of(package, next(constant.parts[n] for n in ("lut", "scale", "nonzero_data") if n in constant.parts))
-
-
-def _allowed(package: Package, constant: Constant, held: Held) -> Any:
-    """Largest error of each value: half a step of its scale, the nearest entry of its table, rounding of a float.
-
-    Of a pruned weight, the whole value where no larger one could have been dropped.
-    """
-    import numpy as np
-
-    exact, scheme = held.values.astype(np.float64), parse(held.scheme)
-    if scheme.family == "float":
-        return abs(exact) * 2.0**-10 + 2.0**-24
-    if scheme.family == "sparse":
-        magnitude = abs(exact)
-        smallest_kept = np.sort(magnitude, axis=None)[-scheme.kept(exact.size)]
-        return np.where(magnitude <= smallest_kept, magnitude, magnitude * 2.0**-10) + 2.0**-24
-    counts = counts_of(held.scheme, exact.shape, held.axis)
-    if scheme.family == "integer":
-        return _half_step(exact, counts, scheme.weight_bits)
-    tables = np.sort(array_of(_table_of(package, constant)).astype(np.float64).reshape(*counts, -1))
-    allowed = np.empty(exact.shape)
-    for at, block in blocks(exact.shape, counts):
-        allowed[block] = _to_nearest(exact[block], tables[at])
-    return allowed
-
-
-def _half_step(exact: NDArray[np.float64], counts: Sequence[int], bits: int) -> NDArray[np.float64]:
-    import numpy as np
-
-    sizes = [size // count for size, count in zip(exact.shape, counts, strict=True)]
-    split = [n for pair in zip(counts, sizes, strict=True) for n in pair]
-    step: NDArray[np.float64] = abs(exact).reshape(split).max(axis=tuple(range(1, len(split), 2)))
-    step = step / (2 ** (bits - 1) - 1)
-    for axis, size in enumerate(sizes):
-        step = np.repeat(step, size, axis)
-    return step / 2 * (1 + 2.0**-9) + 2.0**-24  # scales are float16, rounded up; 2**-24 is its smallest number
-
-
-def _to_nearest(exact: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
-    import numpy as np
-
-    right = np.clip(np.searchsorted(table, exact), 1, len(table) - 1)
-    nearest: NDArray[np.float64] = np.minimum(abs(exact - table[right - 1]), abs(exact - table[right]))
-    return nearest * (1 + 1e-9)
+def _said(numbers: Mapping[str, int]) -> str:
+    return " and ".join(f"{number} {what}" for what, number in sorted(numbers.items()))
 
 
 def sketch(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -256,7 +219,8 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
         Verdict(limit="structure.loads", state="pass", subject=entry.name),
         _interface("structure.inputs", entry, _promised(method.inputs, signature), plain),
         _interface("structure.outputs", entry, _promised(method.outputs, signature), outputs_of(package)),
-        _held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        held_against(package, checks.get("packages", {}).get(entry.name, {})),
+        *_coreml_activations.verdicts(package, checks.get("activations", {}).get(entry.name, {})),
         *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(entry.name, {})),
     )
 
@@ -316,7 +280,8 @@ def _text(shape: tuple[int | str, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+def held_against(package: Package, kept: Mapping[str, Any]) -> Verdict:
+    """``structure.weights``: the weights of ``package`` against what ``record`` kept of them."""
     try:
         return _weights(package, kept)
     except (ArtifactDamaged, ValueError) as error:

@@ -1,13 +1,12 @@
-"""Rounds weights to integers or to tables of values, or drops the smallest, and puts them into the Core ML program."""
+"""Rounds weights to integers or to tables of values, or drops the smallest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgebake.scheme import parse
-from edgebake_targets._coreml_schemes import blocks, counts_of
-from edgebake_targets._coreml_weights import Held
+from edgebake.scheme import Scheme
+from edgebake_targets._coreml_schemes import blocks, channel_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,28 +48,64 @@ def prune(values: NDArray[np.float32], kept: int) -> NDArray[np.bool_]:
     return mask.reshape(values.shape)
 
 
+def prune_groups(values: NDArray[np.float32], stay: int, of: int, axis: int) -> NDArray[np.bool_]:
+    """Where the ``stay`` largest magnitudes of every ``of`` neighbours along ``axis`` are; of equal ones, the first."""
+    import numpy as np
+
+    apart = np.moveaxis(np.abs(values), axis, -1)
+    groups = apart.reshape(-1, of)
+    mask = np.zeros(groups.shape, np.bool_)
+    np.put_along_axis(mask, np.argsort(-groups, axis=1, kind="stable")[:, :stay], True, axis=1)
+    return np.ascontiguousarray(np.moveaxis(mask.reshape(apart.shape), -1, axis))
+
+
+def mask_of(scheme: Scheme, values: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
+    """Where values stay in a sparse ``scheme``; ``axis`` is that of the output channels."""
+    if scheme.stay:
+        return prune_groups(values, *scheme.stay, 1 - axis)
+    return prune(values, scheme.kept(values.size))
+
+
+def channel_scales(values: NDArray[np.float32], axis: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """The largest magnitude of each output channel: what the weight under a scaled palette is divided by, unless 0."""
+    import numpy as np
+
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    largest: NDArray[Any] = np.abs(values).max(axis=others).astype(dtype)
+    return largest.reshape(channel_counts(values.shape, axis))
+
+
 def palettise_blocks(
-    values: NDArray[np.float32], counts: Sequence[int], bits: int, dtype: type[np.floating[Any]]
+    values: NDArray[np.float32],
+    counts: Sequence[int],
+    bits: int,
+    dtype: type[np.floating[Any]],
+    sensitivity: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """``palettise`` block by block; the tables have the shape ``(*counts, 2**bits)``."""
     import numpy as np
 
     indices, tables = np.empty(values.shape, np.uint8), np.empty((*counts, 2**bits), dtype)
     for at, part in blocks(values.shape, counts):
-        indices[part], tables[at] = palettise(values[part], bits, dtype)
+        weight = None if sensitivity is None else sensitivity[part]
+        indices[part], tables[at] = palettise(values[part], bits, dtype, weight)
     return indices, tables
 
 
 def palettise(
-    values: NDArray[np.float32], bits: int, dtype: type[np.floating[Any]]
+    values: NDArray[np.float32],
+    bits: int,
+    dtype: type[np.floating[Any]],
+    sensitivity: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Each weight's nearest entry (uint8, shape of ``values``) of a table of ``2**bits`` values (``dtype``, ascending).
 
-    k-means in one dimension on the histogram of the half-precision values, without random numbers.
+    k-means in one dimension on the histogram of the half-precision values, without random numbers; with
+    ``sensitivity`` the sum of squared errors times it is what becomes small.
     """
     import numpy as np
 
-    points, counts = _histogram(values)
+    points, counts = _histogram(values, sensitivity)
     if len(points) <= 2**bits:
         centres = np.concatenate([points, np.repeat(points[-1:], 2**bits - len(points))])
     else:
@@ -81,14 +116,18 @@ def palettise(
     return indices.astype(np.uint8).reshape(values.shape), table
 
 
-def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The different half-precision values, ascending, and how often each occurs.
+def _histogram(
+    values: NDArray[np.float32], sensitivity: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different half-precision values, ascending, and how often each occurs, or its sum of ``sensitivity``.
 
     Counted by bit pattern: ``np.unique`` of numpy 2.4 returns 11 million float16 values out of order.
     """
     import numpy as np
 
-    counts = np.bincount(values.astype(np.float16).view(np.uint16).ravel(), minlength=1 << 16)
+    patterns = values.astype(np.float16).view(np.uint16).ravel()
+    weights = None if sensitivity is None else sensitivity.ravel()
+    counts = np.bincount(patterns, weights, minlength=1 << 16)
     counts[0x0000] += counts[0x8000]  # minus zero
     counts[0x8000] = 0
     used = np.flatnonzero(counts)
@@ -131,88 +170,3 @@ def _lloyd(points: NDArray[np.float64], counts: NDArray[np.float64], levels: int
             break
         centres = moved
     return centres
-
-
-def replace(held: Held, name: str) -> None:
-    """Put the compressed constant ``name`` in the place of ``held.operation``, whose block has to be entered."""
-    import numpy as np
-    from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil._deployment_compatibility import AvailableTarget
-    from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
-    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
-
-    operation = held.operation
-    old = operation.outputs[0]
-    dtype = np.float16 if old.val.dtype == np.float16 else np.float32
-    modern = is_current_opset_version_compatible_with(AvailableTarget.iOS18)
-    operator, parts = _constant(held, dtype, modern=modern)
-    # A program from torch.export is only valid when every operator has these two scopes.
-    scopes = (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
-    with mb.scope(*(ScopeInfo(source=source, data=[None]) for source in scopes)):
-        new = getattr(mb, operator)(**parts, name=name, before_op=operation)
-    block = operation.enclosing_block
-    block.replace_uses_of_var_after_op(anchor_op=operation, old_var=old, new_var=new, no_check_var_types=True)
-    block.remove_ops([operation])
-
-
-def _constant(held: Held, dtype: type[np.floating[Any]], *, modern: bool) -> tuple[str, dict[str, Any]]:
-    """The operator that holds the weight in its scheme, and what it holds; ``modern``: in the op set of iOS 18."""
-    scheme, counts = parse(held.scheme), counts_of(held.scheme, held.values.shape, held.axis)
-    if scheme.family == "integer":
-        q, scale = quantise(held.values, counts, scheme.weight_bits, dtype)
-        if modern:
-            return "constexpr_blockwise_shift_scale", _shift_scale(q, scale, scheme.weight_bits)
-        return "constexpr_affine_dequantize", _affine(q, scale, held.axis)
-    if scheme.family == "sparse":
-        mask = prune(held.values, scheme.kept(held.values.size))
-        return "constexpr_sparse_to_dense", _masked(held.values[mask].astype(dtype), mask, modern=modern)
-    indices, tables = palettise_blocks(held.values, counts, scheme.weight_bits, dtype)
-    pack = _grouped_table if modern else _packed_table
-    return "constexpr_lut_to_dense", pack(indices, tables, scheme.weight_bits)
-
-
-def _masked(values: NDArray[Any], mask: NDArray[np.bool_], *, modern: bool) -> dict[str, Any]:
-    """What is not zero, in row-major order, and one bit for each place."""
-    import numpy as np
-
-    if modern:
-        return {"nonzero_data": values, "mask": mask.astype(_narrow("uint1"))}
-    stream = np.packbits(mask.ravel(), bitorder="little")
-    return {"nonzero_data": values, "mask": stream, "shape": np.array(mask.shape, np.uint32)}
-
-
-def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
-    """iOS 16: one scale per channel."""
-    import numpy as np
-
-    flat = scale.reshape(-1)
-    return {"quantized_data": q, "zero_point": np.zeros(flat.shape, np.int8), "scale": flat, "axis": np.int32(axis)}
-
-
-def _shift_scale(q: NDArray[np.int8], scale: NDArray[Any], bits: int) -> dict[str, Any]:
-    """iOS 18: one scale per block."""
-    return {"data": q.astype(_narrow(f"int{bits}")), "scale": scale}
-
-
-def _packed_table(indices: NDArray[np.uint8], tables: NDArray[Any], bits: int) -> dict[str, Any]:
-    """iOS 16: indices as one little-endian stream of bits, one table."""
-    import numpy as np
-
-    planes = np.unpackbits(indices.reshape(-1, 1), axis=1, bitorder="little")[:, :bits]
-    return {
-        "indices": np.packbits(planes.ravel(), bitorder="little"),
-        "lut": tables.reshape(-1),
-        "shape": np.array(indices.shape, np.uint32),
-    }
-
-
-def _grouped_table(indices: NDArray[np.uint8], tables: NDArray[Any], bits: int) -> dict[str, Any]:
-    """iOS 18: indices in their own type, one table per block; vectors of one value."""
-    return {"indices": indices.astype(_narrow(f"uint{bits}")), "lut": tables[..., None]}
-
-
-def _narrow(name: str) -> Any:
-    """numpy's type for MIL's type ``name``, which coremltools marks as narrower than a byte."""
-    from coremltools.converters.mil.mil import types
-
-    return types.nptype_from_builtin(types.string_to_builtin(name))

@@ -6,12 +6,12 @@ channels whose ``std`` differ are scaled apart by a multiplication behind it, wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import Problem, RecipeError
-from edgebake.target import LowerRequest, NotMeasured
+from edgebake.errors import RecipeError
+from edgebake.target import LowerRequest, NotMeasured, Refusal
 from edgebake.types import MethodSignature, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,33 +27,46 @@ Normalisation = Mapping[str, Any]  # "mean" and "std", one number per channel
 
 def taken_as_images(method: MethodSignature, request: LowerRequest) -> dict[str, Normalisation]:
     """The inputs that become images, with the recipe's normalisation. RecipeError for what cannot be one."""
-    if request.options["image_inputs"] == "array":
-        return {}
     mean, std = request.about.mean, request.about.std
-    images = [spec for spec in method.inputs if spec.role == "image"]
-    problems = [problem for spec in images for problem in _problems(spec, len(mean))]
-    if not images:
-        what = "image_inputs: image, but no input has the role image"
-        problems.append(Problem(what=what, fix="inputs: {pixels: {shape: [1, 3, 224, 224], role: image}}"))
-    elif not mean:
-        what = "image_inputs: image, but no samples of images say how pixels are normalised"
-        problems.append(Problem(what=what, fix="samples: {evaluation: {images: ..., mean: [...], std: [...]}}"))
-    if problems:
-        raise RecipeError(problems)
+    refused = list(refusals(request.options, "forward", method.inputs, len(mean) or None))
+    if refused:
+        raise RecipeError([refusal.problem() for refusal in refused])
+    images = [] if request.options["image_inputs"] == "array" else [s for s in method.inputs if s.role == "image"]
     return {spec.name: {"mean": list(mean), "std": list(std)} for spec in images}
 
 
-def _problems(spec: TensorSpec, known: int) -> list[Problem]:
+def refusals(
+    options: Mapping[str, Any], method: str, inputs: Iterable[TensorSpec], channels: int | None
+) -> Iterator[Refusal]:
+    """What keeps ``inputs`` from being images where ``options`` ask for that; ``channels`` that samples normalise."""
+    if options["image_inputs"] == "array":
+        return
+    images = [spec for spec in inputs if spec.role == "image"]
+    for spec in images:
+        if wrong := _misfit(spec, channels):
+            yield Refusal(what=wrong[0], fix=wrong[1], key=f"inputs.{method}.{spec.name}")
+    if not images:
+        what = "image_inputs: image, but no input has the role image"
+        fix = "inputs: {pixels: {shape: [1, 3, 224, 224], role: image}}"
+        yield Refusal(what=what, fix=fix, key="options.image_inputs")
+    elif channels is None:
+        what = "image_inputs: image, but no samples of images say how pixels are normalised"
+        fix = "samples: {evaluation: {images: ..., mean: [...], std: [...]}}"
+        yield Refusal(what=what, fix=fix, key="options.image_inputs")
+
+
+def _misfit(spec: TensorSpec, channels: int | None) -> tuple[str, str] | None:
+    """Why ``spec`` cannot be an image and what to do; None when it can."""
     fixed = len(spec.shape) == 4 and spec.shape[0] == 1 and all(isinstance(size, int) for size in spec.shape)
     if not fixed or spec.shape[1] not in _LAYOUTS or spec.dtype != "float32":
         what = (
             f"the input {spec.name} cannot be an image: that takes float32 of 1 x 3 (or 1) x height x width, all fixed"
         )
-        return [Problem(what=what, fix="give it fixed sizes, or options: {image_inputs: array}")]
-    if known and spec.shape[1] != known:
-        what = f"the input {spec.name} has {spec.shape[1]} channels, the recipe's mean has {known}"
-        return [Problem(what=what, fix="give mean and std one number per channel")]
-    return []
+        return what, "give it fixed sizes, or options: {image_inputs: array}"
+    if channels is not None and spec.shape[1] != channels:
+        what = f"the input {spec.name} has {spec.shape[1]} channels, the recipe's mean has {channels}"
+        return what, "give mean and std one number per channel"
+    return None
 
 
 def image_type(ct: Any, spec: TensorSpec, normalisation: Normalisation) -> Any:

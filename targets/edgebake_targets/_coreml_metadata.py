@@ -36,10 +36,18 @@ def check_labels(options: Mapping[str, Any], signature: Signature) -> None:
         for size in method.outputs[0].shape[-1:]
         if size != len(labels)
     ]
-    if "" in labels:
-        problems.append(Problem(what=f"label {labels.index('')} is empty", fix="give every class a name"))
+    if wrong := empty_label(options):
+        problems.append(wrong)
     if problems:
         raise RecipeError(problems)
+
+
+def empty_label(options: Mapping[str, Any]) -> Problem | None:
+    """The first label without a name, or None."""
+    labels = labels_of(options)
+    if "" not in labels:
+        return None
+    return Problem(what=f"label {labels.index('')} is empty", fix="give every class a name")
 
 
 def write(spec: Any, request: LowerRequest, version: str) -> None:

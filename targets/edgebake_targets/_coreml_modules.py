@@ -49,6 +49,11 @@ def _names(node: torch.fx.Node, outputs: Mapping[str, str]) -> Iterable[str]:
         node = source  # type: ignore[assignment]
 
 
+def stem(value: str) -> str:
+    """The name of a value before the converter changed its precision."""
+    return re.sub(r"(_cast_[a-z]+\d+)+$", "", value)
+
+
 def found_among(values: Iterable[str], wanted: Mapping[str, list[str]]) -> dict[str, str]:
     """The value of the package for each module; modules whose value the converter fused away are absent.
 
@@ -56,7 +61,7 @@ def found_among(values: Iterable[str], wanted: Mapping[str, list[str]]) -> dict[
     """
     stems: dict[str, str] = {}
     for value in values:
-        stems[re.sub(r"(_cast_[a-z]+\d+)+$", "", value)] = value
+        stems[stem(value)] = value
     found = {}
     for module, names in sorted(wanted.items()):
         place = next((stems[n] for name in names for n in (name, f"{name}_0") if n in stems), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import LowerRequest
 from edgebake.types import Assignment, module_of_stack_entry
-from edgebake_targets._coreml_options import kept_float32, precision_of
+from edgebake_targets._coreml_options import ITSELF, kept_float32, precision_of
 from edgebake_targets._coreml_weights import float_weights, locate
 
 if TYPE_CHECKING:
@@ -56,11 +56,16 @@ def kept_modules(program: torch.export.ExportedProgram, request: LowerRequest) -
     problems = [
         Problem(what=f"keep_float32: no module with operators matches {glob!r}", fix=_nearest(glob, names))
         for glob in globs
-        if not any(fnmatchcase(name, glob) for name in names)
+        if not any(_is_named(name, glob) for name in names)
     ]
     if problems:
         raise RecipeError(problems)
-    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+    return [name for name in names if any(_is_named(name, glob) for glob in globs)]
+
+
+def _is_named(name: str, glob: str) -> bool:
+    """A pattern is about modules; operators outside them are named by themselves alone."""
+    return name == glob or (name != ITSELF and fnmatchcase(name, glob))
 
 
 def _nearest(glob: str, names: list[str]) -> str:
@@ -69,8 +74,9 @@ def _nearest(glob: str, names: list[str]) -> str:
 
 
 def _modules(program: torch.export.ExportedProgram) -> list[str]:
-    stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for node in program.graph.nodes)
-    return sorted({module_of_stack_entry(stack[-1]) for stack in stacks if stack} - {""})
+    nodes = (node for node in program.graph.nodes if node.op == "call_function")
+    stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for node in nodes)
+    return sorted({(module_of_stack_entry(stack[-1]) if stack else "") or ITSELF for stack in stacks})
 
 
 def precision(
@@ -79,7 +85,7 @@ def precision(
     """coremltools' precision; for modules that compute in another one, a choice by operator."""
     half = precision_of(request) == "fp16"
     apart = frozenset(kept)
-    weights = float_weights(program, _apart(request.assignment, "fp32" if half else "fp16", apart))
+    weights = float_weights(program, _apart(request.assignment, "fp32" if half else "fp16", apart), apart)
     if not weights and not apart:
         return ct.precision.FLOAT16 if half else ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=_selector(half, weights, origins, apart))
@@ -92,7 +98,7 @@ def _selector(half: bool, weights: Any, origins: Origins, apart: frozenset[str])
         weight = operation.inputs.get("x" if operation.op_type == "gather" else "weight")
         constant = getattr(weight, "op", None)
         differs = constant is not None and constant.op_type == "const" and bool(locate([constant], weights)[0])
-        return half != (differs or origin(operation, origins) in apart)
+        return half != (differs or (origin(operation, origins) or ITSELF) in apart)
 
     return selected
 

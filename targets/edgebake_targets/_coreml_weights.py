@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,30 @@ _VIEWS = ("aten.t.default", "aten.alias.default", "aten.detach.default", "aten.p
 
 
 @dataclass(frozen=True, kw_only=True)
+class Product:
+    """A linear layer or convolution: its module and the positions of its input and weight among the arguments."""
+
+    module: str
+    data: int
+    weight: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatWeight:
     """The float32 weight of ``module`` as the program uses it: batch normalisation that follows is folded in.
 
-    ``axis`` is that of the output channels.
+    ``axis`` is that of the output channels, ``target`` the stored tensor's name and ``factor`` what it was multiplied
+    with. ``sensitivity``: how much the outputs depend on each value, where that was asked for.
     """
 
     module: str
     scheme: str
     placeholder: str
+    target: str
     axis: int
     values: NDArray[np.float32]
+    factor: NDArray[np.float64] | None
+    sensitivity: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +56,16 @@ class Held:
     scheme: str
     values: NDArray[np.float32]
     axis: int
+    sensitivity: NDArray[np.float32] | None = None
 
 
-def float_weights(program: torch.export.ExportedProgram, assignment: Assignment) -> tuple[FloatWeight, ...]:
-    """Weights of the assigned modules that ``program`` uses. StageFailed for a module whose weight is computed."""
+def float_weights(
+    program: torch.export.ExportedProgram, assignment: Assignment, without: Container[str] = ()
+) -> tuple[FloatWeight, ...]:
+    """Weights of the assigned modules that ``program`` uses. StageFailed for a module whose weight is computed.
+
+    ``without``: modules that may be without a stored weight, such as one that multiplies two activations.
+    """
     weights = _Weights(program)
     found, problems = [], []
     for module, scheme in assignment.schemes.items():
@@ -53,6 +73,8 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
         if node is None:
             continue
         placeholder = weights.placeholder(node)
+        if placeholder is None and module in without:
+            continue
         if placeholder is None:
             problems.append(
                 Problem(
@@ -61,10 +83,18 @@ def float_weights(program: torch.export.ExportedProgram, assignment: Assignment)
                 )
             )
             continue
-        values = weights.folded(node, placeholder)
-        axis = 1 if (_convolution(node) or (False,))[0] else 0
-        weight = FloatWeight(module=module, scheme=scheme, placeholder=placeholder, axis=axis, values=values)
-        found.append(weight)
+        factor = weights.factor(node, placeholder)
+        found.append(
+            FloatWeight(
+                module=module,
+                scheme=scheme,
+                placeholder=placeholder,
+                target=weights.targets[placeholder],
+                axis=1 if (_convolution(node) or (False,))[0] else 0,
+                values=weights.folded(placeholder, factor),
+                factor=factor,
+            )
+        )
     if problems:
         raise StageFailed(problems)
     return tuple(found)
@@ -75,9 +105,21 @@ def folds_norms(program: torch.export.ExportedProgram) -> bool:
 
     For a transposed convolution in groups coremltools 9.0 multiplies the wrong channels, and in silence:
     ``fuse_conv_batchnorm`` and ``fuse_conv_scale`` read (channels per group, groups) as (groups, channels per group).
+    A weight that several convolutions read would become several, of which the scheme of its module reaches one.
     """
-    convolutions = (_convolution(node) for node in program.graph.nodes if node.op == "call_function")
-    return not any(found is not None and found[0] and found[1] > 1 for found in convolutions)
+    found = [(node, _convolution(node)) for node in program.graph.nodes if node.op == "call_function"]
+    readers: Counter[Any] = Counter(node.args[1] for node, kind in found if kind is not None)
+    normed = (node for node, kind in found if kind is not None and _norm_after(node) is not None)
+    grouped = any(kind is not None and kind[0] and kind[1] > 1 for _, kind in found)
+    return not grouped and all(readers[node.args[1]] == 1 for node in normed)
+
+
+def _norm_after(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The batch normalisation that alone reads the result of ``node``."""
+    following = next(iter(node.users)) if len(node.users) == 1 else None
+    if following is not None and str(following.target) == "aten.alias.default":
+        return _norm_after(following)
+    return following if following is not None and "batch_norm" in str(following.target) else None
 
 
 def _convolution(node: torch.fx.Node) -> tuple[bool, int] | None:
@@ -94,18 +136,15 @@ class _Weights:
     """Looks up tensors that ``torch.export`` lifted to inputs, and the operators of named modules."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self.lifted = self._lifted(program)
+        stored = {**program.state_dict, **program.constants}
+        specs = program.graph_signature.input_specs
+        self.targets = {spec.arg.name: str(spec.target) for spec in specs if spec.target in stored}
+        self.lifted: Mapping[str, torch.Tensor] = {name: stored[target] for name, target in self.targets.items()}
         self.folds = folds_norms(program)
         self.consumers: dict[str, torch.fx.Node] = {}
         for node in program.graph.nodes:
             if node.op == "call_function" and _weight_position(node) is not None:
                 self.consumers.setdefault(_module_of(node), node)
-
-    @staticmethod
-    def _lifted(program: torch.export.ExportedProgram) -> Mapping[str, torch.Tensor]:
-        stored = {**program.state_dict, **program.constants}
-        specs = program.graph_signature.input_specs
-        return {spec.arg.name: stored[spec.target] for spec in specs if spec.target in stored}
 
     def consumer(self, module: str) -> torch.fx.Node | None:
         """The operator that ``module`` is, or None when this program does not call it."""
@@ -123,28 +162,37 @@ class _Weights:
             weight = weight.all_input_nodes[0]
         return weight.name if isinstance(weight, torch.fx.Node) and weight.name in self.lifted else None
 
-    def folded(self, node: torch.fx.Node, placeholder: str) -> NDArray[np.float32]:
-        """The weight times ``gamma / sqrt(variance + eps)`` of a batch normalisation that alone uses the output."""
+    def folded(self, placeholder: str, factor: NDArray[np.float64] | None) -> NDArray[np.float32]:
+        """The stored weight times ``factor``."""
         import numpy as np
 
-        weight = np.asarray(self.lifted[placeholder].detach().float().numpy(), np.float64)
-        following = next(iter(node.users)) if len(node.users) == 1 else None
-        if (
-            following is None
-            or "batch_norm" not in str(following.target)
-            or _convolution(node) is None
-            or not self.folds
-        ):
-            return weight.astype(np.float32)
-        gamma, variance = following.args[1], following.args[4]
-        factor = 1.0 / np.sqrt(self._array(variance) + float(_epsilon(following)))
-        if gamma is not None:
-            factor = factor * self._array(gamma)
-        channel = 1 if _convolution(node) == (True, 1) else 0
-        return (weight * factor.reshape([-1 if a == channel else 1 for a in range(weight.ndim)])).astype(np.float32)
+        weight = self._array(placeholder)
+        return (weight if factor is None else weight * factor).astype(np.float32)
 
-    def _array(self, node: Any) -> NDArray[np.float64]:
-        return self.lifted[node.name].detach().double().numpy()
+    def factor(self, node: torch.fx.Node, placeholder: str) -> NDArray[np.float64] | None:
+        """``gamma / sqrt(variance + eps)`` of a batch normalisation that alone uses the output, None without one."""
+        import numpy as np
+
+        following = _norm_after(node)
+        if following is None or _convolution(node) is None or not self.folds:
+            return None
+        gamma, variance = following.args[1], following.args[4]
+        factor = 1.0 / np.sqrt(self._array(str(variance)) + float(_epsilon(following)))
+        if gamma is not None:
+            factor = factor * self._array(str(gamma))
+        channel, rank = 1 if _convolution(node) == (True, 1) else 0, self.lifted[placeholder].ndim
+        return factor.reshape([-1 if a == channel else 1 for a in range(rank)])
+
+    def _array(self, placeholder: str) -> NDArray[np.float64]:
+        return self.lifted[placeholder].detach().double().numpy()
+
+
+def product_of(node: torch.fx.Node) -> Product | None:
+    """What ``node`` multiplies; None where it is no product of an input with a weight."""
+    weight = _weight_position(node) if node.op == "call_function" else None
+    if weight is None or weight == 0:  # 0: a table that is looked up in
+        return None
+    return Product(module=_module_of(node), data=weight - 1, weight=weight)
 
 
 def _module_of(node: torch.fx.Node) -> str:
@@ -185,7 +233,7 @@ def locate(operations: Iterable[Any], weights: Iterable[FloatWeight]) -> tuple[t
                 )
             )
             continue
-        operation, values, axis = match
+        operation, values, axis, sensitivity = match
         earlier = found.get(operation.name)
         if earlier is not None and earlier.scheme != weight.scheme:
             problems.append(
@@ -197,7 +245,12 @@ def locate(operations: Iterable[Any], weights: Iterable[FloatWeight]) -> tuple[t
             continue
         modules = (*(earlier.modules if earlier else ()), weight.module)
         found[operation.name] = Held(
-            operation=operation, modules=modules, scheme=weight.scheme, values=values, axis=axis
+            operation=operation,
+            modules=modules,
+            scheme=weight.scheme,
+            values=values,
+            axis=axis,
+            sensitivity=sensitivity,
         )
     return tuple(found.values()), tuple(problems)
 
@@ -206,27 +259,34 @@ def _clash(module: str, scheme: str, weight: FloatWeight) -> str:
     return f"{module} ({scheme}) and {weight.module} ({weight.scheme}) share one weight"
 
 
-def _match(constants: list[Any], weight: FloatWeight) -> tuple[Any, NDArray[np.float32], int] | None:
+def _match(
+    constants: list[Any], weight: FloatWeight
+) -> tuple[Any, NDArray[np.float32], int, NDArray[np.float32] | None] | None:
+    """The constant, and values, axis of the output channels and sensitivity of ``weight`` in its layout."""
     # The converter keeps the placeholder's name where it can, so that constant is compared first.
     by_name = sorted(constants, key=lambda op: not op.name.startswith(weight.placeholder))
     for operation in by_name:
         value = operation.outputs[0].val
         if value.size != weight.values.size:
             continue
-        for values, axis in _layouts(weight.values, value.shape):
+        for arranged, axis in _layouts(weight.values.shape, value.shape):
+            values = arranged(weight.values)
             if _same(value, values):
                 transposed = any(child.op_type == "conv_transpose" for child in operation.outputs[0].child_ops)
-                return operation, values, 1 if transposed else axis
+                sensitivity = None if weight.sensitivity is None else arranged(weight.sensitivity)
+                return operation, values, 1 if transposed else axis, sensitivity
     return None
 
 
-def _layouts(values: NDArray[np.float32], shape: tuple[int, ...]) -> list[tuple[NDArray[np.float32], int]]:
-    """``values`` arranged to ``shape`` (as they are up to axes of size 1, or transposed) and the channel's axis."""
-    if [n for n in shape if n != 1] == [n for n in values.shape if n != 1]:
-        straight = [(values.reshape(shape), 0)]
-    else:
-        straight = []
-    return [*straight, *([(values.T, 1)] if values.ndim == 2 and values.T.shape == shape else [])]
+def _layouts(held: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[Callable[[NDArray[Any]], Any], int]]:
+    """Ways to arrange an array of ``held`` to ``shape``, and the output channels' axis after each.
+
+    As it is, up to axes of size 1, or transposed.
+    """
+    if [n for n in shape if n != 1] == [n for n in held if n != 1]:
+        yield (lambda array: array.reshape(shape)), 0
+    if len(held) == 2 and held[::-1] == shape:
+        yield (lambda array: array.T), 1
 
 
 def _same(constant: NDArray[Any], values: NDArray[np.float32]) -> bool:

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
+from edgebake.errors import Problem, StageFailed
 from edgebake.target import Missing
-from edgebake.types import Delegation, LeftOut, canonical_module_name
+from edgebake.types import Delegation, LeftOut, Traced, canonical_module_name
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +58,44 @@ def to_edge(programs: Mapping[str, torch.export.ExportedProgram], partitioner: S
             # ExecuTorch copies programs in a way that torch deprecates; only its authors can change that.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             return to_edge_transform_and_lower(
-                dict(programs),
+                {name: _own(program) for name, program in programs.items()},
                 partitioner={name: list(partitioner) for name in programs},
                 compile_config=config,
             )
     except Exception as error:  # its passes, and those of the backend, raise whatever Python raises
         raise _upstream(error) from error
+
+
+def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """``program`` with dictionaries of its own, its tensors shared: lowering takes out what a delegate has taken."""
+    from torch.export import ExportedProgram
+
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=program.graph_signature,
+        state_dict=dict(program.state_dict),
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=program.verifiers,
+    )
+
+
+def refuse_started(traced: Traced) -> None:
+    """StageFailed for buffers that a method writes to and that do not start at zero: a .pte does not hold the start."""
+    problems = [
+        Problem(
+            what=f"the buffer {name} does not start at zero, and ExecuTorch keeps no start of buffers that are written",
+            fix="let it start at zeros and add what it starts at where it is read",
+        )
+        for method, program in traced.programs.items()
+        for key, value in {**program.constants, **program.state_dict}.items()
+        if (name := canonical_module_name(key)) in traced.signature.methods[method].buffers and bool(value.any())
+    ]
+    if problems:
+        raise StageFailed(list(dict.fromkeys(problems)))
 
 
 def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> ExecutorchProgramManager:

@@ -125,7 +125,7 @@ def _read_back(
     if facts is None:
         raise StageFailed(
             f"nothing was compiled for the NPU of {device}: the whole graph stayed on the CPU",
-            fix="check the device's qnn_soc_model, and the stage's log for the vendor's words",
+            fix="check the device's soc_model, and the stage's log for the vendor's words",
         )
     if facts.soc_model != provider["soc_model"]:
         chip = facts.soc_model or "unknown"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import Problem, RecipeError, StageFailed
-from edgebake.target import LowerRequest, Missing, Option, Support, unmet
+from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
+from edgebake.scheme import parse
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
 _IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")}
+_IOS17 = {"minimum_os": ("iOS17", "iOS18", "macOS14", "macOS15")}
 _IOS18 = {"minimum_os": ("iOS18", "macOS15")}
 
 SUPPORTS = (
@@ -25,6 +30,14 @@ SUPPORTS = (
         kinds=_ALL,
         needs=_IOS16,
         note="int8 per output channel, decompressed at load or on the fly; computes in float16; from iOS 16, macOS 13",
+    ),
+    Support(
+        scheme="w8a8",
+        kinds=("linear", "conv"),
+        method="pt2e",
+        needs=_IOS17,
+        note="int8 per output channel; these modules read uint8, ranges from samples.calibration; what lies between "
+        "them computes in float16; from iOS 17, macOS 14; integer products on the Neural Engine from A17 Pro and M4",
     ),
     Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
     *(
@@ -59,6 +72,26 @@ SUPPORTS = (
     ),
     *(
         Support(
+            scheme=f"palette{bits}s",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of {2**bits} values for the weight divided by a scale per output channel; from iOS 18, "
+            "macOS 15",
+        )
+        for bits in (3, 4, 6)
+    ),
+    *(
+        Support(
+            scheme=f"palette{bits}v{size}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{2**bits} vectors of {size} neighbouring output channels, which must be divisible by {size}: "
+            f"{bits / size:g} bits per value; from iOS 18, macOS 15",
+        )
+        for bits, size in ((4, 2), (6, 2), (8, 2), (8, 4))
+    ),
+    *(
+        Support(
             scheme=f"sparse{percent}",
             kinds=_ALL,
             needs=_IOS16,
@@ -66,6 +99,23 @@ SUPPORTS = (
             "check the task; from iOS 16, macOS 13",
         )
         for percent in (50, 75)
+    ),
+    Support(
+        scheme="sparse2of4",
+        kinds=_ALL,
+        needs=_IOS16,
+        note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
+        "from iOS 16, macOS 13",
+    ),
+    *(
+        Support(
+            scheme=f"{zeros}-{inner}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
+        )
+        for zeros in ("sparse50", "sparse75", "sparse2of4")
+        for inner in ("w8", "palette6", "palette4")
     ),
 )
 
@@ -83,6 +133,12 @@ OPTIONS = (
         choices=("auto", "fp16", "fp32"),
     ),
     Option(
+        name="activation_range",
+        default="minmax",
+        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
+        choices=("minmax", "histogram"),
+    ),
+    Option(
         name="image_inputs",
         default="array",
         help="image: inputs with the role image take 8-bit pixels, normalised inside as the recipe's samples are",
@@ -91,7 +147,17 @@ OPTIONS = (
     Option(
         name="keep_float32",
         default="",
-        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16",
+        help="globs on module names, between spaces: their own operators compute in float32 in a package of float16; "
+        "auto: those that calibration samples show to need it; . is what belongs to no module",
+        calibrated=("auto",),
+    ),
+    Option(
+        name="palettes",
+        default="kmeans",
+        help="how the values of palettes are found; sensitive_kmeans: weights on which the outputs depend more, by "
+        "gradients on the calibration samples, are kept more exactly",
+        choices=("kmeans", "sensitive_kmeans"),
+        calibrated=("sensitive_kmeans",),
     ),
     Option(
         name="compute_units",
@@ -107,26 +173,16 @@ OPTIONS = (
 )
 
 CARRIES_ABOUT = True
+DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
-    "edgebake_targets._coreml",
-    "edgebake_targets._coreml_checks",
-    "edgebake_targets._coreml_compress",
-    "edgebake_targets._coreml_constants",
-    "edgebake_targets._coreml_decompress",
-    "edgebake_targets._coreml_images",
-    "edgebake_targets._coreml_interface",
-    "edgebake_targets._coreml_metadata",
-    "edgebake_targets._coreml_modules",
-    "edgebake_targets._coreml_options",
-    "edgebake_targets._coreml_package",
-    "edgebake_targets._coreml_precision",
-    "edgebake_targets._coreml_rewrites",
-    "edgebake_targets._coreml_schemes",
-    "edgebake_targets._coreml_states",
-    "edgebake_targets._coreml_weights",
+    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    *(
+        ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
+        for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
+    ),
 )
 
 
@@ -137,15 +193,39 @@ def missing() -> Missing | None:
     return None
 
 
+def quantizer(request: LowerRequest) -> Quantizer:
+    """A PT2E quantizer that observes the inputs of the modules under ``w8a8``. ToolchainMissing without torchao."""
+    if find_spec("torchao") is None:
+        raise ToolchainMissing("torchao is not installed, which w8a8 needs", fix="pip install torchao==0.18.0")
+    from edgebake_targets._coreml_quantizer import build
+
+    return build(request.assignment, str(request.options["activation_range"]))
+
+
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """What ``lower`` would refuse, as far as the recipe alone shows it."""
+    from edgebake_targets import _coreml_refusals
+
+    return _coreml_refusals.refusals(asked)
+
+
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package per method and ``weights.check.json``, against which ``structure`` holds the weights later.
 
     RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter refuses the
     network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_checks, _coreml_images, _coreml_metadata, _coreml_options
+    from edgebake_targets import (
+        _coreml,
+        _coreml_activations,
+        _coreml_checks,
+        _coreml_images,
+        _coreml_metadata,
+        _coreml_options,
+        _coreml_refusals,
+        _coreml_search,
+    )
     from edgebake_targets._coreml_package import open_package
-    from edgebake_targets._coreml_schemes import is_compressed
 
     request = _coreml_options.canonical(request)
     _refuse(request)
@@ -153,20 +233,24 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
     methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
     signature = replace(traced.signature, methods=methods)
-    parts = ("packages", "modules", "states", "inside", "images")
+    parts = ("packages", "modules", "states", "inside", "images", "activations")
     checks: dict[str, Any] = {"version": _coreml_checks.VERSION, **{part: {} for part in parts}}
     seen: set[str] = set()
     decompositions: set[str] = set()
     kept: set[str] = set()
     with _coreml.quiet():
-        for method, program in traced.programs.items():
-            _coreml.check_names(methods[method])
+        for method in traced.programs:
+            _coreml_refusals.check_names(methods[method])
+        found = _coreml_search.found_in(replace(traced, signature=signature), request, taken)
+        for method in traced.programs:
             file = "model.mlpackage" if len(traced.programs) == 1 else f"{method}.mlpackage"
-            converted = _coreml.convert(program, methods[method], signature.dims, request, taken[method])
+            asked = _coreml_search.keeping(request, found[method].modules)
+            converted = _coreml.convert(traced, method, methods[method], asked, taken[method])
             named = _coreml.compress(converted)
             _coreml.write(converted, request, request.folder / file)
             written = open_package(request.folder / file)
             checks["packages"][file] = _coreml_checks.record(written, named)
+            checks["activations"][file] = _coreml_activations.record(written, named, converted.activations)
             checks["states"][file] = _coreml_checks.record_states(written, converted.states)
             checks["modules"][file] = _coreml_checks.record_modules(written, converted.modules)
             seen.update(module for held in named.values() for module in held.modules)
@@ -174,12 +258,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             checks["images"][file] = taken[method]
             decompositions.add(converted.decomposition)
             kept.update(converted.kept)
-    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
-    if lost:
-        raise StageFailed(
-            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
-            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
-        )
+    _refuse_lost(request, seen)
     _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
     packages = tuple(checks["packages"])
     return Lowered(
@@ -187,8 +266,21 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=packages[0],
         signature=signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, sorted(decompositions), checks["states"], sorted(kept)),
+        encodings=_encodings(request, sorted(decompositions), checks, sorted(kept)),
+        notes=tuple(_coreml_search.said(found)),
     )
+
+
+def _refuse_lost(request: LowerRequest, seen: set[str]) -> None:
+    """StageFailed when the weight of a module that is to be compressed was ``seen`` in no package."""
+    from edgebake_targets._coreml_schemes import is_compressed
+
+    lost = sorted({module for module, scheme in request.assignment.schemes.items() if is_compressed(scheme)} - seen)
+    if lost:
+        raise StageFailed(
+            f"the program does not use the weight of {', '.join(lost)}, so it cannot be compressed",
+            fix=f"leave it out of the compression: {rule_for(lost[0], 'fp16')}",
+        )
 
 
 def _refuse(request: LowerRequest) -> None:
@@ -200,7 +292,7 @@ def _refuse(request: LowerRequest) -> None:
 
 
 def _encodings(
-    request: LowerRequest, decompositions: list[str], states: Mapping[str, Mapping[str, str]], float32: list[str]
+    request: LowerRequest, decompositions: list[str], checks: Mapping[str, Any], float32: list[str]
 ) -> dict[str, Any]:
     from edgebake_targets._coreml_options import precision_of
     from edgebake_targets._coreml_schemes import is_compressed
@@ -218,10 +310,21 @@ def _encodings(
         "decomposition": ", ".join(decompositions),
         "notes": notes,
     }
+    if any(parse(name).palette for name in schemes):
+        found["palettes"] = request.options["palettes"]
     if float32:
         found["float32_modules"] = float32
         notes.append(f"computes in float32 on request: {', '.join(float32)}")
-    kept = {file: dict(names) for file, names in states.items() if names}
+    read = {
+        file: sorted(module for entry in named.values() for module in entry["modules"])
+        for file, named in checks["activations"].items()
+        if named
+    }
+    if read:
+        found["quantised_inputs"] = read
+        lies = {"fp16": "float16", "fp32": "float32"}[precision]
+        notes.append(f"the inputs of w8a8 modules are uint8; what lies between them computes in {lies}")
+    kept = {file: dict(names) for file, names in checks["states"].items() if names}
     if kept:
         found["states"] = kept
         notes.append("states are float16 between predictions, whatever the operators compute in")
@@ -239,8 +342,8 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
     """Hold the package ``entry`` against the promised ``signature`` and the recorded weights (``read_checks``).
 
     Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``, ``structure.weights``, and
-    ``structure.states`` where there are any. Needs no training model and no Mac; it says nothing about what the package
-    computes.
+    ``structure.activations`` and ``structure.states`` where there are any. Needs no training model and no Mac; it says
+    nothing about what the package computes.
     """
     from edgebake_targets import _coreml_checks
 

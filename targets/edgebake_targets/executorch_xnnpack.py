@@ -22,11 +22,23 @@ if TYPE_CHECKING:
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
+    "edgebake_targets._coreml_activations",
+    "edgebake_targets._coreml_constants",
+    "edgebake_targets._coreml_decompress",
+    "edgebake_targets._coreml_flattened",
+    "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_package",
+    "edgebake_targets._coreml_schemes",
+    "edgebake_targets._coreml_weights",
     "edgebake_targets._executorch",
     "edgebake_targets._xnnpack_quantizer",
-    "edgebake_targets.inspectors.pte",
+    "edgebake_targets.inspectors._coreml_delegate",
     "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._mlx_graph",
+    "edgebake_targets.inspectors._pte_file",
     "edgebake_targets.inspectors._xnnpack_graph",
+    "edgebake_targets.inspectors.mlpackage",
+    "edgebake_targets.inspectors.pte",
 )
 
 SUPPORTS = (
@@ -101,6 +113,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
+    _executorch.refuse_started(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)
         _refuse_half_norms(method, program)

@@ -64,9 +64,10 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """One ``.onnx`` file per method, compressed as ``request.assignment`` says, with the signature's names."""
-    from edgebake_targets._onnx import file_name, fixed, save
+    from edgebake_targets._onnx import file_name, fixed, refuse_states, save
     from edgebake_targets._onnx_lower import compressed_models, summary
 
+    refuse_states(traced)
     traced = replace(traced, signature=fixed(traced.signature))
     models: dict[str, onnx.ModelProto] = compressed_models(traced, request, int(request.options["opset"]))
     files: list[str] = []

@@ -24,15 +24,16 @@ SOURCES = (
     "edgebake_targets._qnn",
     "edgebake_targets._qnn_compiler",
 )
+DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
 OPSET = 23  # the first with RMSNormalization
-_FIRST_HALF = 69  # HTP v68 has no half precision: the compiler fails
 
 SUPPORTS = (
     Support(
         scheme="fp16",
         kinds=("linear", "conv", "embedding"),
-        note="half precision on the HTP of v69 and later; needs no calibration",
+        needs_device={"htp_fp16": (True,)},
+        note="half precision, which some chips' NPU lacks; needs no calibration",
     ),
     Support(
         scheme="w8a16",
@@ -77,42 +78,24 @@ missing = _qnn.missing
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """What no weight needs to be read for: a chip, fixed shapes, one method, one width of activations."""
-    if asked.device is None:
-        fix = "name the chip: {target: onnx-qnn, device: sm8650}; edgebake devices lists them"
-        yield Refusal(what="a context binary is compiled for one chip, and the rule has no device", fix=fix)
-    elif asked.device["vendor"] == "qualcomm":
-        yield from _unfit(asked, asked.device)
+    """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
     for name in asked.varying:
         what = f"the NPU takes fixed shapes only, and {name!r} varies"
         yield Refusal(
             what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
         )
-    if len(asked.methods) > 1:
-        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.methods)}"
+    if len(asked.inputs) > 1:
+        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
         yield Refusal(what=what, fix="make a component of each method")
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
+    wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
+    if asked.device is not None and there is not None and wanted > there:
+        what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
+        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     if not 0 < asked.options["percentile"] <= 100:
         yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
     yield from _mixed(asked)
-
-
-def _unfit(asked: Asked, device: Mapping[str, Any]) -> Iterator[Refusal]:
-    if "qnn_soc_model" not in device:
-        what = f"{device['name']} has no qnn_soc_model: what to compile for is not known"
-        yield Refusal(
-            what=what, fix="choose a device that has one, or add it to the profile with its source", key="device"
-        )
-    wanted, there = asked.options["vtcm_mib"], device.get("vtcm_mib")
-    if there is not None and wanted > there:
-        what = f"{wanted} MiB of VTCM on {device['name']}, which has {there}"
-        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
-    version = str(device.get("npu", "")).rpartition("-v")[2]
-    half = "fp16" in (asked.scheme, *asked.module_schemes)
-    if half and version.isdigit() and int(version) < _FIRST_HALF:
-        what = f"the NPU of {device['name']} ({device['npu']}) computes integers only, not fp16"
-        yield Refusal(what=what, fix="w8a8 or w8a16", key="scheme")
 
 
 def _mixed(asked: Asked) -> Iterator[Refusal]:
@@ -126,11 +109,12 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
-    from edgebake_targets._onnx import fixed, save
+    from edgebake_targets._onnx import fixed, refuse_states, save
     from edgebake_targets._onnx_lower import compressed_models, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
 
+    refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
     signature = fixed(traced.signature)
     traced = replace(traced, signature=signature)
@@ -164,7 +148,7 @@ def _static(
 def provider_options(options: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, str]:
     """What the vendor's provider is told, as text."""
     told = {
-        "soc_model": str(device["qnn_soc_model"]),
+        "soc_model": str(device["soc_model"]),
         "htp_graph_finalization_optimization_mode": str(options["optimization"]),
         # Rounding of the inputs and outputs belongs to the binary: left to the CPU it would be an operator outside.
         "offload_graph_io_quantization": "0",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgebake import devices
 from edgebake.errors import EXIT_RECIPE, EXIT_TOOLCHAIN
 from edgebake.target import TARGETS, Missing, find_target
 from verbs import Edgebake, config, refused
@@ -24,13 +25,42 @@ def test_targets_are_listed_with_their_schemes(edgebake: Edgebake) -> None:
     assert "8da4w" in next(s for s in found["onnx-cpu"]["schemes"] if s["scheme"] == "w4g32a8d")["aliases"]
 
 
-def test_devices_in_short_and_in_full(edgebake: Edgebake) -> None:
-    assert "m4-max    Apple M4 Max" in edgebake("devices").out
+def test_devices_in_short_are_a_table(edgebake: Edgebake) -> None:
+    head, *rows = edgebake("devices").out.splitlines()
+    assert head.split() == ["device", "vendor", "NPU", "GiB", "GB/s"]
+    table = {row.split()[0]: row for row in rows}
+    assert set(table) == set(devices.names())
+    assert table["m4-max"].split() == ["m4-max", "Apple", "M4", "Max", "apple", "neural-engine-16", "128", "546"]
+    assert table["a14"].endswith("  -     -")
+    assert max(map(len, rows)) < 100
+
+
+def test_a_device_in_full_names_its_sources_and_what_fits_it(edgebake: Edgebake) -> None:
     full = edgebake("devices", "sm8650").out
-    assert full.startswith("sm8650\n  title: Snapdragon 8 Gen 3\n")
-    assert "  sources:\n    npu: " in full
-    assert edgebake("devices", "m4", "--json").json["m4"]["vendor"] == "apple"
+    assert full.startswith("sm8650: Snapdragon 8 Gen 3, qualcomm, android\n  npu hexagon-v75: ")
+    assert "  soc_model 57: QNN's number of the chip\n    ExecuTorch 1.4.1, QcomChipset" in full
+    assert "\n  -  coreml does not run on sm8650 (Snapdragon 8 Gen 3): its vendor is qualcomm, not apple\n" in full
+    assert "\n  ok onnx-cpu: fp32, fp16, w8" in full
+    phone = edgebake("devices", "a17-pro").out
+    assert "  ram_gib not known: Apple does not publish" in phone
+    line = next(line for line in phone.splitlines() if line.startswith("       w4, "))
+    assert ": with minimum_os iOS18 or macOS15; a17-pro (Apple A17 Pro) came with iOS17" in line
+
+
+def test_devices_for_programs(edgebake: Edgebake) -> None:
+    one = edgebake("devices", "m4", "--json").json["m4"]
+    assert (one["vendor"], one["ram_gib"]) == ("apple", 32)
+    assert one["sources"]["ram_gib"].startswith("Apple, ")
+    assert one["targets"]["coreml"]["schemes"]["w4"]["options"] == {"minimum_os": ["iOS18", "macOS15"]}
+    every = edgebake("devices", "--json").json
+    assert every["sm8650"]["targets"]["coreml"]["fits"] is False
+    assert "its vendor is qualcomm" in every["sm8650"]["targets"]["coreml"]["why_not"]
+    assert every["m4"] == one
+
+
+def test_an_unknown_device_is_refused_with_the_nearest(edgebake: Edgebake) -> None:
     refused(edgebake("devices", "sm865"), EXIT_RECIPE, "did you mean 'sm8650'")
+    refused(edgebake("devices", "Snapdragon 8 Elite"), EXIT_RECIPE, "did you mean 'sm8750' (Snapdragon 8 Elite)")
 
 
 def test_the_schema_is_json_whether_asked_or_not(edgebake: Edgebake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from edgebake.compress import pt2e
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest
 from edgebake.types import Assignment
-from edgebake_targets import _xnnpack_quantizer
+from edgebake_targets import _coreml_quantizer, _xnnpack_quantizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -119,6 +120,88 @@ def test_the_float_program_is_left_as_it_was() -> None:
     quantizer = _xnnpack_quantizer.build(Assignment(schemes={"0": "w8a8d"}, kinds={}), "histogram")
     pt2e.apply(GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[], options={}))
     assert all(torch.equal(before[name], value) for name, value in program.state_dict.items())
+
+
+class Sum(torch.nn.Module):
+    """A layer whose results add up in a buffer, from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 4)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (16,)."""
+        self.seen.add_(self.layer(x))  # type: ignore[operator]
+        return self.seen + 1  # type: ignore[operator]
+
+
+def observed_inputs(net: torch.nn.Module, module: str, x: torch.Tensor) -> torch.export.ExportedProgram:
+    """``net`` with the input of ``module`` quantised, as the Core ML target asks for it."""
+    program = torch.export.export(net.eval(), (x,), strict=False)
+    quantizer = _coreml_quantizer.build(Assignment(schemes={module: "w8a8"}, kinds={}), "minmax")
+    request = GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[(x,)], options={})
+    done = pt2e.apply(request)
+    assert any("dequantize" in name for name in operators(done))
+    return done
+
+
+def test_states_begin_where_they_began_before_calibration() -> None:
+    torch.manual_seed(0)
+    net, x = Sum(), torch.randn(16)
+    program = observed_inputs(net, "layer", x)
+    assert not program.state_dict["seen"].any() and not net.seen.any()  # type: ignore[operator]
+    with torch.no_grad():
+        assert torch.allclose(program.module()(x), net.layer(x) + 1, atol=0.02)
+
+
+def norm(channels: int) -> torch.nn.BatchNorm1d:
+    made = torch.nn.BatchNorm1d(channels)
+    torch.nn.init.uniform_(made.running_var, 0.2, 4)  # type: ignore[arg-type]
+    return made
+
+
+class TwoScales(torch.nn.Module):
+    """One convolution for two sizes, each with a normalisation of its own, as detectors share their heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv1d(8, 8, 1)
+        self.large, self.small = norm(8), norm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (1, 8, length)."""
+        return self.large(self.conv(x)).mean(2) + self.small(self.conv(x[:, :, ::2])).mean(2)
+
+
+class ReadTwice(torch.nn.Module):
+    """A convolution whose result is read with and without normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv1d(8, 8, 1), norm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (1, 8, length)."""
+        y = self.conv(x)
+        return y + self.norm(y)
+
+
+def transposed(groups: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.ConvTranspose1d(8, 8, 3, groups=groups), norm(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "module"),
+    [(TwoScales, "conv"), (ReadTwice, "conv"), (lambda: transposed(2), "0"), (lambda: transposed(8), "0")],
+    ids=["two norms", "read twice", "groups", "depthwise"],
+)
+def test_a_norm_that_torchao_would_fold_wrongly_stays(make: Callable[[], torch.nn.Module], module: str) -> None:
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(1, 8, 12)
+    with torch.no_grad():
+        want, got = net(x), observed_inputs(net, module, x).module()(x)
+    assert float((want - got).norm() / want.norm()) < 0.02
 
 
 @pytest.mark.parametrize(

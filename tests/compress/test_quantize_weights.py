@@ -77,6 +77,19 @@ def test_an_int8_table_is_close_and_a_quarter_the_size() -> None:
     assert 0.9999 < cosine(done(IDS)[0], want) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("scheme", "levels", "scales", "least"), [("w8", 255, (32, 1), 0.9999), ("w4g32", 16, (32, 2), 0.98)]
+)
+def test_linear_weights_alone_become_integers(scheme: str, levels: int, scales: tuple[int, int], least: float) -> None:
+    want = network()(IDS)[0]
+    done = apply(network(), {"first": scheme})
+    weight = done.wrapped["first"].weight
+    assert weight.qdata.unique().numel() <= levels
+    assert tuple(weight.scale.shape) == scales
+    assert weight.activation_quantization is None
+    assert least < cosine(done(IDS)[0], want) < 1.0
+
+
 def test_a_group_that_does_not_divide_is_refused_with_the_module_and_its_size() -> None:
     with pytest.raises(RecipeError, match="divisible by 32, but first has 48") as caught:
         apply(network(width=48), {"first": "w4g32a8d", "second": "w4g32a8d"})

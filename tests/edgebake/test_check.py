@@ -101,14 +101,21 @@ def test_a_scheme_that_a_target_lacks_names_what_it_has_and_who_has_it(tmp_path:
     text = refused(recipe(tmp_path, targets="{target: coreml, scheme: 8da4w}"))
     assert "coreml cannot do w4g32a8d (8da4w)" in text
     for row in find_target("coreml").SUPPORTS:
-        assert row.scheme in text and row.note in text
+        assert row.scheme in text
+    assert "(`edgebake targets` says more of each)" in text
     others = [n for n in TARGETS.names() if any(r.scheme == "w4g32a8d" for r in find_target(n).SUPPORTS)]
     assert others and f"w4g32a8d works on {', '.join(others)}" in text
 
 
+def test_a_target_of_few_schemes_says_what_there_is_to_know_of_each(tmp_path: Path) -> None:
+    text = refused(recipe(tmp_path, targets="{target: executorch-xnnpack, scheme: palette4}"))
+    for row in find_target("executorch-xnnpack").SUPPORTS:
+        assert row.override_only or (row.scheme in text and row.note in text)
+
+
 def test_a_device_of_another_vendor_names_the_fitting_ones(tmp_path: Path) -> None:
     text = refused(recipe(tmp_path, targets="{target: coreml, device: mt6989}"))
-    assert "devices of apple: m4, m4-max" in text
+    assert "devices that fit: a14, a15, a16, a17-pro" in text
     units, _ = check([read(recipe(tmp_path, targets="{target: onnx-cpu, device: mt6989}"))], trust=False)
     assert units[0].device == "mt6989"
 
@@ -154,6 +161,19 @@ def test_missing_calibration_names_the_dynamic_scheme_only_where_the_target_has_
     text = refused(path)
     targets_with.cache_clear()
     assert "-> add samples: {calibration: ...}" in text and "w8a8d" not in text
+
+
+def test_an_option_that_looks_at_calibration_samples_needs_some(tmp_path: Path) -> None:
+    targets = "{target: coreml, scheme: palette4, options: {palettes: sensitive_kmeans}}"
+    text = refused(recipe(tmp_path, targets=targets))
+    assert "palettes: sensitive_kmeans looks at calibration samples, and there are none" in text
+    assert "one.yaml:5" in text and "-> add samples: {calibration: ...}, or options: {palettes: kmeans}" in text
+    among = "{target: coreml, scheme: fp16, options: {keep_float32: 'encoder.*, auto'}}"
+    assert "keep_float32: encoder.*, auto looks at calibration samples" in refused(recipe(tmp_path, targets=among))
+    more = "samples: {calibration: {python: 'net:some', count: 8}}"
+    both = f"{targets}, {{target: coreml, scheme: palette6}}"
+    units, _ = check([read(recipe(tmp_path, more=more, targets=both))], trust=False)
+    assert [planned["calibration"] for planned in plan(units)] == [True, False]
 
 
 def test_noise_without_quality_limits_needs_no_warning(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_calibration_samples_matter_only_where_something_is_calibrated(base: Pat
     samples = {"calibration": {"noise": True, "seed": 9}, "evaluation": {"noise": True, "seed": 3}}
     assert _differ(_unit(base), _unit(base, samples=samples)) == set()
     assert "lower" in _differ(_unit(base, scheme="w8a8"), _unit(base, scheme="w8a8", samples=samples))
+    plain, other = _unit(base, "coreml", "palette4"), _unit(base, "coreml", "palette4", samples=samples)
+    assert _differ(plain, other) == set()
+    weighed = {"palettes": "sensitive_kmeans"}
+    assert "lower" in _differ(replace(plain, options=weighed), replace(other, options=weighed))
+
+
+def test_options_change_what_the_targets_quantizer_is_asked_for(base: Path) -> None:
+    unit = _unit(base, "executorch-xnnpack", "w8a8")
+    ranges = (replace(unit, options={"activation_range": kind}) for kind in ("minmax", "histogram"))
+    assert _differ(*ranges) == {"compress", "lower", "validate", "locate"}
+    assert stage_keys(unit, sha256_file, {"name": "a"})["compress"].key != _keys(unit)["compress"].key
 
 
 def test_options_and_devices_change_the_artifact(base: Path) -> None:

@@ -60,14 +60,26 @@ def test_warnings_name_the_overflow_and_a_great_loss(recorded: Reference) -> Non
     said = modes.warnings(modes.measure(["fp32", "declared", "fp16-worst"], recorded, run))
     assert said == [
         "in mode fp16-worst the value scores (matmul of encoder.attention) leaves the range of float16 on sample 5: "
-        'options: {keep_float32: "encoder.attention"}',
+        'options: {keep_float32: "encoder.attention"}, or auto',
         "y falls from 60.2 to 24.1 dB in mode fp16-worst, where a processor also sums in float16",
     ]
     unknown = {"fp16-worst": {"overflow": {"value": "scores", "operator": "matmul", "sample": 5}}}
     assert modes.warnings(unknown) == [
         "in mode fp16-worst the value scores (matmul) leaves the range of float16 on sample 5: "
-        "keep its module in fp32, or scale its inputs down"
+        "options: {keep_float32: auto}"
     ]
+
+
+def test_an_infinity_that_spoils_an_output_unrounded_is_named(recorded: Reference) -> None:
+    def stored(mode: str, samples: list[int]) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, str]]]:
+        values = {f"{i}.y": np.full_like(OUTPUT, np.nan) for i in samples}
+        return values, {str(i): {"scores": "mul of encoder"} for i in samples}
+
+    found = modes.measure(["fp32", "declared"], recorded, stored)
+    assert {mode: row["overflow"]["module"] for mode, row in found.items()} == {
+        "fp32": "encoder",
+        "declared": "encoder",
+    }
 
 
 def rows(**decibels: dict[str, float]) -> dict[str, Any]:

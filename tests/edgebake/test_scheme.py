@@ -45,7 +45,33 @@ def test_aliases_are_printed_beside_the_canonical_name() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "w5", "int8", "w8g0", "palette9", "palette4g0", "palette4a8", "sparse0", "sparse100", "fp8", "w8a8x", "a8w8"],
+    [
+        *[
+            "",
+            "w5",
+            "int8",
+            "w8g0",
+            "palette9",
+            "palette4g0",
+            "palette4a8",
+            "palette4sg8",
+            "palette4v1",
+            "palette4v2g8",
+            "palette4v2s",
+            "fp8",
+            "w8a8x",
+            "a8w8",
+        ],
+        *["sparse0", "sparse100", "sparse4of4", "sparse0of4", "sparse2of", "sparse50-", "sparse50-fp16"],
+        *[
+            "sparse50-w8a8",
+            "sparse50-w4g32",
+            "sparse50-palette4s",
+            "sparse50-palette4v2",
+            "sparse50-int8wo",
+            "sparse50-sparse50",
+        ],
+    ],
 )
 def test_what_is_no_scheme_is_refused_with_the_grammar(name: str) -> None:
     with pytest.raises(ValueError, match=r"is not a scheme; write fp32, fp16, palette4, or w<bits>"):
@@ -59,3 +85,17 @@ def test_the_floor_is_payload_and_scales() -> None:
     assert parse("palette4").floor_bytes(1000, 10) == 500 + 2 * 16
     assert parse("sparse75").floor_bytes(1001, 10) == 2 * 251 + 126
     assert parse("palette4g16").floor_bytes(3200, 32) == 1600 + 2 * 2 * 16
+    assert parse("palette4s").floor_bytes(1000, 10) == 500 + 2 * 16 + 2 * 10
+    assert parse("palette6v2").floor_bytes(1000, 10) == 375 + 2 * 2 * 64
+    assert parse("sparse2of4").floor_bytes(1000, 10) == 2 * 500 + 125
+    assert parse("sparse50-w8").floor_bytes(1000, 10) == 500 + 125 + 4 * 10
+    assert parse("sparse75-palette4").floor_bytes(1000, 10) == 125 + 125 + 2 * 16
+
+
+def test_a_sparse_scheme_says_what_stays_and_how_it_is_stored() -> None:
+    joint = parse("sparse50-palette4")
+    assert (joint.family, joint.weight_bits, joint.kept(1001), joint.stay) == ("sparse", 4, 501, None)
+    assert joint.palette == joint.inner == parse("palette4")
+    grouped = parse("2:4")
+    assert (grouped.name, grouped.stay, grouped.kept(1000), grouped.inner) == ("sparse2of4", (2, 4), 500, None)
+    assert parse("sparse2of4-w8").palette is None and parse("palette4s").scaled and not joint.inner.scaled

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 from asking import defaults, lower_request
-from edgebake.target import LowerRequest
-from edgebake.trace import trace
+from edgebake.compress import pt2e
+from edgebake.target import GraphRequest, LowerRequest
+from edgebake.trace import dynamic_shapes, trace
 from edgebake.types import (
     Assignment,
     DimBounds,
@@ -146,3 +148,19 @@ FORMATS = {"w8": "int8", "w4": "int4", "fp16": "float16", "fp32": "float32"}
 
 
 MIXED = {**everywhere("w8"), "first": "palette6", "last": "fp32"}
+
+
+def calibrated(traced: Traced, request: LowerRequest, calls: Sequence[tuple[torch.Tensor, ...]]) -> Traced:
+    """``traced`` as the stage that compresses leaves it for a scheme with static activations."""
+    signature, programs = traced.signature, {}
+    for name, program in traced.programs.items():
+        programs[name] = pt2e.apply(
+            GraphRequest(
+                program=program,
+                dynamic_shapes=dynamic_shapes(signature.methods[name], signature.dims),
+                quantizer=coreml.quantizer(request),
+                calibration=calls,
+                options={},
+            )
+        )
+    return replace(traced, programs=programs)

@@ -100,7 +100,7 @@ def lower(
     assignment = Assignment(schemes={n: scheme for n, kind in kinds.items() if kind in row.kinds}, kinds=kinds)
     given = defaults(onnx_qnn) | options
     request = lower_request(folder, given, scheme=scheme, assignment=assignment, calibration=samples(calibration))
-    return onnx_qnn.lower(traced, replace(request, device=devices.find("sm8650")))
+    return onnx_qnn.lower(traced, replace(request, device=devices.row("sm8650")))
 
 
 def sqnr(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs) -> float:

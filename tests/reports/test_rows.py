@@ -217,6 +217,17 @@ def test_advice_names_no_scheme_that_the_target_lacks(target: str, failing: Resu
             assert named <= there - {scheme}, steps
 
 
+def test_advice_for_an_overflow_names_the_option_where_there_is_one(failing: Result) -> None:
+    outputs = {"y": {"nonfinite": 4}}
+    overflow = {"declared": {"overflow": {"value": "scores", "operator": "matmul", "sample": 0}}}
+    found = {"outputs": outputs, "modes": overflow}
+    step = "keep what leaves the range of float16 in float32: options: {keep_float32: auto}"
+    assert advice(replace(failing, target="coreml", scheme="fp16", measurements=found))[0] == step
+    assert "beyond the range" in advice(replace(failing, target="onnx-cpu", scheme="fp16", measurements=found))[0]
+    worst = {"outputs": outputs, "modes": {"fp16-worst": overflow["declared"]}}  # decides nothing
+    assert step not in advice(replace(failing, target="coreml", scheme="fp16", measurements=worst))
+
+
 def test_advice_names_a_broken_float_model_first(failing: Result) -> None:
     found = {"outputs": {"y": {"reference_nonfinite": 1, "nonfinite": 1}}}
     assert "float model" in advice(replace(failing, measurements=found))[0]

@@ -86,6 +86,17 @@ def test_scales_and_tables_lie_along_the_axes_of_their_channels(
     assert _coreml_schemes.counts_of(scheme, shape, axis) == counts
 
 
+def test_pruning_by_groups_keeps_the_largest_of_each() -> None:
+    values = np.array([[3, -1, 0, 2, 0, 0, 0, 0], [-4, 5, 6, 7, 1, 1, 1, 1]], np.float32)
+    mask = _coreml_compress.prune_groups(values, 2, 4, 1)
+    assert mask.astype(int).tolist() == [[1, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]]
+    assert np.array_equal(_coreml_compress.prune_groups(values.T, 2, 4, 0), mask.T)
+    kernels = np.random.default_rng(0).standard_normal((3, 8, 5)).astype(np.float32)
+    groups = _coreml_compress.prune_groups(kernels, 1, 4, 1).reshape(3, 2, 4, 5)
+    assert (groups.sum(axis=2) == 1).all()
+    assert np.array_equal(groups.argmax(axis=2), abs(kernels).reshape(3, 2, 4, 5).argmax(axis=2))
+
+
 def test_pruning_drops_the_smallest_and_keeps_as_many_as_it_says() -> None:
     values = np.array([[3, -1, 0, 2], [-4, 1, 0, 0]], np.float32)
     assert _coreml_compress.prune(values, 3).tolist() == [[True, False, False, True], [True, False, False, False]]

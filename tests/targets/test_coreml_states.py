@@ -14,7 +14,7 @@ from torch import nn
 from coreml_cases import Wrapper, ask, spec, verdicts
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.metrics import ParityMeter
-from edgebake.target import LowerRequest, NotMeasured
+from edgebake.target import LowerRequest
 from edgebake.types import Lowered, MethodSignature, Signature, Traced
 from edgebake_targets import _coreml_checks, coreml
 from edgebake_targets._coreml_package import open_package, write_package
@@ -137,7 +137,14 @@ def test_a_write_to_an_input_is_refused(tmp_path: Path) -> None:
         coreml.lower(exported(InPlace()), request(tmp_path))
 
 
-def test_the_runner_says_why_it_does_not_judge_states(built: tuple[Path, Lowered]) -> None:
+def test_the_runner_begins_where_it_is_told(built: tuple[Path, Lowered]) -> None:
     folder, lowered = built
-    with pytest.raises(NotMeasured, match="keeps the state wrapped_rows, wrapped_seen"):
-        coreml_interpreter.open(folder / lowered.entry, lowered.signature)
+    session = coreml_interpreter.open(folder / lowered.entry, lowered.signature)
+    x = {"x": np.ones(4, np.float32)}
+    first, second = (session.call("forward", x)["y"] for _ in range(2))
+    assert not np.allclose(first, second)
+    session.begin()
+    again, _ = session.call_mode("declared", "forward", x)
+    assert np.array_equal(again["y"], first)
+    session.begin()
+    assert np.array_equal(session.call("forward", x)["y"], first)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgebake import devices
 from edgebake.check import check
 from edgebake.errors import RecipeError
 from edgebake.recipe_yaml import read
@@ -61,9 +62,13 @@ def test_a_target_may_fix_the_dimension_that_others_keep(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("{target: onnx-qnn, scheme: fp16, %s}", ("the rule has no device", "device: sm8650")),
-        ("{target: onnx-qnn, device: m4, scheme: fp16, %s}", ("does not run on m4", "devices of qualcomm: sm8550")),
+        ("{target: onnx-qnn, scheme: fp16, %s}", ("onnx-qnn", "device: ")),
+        (
+            "{target: onnx-qnn, device: m4, scheme: fp16, %s}",
+            ("onnx-qnn does not run on m4", "devices that fit: sm8450"),
+        ),
         ("{target: onnx-qnn, device: sm1, scheme: fp16, %s}", ("there is no device 'sm1'",)),
+        ("{target: onnx-qnn, device: sm8635, scheme: fp16, %s}", ("does not take fp16 on sm8635",)),
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8d, %s}", ("cannot do w8a8d", "w8a16")),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}", ("has no option 'soc'",)),
         ("{target: onnx-qnn, device: sm8650, scheme: fp16, %s, options: {vtcm_mib: -1}}", ("cannot be negative",)),
@@ -80,24 +85,17 @@ def test_what_cannot_be_is_refused_by_name_with_a_remedy(tmp_path: Path, rule: s
     assert all(word in said for word in words), said
 
 
-@pytest.mark.parametrize(
-    ("device", "words"),
-    [
-        ({"name": "sm1", "vendor": "qualcomm", "npu": "hexagon-v73"}, "sm1 has no qnn_soc_model"),
-        ({"name": "sm2", "vendor": "qualcomm", "npu": "hexagon-v68", "qnn_soc_model": 30}, "computes integers only"),
-    ],
-)
-def test_chips_that_cannot_are_refused(device: dict[str, object], words: str) -> None:
-    options = {option.name: option.default for option in onnx_qnn.OPTIONS}
-    asked = Asked(scheme="fp16", module_schemes=(), options=options, device=device, methods=("forward",), varying=())
-    assert [words in refusal.what for refusal in onnx_qnn.refusals(asked)] == [True]
-
-
 def test_several_methods_are_refused_by_name() -> None:
     options = {option.name: option.default for option in onnx_qnn.OPTIONS}
-    device = {"name": "sm8650", "vendor": "qualcomm", "npu": "hexagon-v75", "qnn_soc_model": 57}
-    methods = ("prefill", "decode")
-    asked = Asked(scheme="fp16", module_schemes=(), options=options, device=device, methods=methods, varying=())
+    asked = Asked(
+        scheme="fp16",
+        module_schemes=(),
+        options=options,
+        device=devices.row("sm8650"),
+        inputs={"prefill": (), "decode": ()},
+        varying=(),
+        channels=None,
+    )
     assert [r.what for r in onnx_qnn.refusals(asked)] == ["onnx-qnn takes networks of one method, not prefill, decode"]
 
 

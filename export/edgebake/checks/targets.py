@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-from edgebake import devices
+from edgebake import devices, fitting
 from edgebake.checks.case import Case, moved
+from edgebake.devices import Device
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
-from edgebake.target import METHODS, TARGETS, Asked, Option, Support, Target, find_target, support_of, unmet
+from edgebake.target import (
+    METHODS,
+    TARGETS,
+    Asked,
+    Option,
+    Support,
+    Target,
+    calibrating,
+    find_target,
+    support_of,
+    unmet,
+)
+from edgebake.types import TensorSpec
 from edgebake.wording import did_you_mean, said
+
+_TOLD = 8  # more schemes than that are named without what there is to know of each
 
 
 def problems(case: Case) -> Iterator[Problem]:
@@ -34,6 +48,7 @@ def problems(case: Case) -> Iterator[Problem]:
     yield from wrong_options
     if not wrong_options:
         yield from _needs(case, target)
+        yield from _uncalibrated(case, target)
     wrong_device = list(_device(case))
     yield from wrong_device
     if not wrong_options and not wrong_device:
@@ -86,7 +101,10 @@ def _instead(case: Case, target: Target, scheme: str = "") -> str:
 
 
 def _able(target: Target) -> str:
-    return "; ".join(_row(row) for row in target.SUPPORTS if not row.override_only)
+    rows = [row for row in target.SUPPORTS if not row.override_only]
+    if len(rows) <= _TOLD:
+        return "; ".join(_row(row) for row in rows)
+    return ", ".join(shown(row.scheme) for row in rows) + " (`edgebake targets` says more of each)"
 
 
 def _row(row: Support) -> str:
@@ -121,35 +139,65 @@ def _options(case: Case, target: Target) -> Iterator[Problem]:
 def _needs(case: Case, target: Target) -> Iterator[Problem]:
     """Schemes that the options do not allow; where the option is not written, its default does not."""
     options = options_of(target, case.rule.options)
-    modules = case.unit.spec.compress.modules
-    named = {case.unit.scheme: ("scheme",), **{scheme: ("modules", glob) for glob, scheme in modules.items()}}
-    for scheme, place in named.items():
+    for scheme, place in _schemes(case).items():
         row = support_of(target, scheme)
         for what, fix in unmet(case.unit.target, row, options) if row else ():
             yield Problem(what=what, where=case.where("compress", *place), fix=fix)
 
 
+def _uncalibrated(case: Case, target: Target) -> Iterator[Problem]:
+    """Options that look at calibration samples where the recipe has none."""
+    if case.unit.spec.samples.calibration is not None:
+        return
+    for option in calibrating(target, case.rule.options):
+        yield Problem(
+            what=f"{option.name}: {case.rule.options[option.name]} looks at calibration samples, and there are none",
+            where=case.where_rule("options", option.name),
+            fix=f"add samples: {{calibration: ...}}, or options: {{{option.name}: {option.default}}}",
+        )
+
+
 def _refusals(case: Case, target: Target) -> Iterator[Problem]:
-    """What the target itself refuses, where the recipe says it."""
-    spec = case.unit.spec
-    asked = Asked(
-        scheme=case.unit.scheme,
-        module_schemes=tuple(dict.fromkeys(spec.compress.modules.values())),
-        options=options_of(target, case.rule.options),
-        device=devices.row(case.unit.device),
-        methods=tuple(spec.all_methods),
-        varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
-    )
+    """What the target itself finds that cannot be, where the recipe says it."""
+    for refusal in getattr(target, "refusals", lambda _: ())(_asked(case, target)):
+        yield Problem(what=refusal.what, where=_place(case, *refusal.key.split(".", 2)), fix=refusal.fix)
+
+
+def _place(case: Case, section: str, *names: str) -> str:
+    """Where the recipe says what ``Refusal.key`` names."""
+    if section == "options":
+        return case.where_rule("options", *names)
+    if section == "inputs":
+        method, name = names
+        return case.where(*(("methods", method) if case.unit.spec.methods else ("inputs",)), name)
     places = {
         "device": case.where_rule("device"),
         "dims": case.where("dims"),
         "scheme": case.where("compress", "scheme"),
         "modules": case.where("compress", "modules"),
     }
-    for refusal in getattr(target, "refusals", lambda _: ())(asked):
-        section, _, name = refusal.key.partition(".")
-        where = case.where_rule(section, name) if name else places.get(section, case.where_rule("target"))
-        yield Problem(what=refusal.what, where=where, fix=refusal.fix)
+    return places.get(section, case.where_rule("target"))
+
+
+def _asked(case: Case, target: Target) -> Asked:
+    spec = case.unit.spec
+    sets = (spec.samples.evaluation, spec.samples.calibration)
+    pixels = next((found for found in sets if found is not None and found.images is not None), None)
+    return Asked(
+        scheme=case.unit.scheme,
+        module_schemes=tuple(dict.fromkeys(spec.compress.modules.values())),
+        options=options_of(target, case.rule.options),
+        device=devices.row(case.unit.device),
+        inputs={
+            method: tuple(
+                TensorSpec(name=name, shape=given.shape, dtype=given.dtype, role=given.role)
+                for name, given in inputs.items()
+            )
+            for method, inputs in spec.all_methods.items()
+        },
+        varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
+        channels=len(pixels.mean) if pixels is not None else None,
+    )
 
 
 def _misfit(option: Option, value: Any) -> str:
@@ -163,22 +211,54 @@ def _misfit(option: Option, value: Any) -> str:
 
 
 def _device(case: Case) -> Iterator[Problem]:
-    name = case.unit.device
-    if name is None:
+    """A device that there is not or that does not fit, in the words of ``edgebake devices``."""
+    where = case.where_rule("device")
+    try:
+        device = devices.find(case.unit.device) if case.unit.device else None
+    except RecipeError as error:
+        yield from moved(error, where)
         return
     try:
-        row = devices.find(name)
-    except RecipeError as error:
-        yield from moved(error, case.where_rule("device"))
+        target = find_target(case.unit.target)
+    except RecipeError:  # reported where the target is named
         return
-    needed = next((v for glob, v in devices.vendor_of_targets().items() if fnmatchcase(case.unit.target, glob)), None)
-    if needed is not None and needed != row["vendor"]:
-        fitting = ", ".join(d for d in devices.names() if devices.find(d)["vendor"] == needed)
-        yield Problem(
-            what=f"{case.unit.target} does not run on {name} ({row['title']}, {row['vendor']})",
-            where=case.where_rule("device"),
-            fix=f"devices of {needed}: {fitting}",
-        )
+    able = fitting.fitting_text(fitting.of_target(target))
+    if device is None:
+        if fitting.needs_one(target):
+            yield Problem(what=f"{case.unit.target} lowers for one chip, and no device is named", where=where, fix=able)
+    elif what := fitting.target_misfit(case.unit.target, target, device):
+        yield Problem(what=what, where=where, fix=able)
+    else:
+        yield from _schemes_on_device(case, target, device)
+
+
+def _schemes_on_device(case: Case, target: Target, device: Device) -> Iterator[Problem]:
+    """Schemes that the target takes, but not on this device."""
+    for scheme, place in _schemes(case).items():
+        row = support_of(target, scheme)
+        what = fitting.scheme_misfit(case.unit.target, row, device) if row else ""
+        if row and what:
+            able = [r.scheme for r in target.SUPPORTS if not fitting.scheme_misfit(case.unit.target, r, device)]
+            others = fitting.fitting_text(fitting.of_target(target), row.needs_device)
+            fix = f"schemes on {device.name}: {', '.join(able) or 'none'}; {others}"
+            note = f" ({row.note})" if row.note else ""
+            yield Problem(what=what + note, where=case.where("compress", *place), fix=fix)
+
+
+def _schemes(case: Case) -> dict[str, tuple[str, ...]]:
+    """The schemes of ``case`` and where under compress: each is written."""
+    modules = case.unit.spec.compress.modules
+    return {case.unit.scheme: ("scheme",), **{scheme: ("modules", glob) for glob, scheme in modules.items()}}
+
+
+def warnings(case: Case) -> Iterator[Problem]:
+    """What a checked ``case`` may still stumble over: a device that came with an older system than is asked for."""
+    if case.unit.device is None:
+        return
+    options = options_of(find_target(case.unit.target), case.rule.options)
+    if what := fitting.newer_system(options, devices.find(case.unit.device)):
+        fix = f"a lower {fitting.MINIMUM_OS} under options, if devices that were not updated must load it"
+        yield Problem(what=what, where=case.where_rule("device"), fix=fix)
 
 
 def _methods(case: Case) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from edgebake.target import INSPECTORS
 
 TIMEOUT_S = 120.0
 MEMORY_MIB = 4096.0
+_FOLDERS = {".mlpackage": "a Core ML package", ".aimodel": "a Core AI model"}  # formats that are folders
 _SHOWN = 12
 _LONGEST = 400
 
@@ -36,16 +37,16 @@ def _refuse(path: Path) -> None:
     """What needs no process of its own to be refused."""
     from edgebake.delivery import MANIFEST
 
-    kinds = "a .pte, .onnx, .mlpackage or an artifact folder"
+    kinds = "a .pte, .onnx, .mlpackage, .aimodel or an artifact folder"
     if not path.exists():
         raise UsageError(f"{path} does not exist", fix=f"give {kinds}")
     if path.is_dir() and (path / MANIFEST).is_file():
         _shared.artifact_folders([path])
         return
-    package = path.suffix.lower() == ".mlpackage"
+    package = _FOLDERS.get(path.suffix.lower())
     if package and path.is_file():
-        raise UsageError(f"{path} is a file; a Core ML package is a folder", fix="unpack or copy the whole folder")
-    if path.is_dir() != package or not (path.is_dir() or path.is_file()):
+        raise UsageError(f"{path} is a file; {package} is a folder", fix="unpack or copy the whole folder")
+    if path.is_dir() != bool(package) or not (path.is_dir() or path.is_file()):
         what = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
         raise UsageError(f"{path} is {what}, not {kinds}", fix=_below(path) if path.is_dir() else f"give {kinds}")
     _inspector(path)
@@ -82,7 +83,7 @@ def isolated(path: str) -> dict[str, Any]:
 
     given = Path(path)
     manifest, names = None, {}
-    if given.is_dir() and given.suffix != ".mlpackage":
+    if given.is_dir() and given.suffix.lower() not in _FOLDERS:
         manifest = manifest_of(given)
         given = given / manifest["entry"]
         names = _names(manifest)
@@ -102,6 +103,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['path']}: {found['format']}, {_shared.kib_or_mib(found['total_bytes'])}"
     if manifest:
         yield f"built as {manifest['unit']} by edgebake {manifest['edgebake']}"
+        yield from (f"note: {note}" for note in manifest.get("notes", ()))
     for title in ("inputs", "outputs"):
         yield f"{title}:"
         named = found["names"].get(title, [])

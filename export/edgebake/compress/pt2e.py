@@ -5,8 +5,10 @@ Numerics: torchao's PT2E flow (prepare_pt2e, convert_pt2e), https://docs.pytorch
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from edgebake.buffers import untouched
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest
 from edgebake.types import ActsOn
@@ -28,8 +30,10 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     example = _example(request)
-    with torch.no_grad():
-        observed = prepare_pt2e(request.program.module(check_guards=False), request.quantizer)
+    module = request.program.module(check_guards=False)
+    with torch.no_grad(), untouched(module):  # the programs share the network's buffers
+        _part_norms(module)
+        observed = prepare_pt2e(module, request.quantizer)
         # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
         for inputs in request.calibration or (example,):
             observed(*inputs)
@@ -41,6 +45,30 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             dynamic_shapes=per_input(request.dynamic_shapes, len(example)),
             strict=False,
         )
+
+
+def _part_norms(module: torch.fx.GraphModule) -> None:
+    """Put an ``alias`` before each normalisation that torchao would fold into its convolution, and wrongly.
+
+    ``_fuse_conv_bn_`` changes a weight or a result that others read too, and takes the weight of a transposed
+    convolution in groups, (channels, channels per group), for (channels, channels).
+    """
+    import torch
+
+    aten = torch.ops.aten
+    norms = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+    readers = Counter(str(n.target) for n in module.graph.nodes if n.op == "get_attr" for _ in n.users)
+    for node in [node for node in module.graph.nodes if node.target in norms]:
+        source = node.args[0]
+        if "conv" not in str(source.target):
+            continue
+        shared = len(source.users) > 1 or readers[str(getattr(source.args[1], "target", ""))] > 1
+        if shared or ("transpose" in str(source.target) and len(source.args) > 6 and source.args[6] != 1):
+            with module.graph.inserting_before(node):
+                apart = module.graph.call_function(aten.alias.default, (source,))
+            apart.meta = dict(source.meta)
+            node.update_arg(0, apart)
+    module.recompile()
 
 
 def _example(request: GraphRequest) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Integer weights by torchao before tracing: 4-bit groups for linear layers, 8 bits per row for embeddings.
+"""Integer weights by torchao before tracing: per row or in groups of input channels, of linear layers and embeddings.
 
 Numerics: symmetric round-to-nearest, torchao's Int8DynamicActivationIntxWeightConfig (8da4w: activations 8 bits per
 token, scales chosen at run time) and IntxWeightOnlyConfig.
@@ -24,7 +24,8 @@ OPS = ("torchao.quantization",)  # registers the operators that a stored program
 def apply(request: ModuleRequest) -> torch.nn.Module:
     """``request.module`` with the weights of the assigned linear and embedding modules replaced by torchao tensors.
 
-    Acts on ``w<bits>g<group>a8d`` (linear) and ``w<bits>`` (embedding) and leaves other schemes to other methods.
+    Acts on ``w<bits>g<group>a8d`` (linear) and ``w<bits>[g<group>]`` (linear, embedding) and leaves other schemes to
+    other methods.
     RecipeError when a group does not divide a layer's input features: torchao would skip it, or pad.
     """
     import torch
@@ -39,7 +40,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
             # It only concerns gradients, and with it ExecuTorch does not recognise its int8 embedding.
             module.padding_idx = None
         tied = module.weight
-        quantize_(module, _config(module, scheme), filter_fn=lambda _module, _name: True)
+        quantize_(module, _config(scheme), filter_fn=lambda _module, _name: True)
         if type(module.weight) is torch.nn.Parameter and module.weight is tied:
             raise StageFailed(
                 f"torchao left the weights of {type(module).__name__} as they were under {scheme.name}",
@@ -60,8 +61,8 @@ def _chosen(request: ModuleRequest) -> dict[str, tuple[torch.nn.Module, Scheme]]
             continue
         scheme = parse(request.assignment.schemes[name])
         grouped_linear = scheme.group is not None and scheme.dynamic and isinstance(module, torch.nn.Linear)
-        table = scheme.activation_bits is None and isinstance(module, torch.nn.Embedding)
-        if scheme.family == "integer" and (grouped_linear or table):
+        weights_only = scheme.activation_bits is None and isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        if scheme.family == "integer" and (grouped_linear or weights_only):
             chosen[name] = (module, scheme)
     return chosen
 
@@ -77,13 +78,13 @@ def _problem(name: str, module: torch.nn.Module, scheme: Scheme) -> Problem | No
     )
 
 
-def _config(module: torch.nn.Module, scheme: Scheme) -> object:
+def _config(scheme: Scheme) -> object:
     import torch
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     dtype = getattr(torch, f"int{scheme.weight_bits}")
     granularity = PerGroup(scheme.group) if scheme.group else PerAxis(0)
-    if isinstance(module, torch.nn.Linear):
+    if scheme.dynamic:
         return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity)
     return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)

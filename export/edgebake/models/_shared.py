@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from edgebake import trace
+from edgebake.buffers import untouched
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.recipe import Component, Input
 from edgebake.types import DimBounds, Loaded, MethodSignature, Signature, TensorSpec
@@ -169,8 +170,8 @@ def _run(
     given = dict(zip((s.name for s in signature.methods[method].inputs), args, strict=True))
     shown = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
     try:
-        with torch.no_grad():
-            found = list(leaves(invoke(module.get_submodule("wrapped"), given)))
+        with torch.no_grad(), untouched(module):
+            found = [(n, t.clone()) for n, t in leaves(invoke(module.get_submodule("wrapped"), given))]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         first = str(error).strip().splitlines()
         raise StageFailed(

@@ -10,6 +10,7 @@ from edgebake.scheme import Scheme, parse
 from edgebake.target import find_target
 from edgebake.types import Verdict, rule_for
 
+_FLOAT32 = "keep_float32"  # the option of targets that compute in float16
 QUALITY = ("parity.", "agreement.", "task.")
 
 
@@ -33,12 +34,23 @@ def _schemes(target: str) -> list[Scheme]:
     return [parse(row.scheme) for row in rows if not row.override_only]
 
 
+def _options(target: str) -> set[str]:
+    try:
+        return {option.name for option in find_target(target).OPTIONS}
+    except EdgebakeError:
+        return set()
+
+
 def _quality(result: Result, scheme: Scheme, there: Sequence[Scheme]) -> Iterator[str]:
     outputs = (result.measurements.get("outputs") or {}).values()
     if any(output.get("reference_nonfinite") for output in outputs):
         yield "mend the float model first: it returns NaN or infinity on the evaluation samples"
         return
-    if any(output.get("nonfinite") for output in outputs):
+    modes = result.measurements.get("modes") or {}
+    overflows = any(found.get("overflow") for mode, found in modes.items() if mode != "fp16-worst")
+    if overflows and _FLOAT32 in _options(result.target):
+        yield f"keep what leaves the range of float16 in float32: options: {{{_FLOAT32}: auto}}"
+    elif any(output.get("nonfinite") for output in outputs):
         yield "look for values beyond the range of the artifact's number format, such as masks of -1e9 in fp16"
     modules = (result.measurements.get("located") or {}).get("modules") or ()
     if modules:

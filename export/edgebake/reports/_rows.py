@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgebake import modes
 from edgebake.limits import AT_MOST, ENOUGH_DECISIONS
 from edgebake.reports._advice import advice
+from edgebake.reports._computing import computing
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
 from edgebake.result import Result, State
 from edgebake.scheme import shown
@@ -246,6 +247,7 @@ def _lines(result: Result) -> list[Line]:
     latency = found.get("latency") or {}
     if latency.get("reason") and latency.get("ratio") is None:
         lines.append(Line(kind="info", label="speed", text=str(latency["reason"])))
+    lines += [Line(kind="info", label=label, text=text) for label, text in computing(found)]
     notes = [*(found.get("notes") or ()), *_few(found), *modes.warnings(found.get("modes") or {})]
     lines += [Line(kind="note", label="note", text=str(note)) for note in notes]
     return lines

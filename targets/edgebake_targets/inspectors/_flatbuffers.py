@@ -65,6 +65,11 @@ class Table:
         target = self._target(field)
         return Table(self.data, target) if target else None
 
+    def struct(self, field: int, kind: str) -> int | None:
+        """The first integer of a structure, which lies inside the table; None where it is left out."""
+        offset = self._field(field)
+        return integer(self.data, offset, kind) if offset else None
+
     def text(self, field: int) -> str:
         """A UTF-8 string; bytes that are none are replaced."""
         return bytes(self.blob(field)).decode("utf-8", "replace")

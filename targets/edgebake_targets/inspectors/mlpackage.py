@@ -10,7 +10,16 @@ from typing import Any
 
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
-from edgebake_targets._coreml_constants import PAYLOADS, Constant, constants, format_of, operations
+from edgebake_targets._coreml_activations import quantised
+from edgebake_targets._coreml_constants import (
+    PAYLOADS,
+    Constant,
+    constants,
+    format_of,
+    operations,
+    payload_name,
+    stored_parts,
+)
 from edgebake_targets._coreml_interface import inputs_of, outputs_of
 from edgebake_targets._coreml_package import Package, Payload, open_package, payload_of, proto
 
@@ -40,7 +49,11 @@ def missing() -> Missing | None:
 
 def inspect(path: Path) -> Inspection:
     """What the package says of itself. ArtifactDamaged when it is none, or when a constant does not add up."""
-    package = open_package(path)
+    return inspect_package(open_package(path))
+
+
+def inspect_package(package: Package) -> Inspection:
+    """As ``inspect``, for a package that is open."""
     kind = str(package.spec.WhichOneof("Type"))
     program = kind == "mlProgram"
     operators = Counter(str(op.type) for op in operations(package)) if program else Counter[str]()
@@ -60,9 +73,13 @@ def _weights(package: Package) -> tuple[WeightRecord, ...]:
     """Compressed constants and those of the weight file; the small rest is graph. A shared payload counts once."""
     records: list[WeightRecord] = []
     counted: set[tuple[str, int]] = set()
-    for constant in constants(package).values():
-        stored = {name: payload_of(package, value) for name, value in constant.parts.items() if _is_tensor(value)}
-        main = stored.pop(PAYLOADS[constant.operator], None)
+    found = constants(package).values()
+    feeding = {source.name for constant in found for source, _ in constant.fed.values()}
+    for constant in found:
+        if constant.name in feeding:
+            continue  # counted with the constant that it is a part of
+        stored = {n: payload_of(package, value) for n, value in stored_parts(constant).items() if _is_tensor(value)}
+        main = stored.pop(payload_name(constant), None)
         if main is None or (constant.operator == "const" and main.key is None) or main.key in counted:
             continue
         if main.key is not None:
@@ -100,6 +117,8 @@ def _facts(package: Package, kind: str) -> dict[str, Any]:
         facts["functions"] = sorted(program.functions)
         facts["opset"] = sorted({str(function.opset) for function in program.functions.values()})
         facts["compute_precision"] = _precision(package)
+        if counts := quantised(package):
+            facts["quantised_activations"] = counts
     named = {"description": "shortDescription", "version": "versionString", "author": "author", "license": "license"}
     facts.update({name: str(getattr(metadata, field)) for name, field in named.items() if getattr(metadata, field)})
     if metadata.userDefined:

@@ -64,15 +64,15 @@ class MilModel:
     """One function of a package, ready to predict. Not for several threads at once."""
 
     def __init__(
-        self, path: str | PathLike[str], function: str | None = None, mode: Mode | str = Mode.DECLARED
+        self, path: str | PathLike[str] | Package, function: str | None = None, mode: Mode | str = Mode.DECLARED
     ) -> None:
-        """Open the package (.mlpackage, or .mlmodel without weights) at ``path``, whoever made it.
+        """Open the package (.mlpackage, or .mlmodel without weights) at ``path``, whoever made it; or one that is open.
 
         ``function``: default the package's own default. ``mode``: ``declared`` rounds every value to its declared type,
         ``fp16-worst`` also the sums inside operators, ``fp32`` rounds nothing.
         ArtifactDamaged: it is no whole package. Unsupported: it holds what cannot be interpreted; all of it is named.
         """
-        package = open_package(Path(path))
+        package = path if isinstance(path, Package) else open_package(Path(path))
         program = program_of(package)
         name = function or _default_function(package)
         if name not in program.functions:

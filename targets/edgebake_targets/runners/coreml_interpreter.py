@@ -66,9 +66,6 @@ def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001
     random = sorted({name for model in models.values() for name in model.random_operators()})
     if random:
         raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
-    kept = sorted({name for model in models.values() for name in model.interface.states})
-    if kept:
-        raise NotMeasured(f"the package keeps the state {', '.join(kept)}, and nothing says where a sequence begins")
     return InterpreterSession(models, signature)
 
 
@@ -83,6 +80,11 @@ class InterpreterSession:
         self._images = {name: _coreml_checks.recorded(model.path, "images") for name, model in models.items()}
         half = any(model.holds("float16") for model in models.values())
         self.modes = ("fp32", "declared", "fp16-worst") if half else ()
+        self.begin()
+
+    def begin(self) -> None:
+        """Fresh states, all zero."""
+        self._states = {method: model.make_state() for method, model in self._models.items()}
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Predict once, every value rounded to its declared type."""
@@ -110,7 +112,9 @@ class InterpreterSession:
         names = modules_of(model.path)
         wanted = {module: names[module] for module in modules if module in names}
         values = model.intermediates(
-            lowered_inputs(self._images[method], self._signature.methods[method], inputs), wanted.values()
+            lowered_inputs(self._images[method], self._signature.methods[method], inputs),
+            wanted.values(),
+            self._states[method],
         )
         return {module: values[name] for module, name in wanted.items() if name in values}
 
@@ -123,7 +127,7 @@ class InterpreterSession:
         specs = self._signature.methods[method]
         try:
             given = lowered_inputs(self._images[method], specs, inputs)
-            values = self._models[method].predict(given, mode=mode, watch=watch)
+            values = self._models[method].predict(given, self._states[method], mode=mode, watch=watch)
         except Unsupported as error:
             raise NotMeasured(str(error)) from error
         shaped = {s.name: values[s.name].reshape(()) if not s.shape else values[s.name] for s in specs.outputs}

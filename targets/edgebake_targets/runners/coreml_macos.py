@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.target import Missing, Session
+from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RUNS = ("coreml",)
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coremltools",)
+SOURCES = ("edgebake_targets._coreml_placement", "edgebake_targets._coreml_images", "edgebake_targets._coreml_package")
+ALL = "all"
+UNITS = ("cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
 
 def missing() -> Missing | None:
@@ -40,32 +43,75 @@ def warm_up() -> None:
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Compile and load the package at ``entry``, or one package per method beside it."""
-    import coremltools as ct
-
     from edgebake_targets._coreml_package import packages_of
 
-    paths = packages_of(entry, signature.methods)
-    return _Session({method: ct.models.MLModel(str(path)) for method, path in paths.items()}, paths, signature)
+    return _Session(packages_of(entry, signature.methods), signature)
 
 
 class _Session:
-    """One Core ML model per method."""
+    """One Core ML model per method and compute unit, loaded when first asked."""
 
-    def __init__(self, models: Mapping[str, Any], paths: Mapping[str, Path], signature: Signature) -> None:
+    def __init__(self, paths: Mapping[str, Path], signature: Signature) -> None:
         from edgebake_targets import _coreml_checks
 
-        self._models = models
+        self._paths = paths
         self._images = {method: _coreml_checks.recorded(path, "images") for method, path in paths.items()}
         self._signature = signature
+        self._loaded: dict[tuple[str, str], Any] = {}
+        self._states: dict[tuple[str, str], Any] = {}
+        self.units = UNITS
+        for method in paths:
+            self._model(method, ALL)
+
+    def begin(self) -> None:
+        """Fresh states, all zero, for models that have any."""
+        self._states = {}
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Predict once; inputs go in as the package declares them, outputs come back in the signature's dtypes."""
+        """Predict once where Core ML chooses; outputs come back in the signature's dtypes."""
+        return self._predict(method, ALL, inputs)
+
+    def call_unit(self, unit: str, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Predict once on one of ``UNITS``; NotMeasured where Core ML cannot load or run the package there."""
+        try:
+            return self._predict(method, unit, inputs)
+        except RuntimeError as error:  # what coremltools makes of an NSError
+            raise NotMeasured(f"Core ML cannot run it there: {error}") from error
+
+    def placement(self) -> dict[str, dict[str, Any]]:
+        """Operators by the unit that Core ML prefers for them; needs macOS 14.4."""
+        from coremltools.models.compute_plan import MLComputePlan
+
+        from edgebake_targets import _coreml_placement
+
+        compiled = {method: self._model(method, ALL).get_compiled_model_path() for method in self._paths}
+        plans = {method: MLComputePlan.load_from_path(path) for method, path in compiled.items()}
+        return _coreml_placement.by_method(plans)
+
+    def _model(self, method: str, unit: str) -> Any:
+        import coremltools as ct
+
+        if (method, unit) not in self._loaded:
+            units = ct.ComputeUnit[unit.upper()]
+            self._loaded[method, unit] = ct.models.MLModel(str(self._paths[method]), compute_units=units)
+        return self._loaded[method, unit]
+
+    def _predict(self, method: str, unit: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         from edgebake_targets._coreml_images import lowered_inputs
 
         specs = self._signature.methods[method]
         given = lowered_inputs(self._images[method], specs, inputs)
-        values = self._models[method].predict({name: _as_taken(array) for name, array in given.items()})
+        model = self._model(method, unit)
+        if (method, unit) not in self._states and _keeps(model):
+            self._states[method, unit] = model.make_state()
+        state = {"state": self._states[method, unit]} if (method, unit) in self._states else {}
+        values = model.predict({name: _as_taken(array) for name, array in given.items()}, **state)
         return {s.name: values[s.name].astype(s.dtype) for s in specs.outputs}
+
+
+def _keeps(model: Any) -> bool:
+    description = model.get_spec().description
+    return any(function.state for function in (description, *description.functions))
 
 
 def _as_taken(array: NDArray[Any]) -> Any:

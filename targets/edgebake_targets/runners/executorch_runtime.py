@@ -51,9 +51,20 @@ def _bindings() -> Any:
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
     """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
+    program = _program(entry)
+    names = {program.get_method_name(index) for index in range(program.num_methods())}
+    absent = sorted(set(signature.methods) - names)
+    if absent:
+        raise ArtifactDamaged(
+            f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(names))}", where=str(entry)
+        )
+    return _Session(program, signature, entry)
+
+
+def _program(entry: Path) -> Any:
     bindings = _bindings()
     try:
-        program = bindings._load_program(
+        return bindings._load_program(
             str(entry),
             enable_etdump=False,
             debug_buffer_size=0,
@@ -61,22 +72,22 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contr
         )
     except RuntimeError as error:
         raise ArtifactDamaged(f"the ExecuTorch runtime refuses it: {error}", where=str(entry)) from error
-    names = {program.get_method_name(index) for index in range(program.num_methods())}
-    absent = sorted(set(signature.methods) - names)
-    if absent:
-        raise ArtifactDamaged(
-            f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(names))}", where=str(entry)
-        )
-    return _Session(program, signature)
 
 
 class _Session:
     """Methods are loaded at their first call and kept: each holds its planned memory."""
 
-    def __init__(self, program: Any, signature: Signature) -> None:
+    def __init__(self, program: Any, signature: Signature, entry: Path) -> None:
         self._program = program
         self._signature = signature
+        self._entry = entry
         self._methods: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """A fresh program where the network keeps buffers: methods loaded again from the same one find their memory."""
+        if self._methods and any(method.buffers for method in self._signature.methods.values()):
+            self._methods.clear()
+            self._program = _program(self._entry)
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run ``method`` once. Outputs are copies: the runtime writes the next call's over the same memory."""

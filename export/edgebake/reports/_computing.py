@@ -1,0 +1,37 @@
+"""How an artifact computes: rounding modes of an interpreter, compute units of a device, where operators are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgebake.reports._text import counted, decibels, percent
+
+_SHOWN = 4  # operator types named of each unit
+
+
+def computing(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, text) of each line; ``found`` is what measurements.json holds."""
+    modes = found.get("modes") or {}
+    if modes:
+        told = ", ".join(f"{mode} {_worst(row)}" for mode, row in modes.items())
+        yield "modes", f"{told} ({counted(next(iter(modes.values()))['calls'], 'call')} each)"
+    for unit, row in (found.get("compute_units") or {}).items():
+        yield unit, row["reason"] if "reason" in row else f"{_worst(row)}, {row['median_ms']:.3g} ms"
+    placed = found.get("placement") or {}
+    if placed:
+        yield "placed", "; ".join(_placed(unit, row) for unit, row in placed.items())
+
+
+def _worst(row: Mapping[str, Any]) -> str:
+    values = [each.get("sqnr_db") for each in row["outputs"].values()]
+    return decibels(None if None in values else min(values, default=None))
+
+
+def _placed(unit: str, row: Mapping[str, Any]) -> str:
+    operators = row["operators"]
+    often = sorted(operators, key=lambda name: (-operators[name], name))
+    told = ", ".join(f"{name} {operators[name]}" for name in often[:_SHOWN])
+    rest = f" and {counted(len(often) - _SHOWN, 'other type')}" if len(often) > _SHOWN else ""
+    work = "" if row.get("cost") is None else f"{percent(row['cost'])} of the work, "
+    return f"{unit}: {work}{counted(sum(operators.values()), 'operator')} ({told}{rest})"

@@ -1,0 +1,216 @@
+"""ExecuTorch with Core ML: .pte files for iPhones, iPads and Macs whose parts run on CPU, GPU or Neural Engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgebake.errors import Problem, RecipeError
+from edgebake.target import LowerRequest, Missing, Option, Support, unmet
+from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
+from edgebake_targets import _executorch
+
+FORMAT = "pte"
+DEVICES = {"vendor": ("apple",)}
+DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "coremltools", "numpy", "protobuf")
+SOURCES = (
+    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._executorch",
+    "edgebake_targets._executorch_checks",
+    "edgebake_targets._executorch_coreml",
+    "edgebake_targets._executorch_coreml_checks",
+    "edgebake_targets.inspectors._coreml_delegate",
+    "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._mlx_graph",
+    "edgebake_targets.inspectors._pte_file",
+    "edgebake_targets.inspectors._xnnpack_graph",
+    "edgebake_targets.inspectors.mlpackage",
+    "edgebake_targets.inspectors.pte",
+)
+
+_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
+_IOS18 = {"minimum_os": ("iOS18", "macOS15")}
+
+SUPPORTS = (
+    Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
+    Support(scheme="fp16", kinds=_ALL, note="operators that Core ML does not take stay float32, outside"),
+    Support(
+        scheme="w8", kinds=_ALL, note="int8 per output channel, decompressed at load or on the fly; computes in float16"
+    ),
+    Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
+    *(
+        Support(
+            scheme=f"w4g{group}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"int4, one scale per output channel and {group} input channels, which must be divisible by {group}; "
+            "from iOS 18, macOS 15",
+        )
+        for group in (16, 32, 64, 128)
+    ),
+    *(
+        Support(scheme=f"palette{bits}", kinds=_ALL, note=f"one table of {2**bits} values per weight")
+        for bits in (2, 4, 6, 8)
+    ),
+    *(
+        Support(
+            scheme=f"palette4g{group}",
+            kinds=_ALL,
+            needs=_IOS18,
+            note=f"one table of 16 values per {group} output channels, which must be divisible by {group}; "
+            "from iOS 18, macOS 15",
+        )
+        for group in (8, 16, 32)
+    ),
+)
+
+OPTIONS = (
+    Option(
+        name="minimum_os",
+        default="iOS17",
+        help="oldest system that has to load the parts; macOS13..macOS15 mean iOS16..iOS18, which came with them",
+        choices=("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15"),
+    ),
+    Option(
+        name="compute_precision",
+        default="auto",
+        help="what operators compute in; auto is fp32 for the scheme fp32 and fp16 otherwise",
+        choices=("auto", "fp16", "fp32"),
+    ),
+    Option(
+        name="compute_units",
+        default="all",
+        help="what ExecuTorch's runtime loads the parts with; kept in the file",
+        choices=("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"),
+    ),
+)
+
+_PACKAGES = {
+    "torch": "torch>=2.13",
+    "torchao": "torchao>=0.18",
+    "executorch": "executorch>=1.4.1",
+    "coremltools": "coremltools==9.0",
+}
+_LOGS = ("coremltools", "executorch.backends.apple.coreml")
+
+
+def missing() -> Missing | None:
+    """None when torch, torchao, executorch and coremltools are installed; it lowers on Linux and macOS."""
+    return _executorch.missing_packages(_PACKAGES)
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """Write ``model.pte`` and ``weights.check.json``, against which ``structure`` holds its weights later.
+
+    RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when a module that is to be
+    compressed did not come out compressed in a Core ML part.
+    """
+    from edgebake_targets import _coreml_checks, _coreml_rewrites, _coreml_states, _executorch_coreml
+    from edgebake_targets._coreml import quiet
+
+    request = _canonical(request)
+    system = str(request.options["minimum_os"])
+    partitioner = _executorch_coreml.partitioner(request, traced.programs.values())
+    with quiet(), _quiet_logs(), _coreml_rewrites.translations():
+        programs = {method: _executorch_coreml.prepared(program) for method, program in traced.programs.items()}
+        states = {method: _coreml_states.states_of(program, system) for method, program in programs.items()}
+        edge = _executorch.to_edge(programs, (partitioner,))
+        parts: dict[str, Any] = {}
+        for method, program in traced.programs.items():
+            weights = _executorch_coreml.weights_of(program, request)
+            specs = traced.signature.methods[method]
+            parts |= _executorch_coreml.rewrite_packages(edge, method, weights, specs, request)
+    delegation = _executorch.delegation(edge, {}, "Core ML's converter does not take it")
+    program = _executorch.to_executorch(edge, fuse_quantised=False)
+    entry = _executorch.write(program, request.folder)
+    checks = {"version": _coreml_checks.VERSION, "parts": parts}
+    _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
+    return Lowered(
+        files=(entry, _coreml_checks.CHECKS_FILE),
+        entry=entry,
+        signature=traced.signature,
+        delegation=delegation,
+        planned_memory_bytes=_executorch.planned_memory(program),
+        encodings=_encodings(request, states),
+    )
+
+
+def _canonical(request: LowerRequest) -> LowerRequest:
+    """``request`` in the words of one generation of systems; RecipeError for what the system or the parts lack."""
+    from edgebake_targets import _coreml_options
+
+    problems = list(_refusals(request))
+    if problems:
+        raise RecipeError(problems)
+    # Precision by module is what the parts lack: ExecuTorch hands the converter one for all operators.
+    found = _coreml_options.canonical(replace(request, options={**request.options, "keep_float32": ""}))
+    halves = request.assignment.of("fp16")
+    if halves and _coreml_options.precision_of(found) == "fp32":
+        raise RecipeError(
+            f"{halves[0]} is to be float16 in a program that computes in float32, and ExecuTorch's Core ML parts have "
+            "one precision",
+            fix=f"leave the rule out: {rule_for(halves[0], 'fp32')}; or choose the scheme fp16; or the target coreml",
+        )
+    return found
+
+
+def _refusals(request: LowerRequest) -> Iterator[Problem]:
+    """Schemes that the system does not take, also when no recipe's check came before."""
+    for row in SUPPORTS:
+        if row.scheme in {request.scheme, *request.assignment.schemes.values()}:
+            for what, fix in unmet("executorch-coreml", row, request.options):
+                yield Problem(what=what, fix=fix)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep back what the partitioner tells of every operator and every part; errors still show."""
+    loggers = [logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict) if name.startswith(_LOGS)]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+def _encodings(request: LowerRequest, states: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    from edgebake_targets._coreml_options import precision_of
+    from edgebake_targets._coreml_schemes import is_compressed
+
+    schemes: dict[str, list[str]] = {}
+    for module, scheme in sorted(request.assignment.schemes.items()):
+        schemes.setdefault(scheme, []).append(module)
+    notes = []
+    if any(map(is_compressed, schemes)) and precision_of(request) == "fp16":
+        notes.append("weights of the Core ML parts that are not compressed, biases and activations are float16")
+    found: dict[str, Any] = {"schemes": schemes, "compute_precision": precision_of(request), "notes": notes}
+    kept = {method: dict(names) for method, names in states.items() if names}
+    if kept:
+        found["states"] = kept
+        notes.append("states are float16 between predictions, whatever the operators compute in")
+    return found
+
+
+def read_checks(folder: Path) -> Mapping[str, Any]:
+    """What ``lower`` recorded in the artifact ``folder``: of the float weights, for ``structure``, and of modules."""
+    from edgebake_targets import _coreml_checks
+
+    return _coreml_checks.read_checks(folder / _coreml_checks.CHECKS_FILE)
+
+
+def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """Hold the program ``entry`` against the promised ``signature`` and its Core ML weights against those recorded.
+
+    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs`` and, for each part, ``structure.weights``.
+    Needs no training model and no Mac; it says nothing about what the program computes.
+    """
+    from edgebake_targets import _executorch_coreml_checks
+
+    return _executorch_coreml_checks.structure(entry, signature, checks)

@@ -1,0 +1,163 @@
+"""ExecuTorch with MLX: .pte files for the GPU of Macs with Apple silicon."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgebake.errors import StageFailed
+from edgebake.scheme import parse
+from edgebake.target import LowerRequest, Missing, Option, Support
+from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict
+from edgebake_targets import _executorch, _mlx
+
+FORMAT = "pte"
+DEVICES = {"vendor": ("apple",)}
+DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
+SOURCES = (
+    "edgebake_targets._coreml_constants",
+    "edgebake_targets._coreml_decompress",
+    "edgebake_targets._coreml_flattened",
+    "edgebake_targets._coreml_interface",
+    "edgebake_targets._coreml_package",
+    "edgebake_targets._executorch",
+    "edgebake_targets._executorch_checks",
+    "edgebake_targets._mlx",
+    "edgebake_targets.inspectors._coreml_delegate",
+    "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._mlx_graph",
+    "edgebake_targets.inspectors._pte_file",
+    "edgebake_targets.inspectors._xnnpack_graph",
+    "edgebake_targets.inspectors.mlpackage",
+    "edgebake_targets.inspectors.pte",
+)
+
+_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
+_INTEGER: tuple[ModuleKind, ...] = ("linear", "embedding")
+
+SUPPORTS = (
+    Support(scheme="fp32", kinds=_ALL, note="runs on Macs with Apple silicon only"),
+    Support(scheme="fp16", kinds=_ALL, method="cast", note="normalisations stay float32"),
+    Support(
+        scheme="w8",
+        kinds=_INTEGER,
+        method="quantize_weights",
+        note="int8 per row, its scale repeated for each 128, 64 or 32 input features, which must be divisible by 32",
+    ),
+    *(
+        Support(
+            scheme=f"w4g{group}",
+            kinds=_INTEGER,
+            method="quantize_weights",
+            note=f"int4 in groups of {group}; input features must be divisible by {group}",
+        )
+        for group in (32, 64, 128)
+    ),
+)
+OPTIONS: tuple[Option, ...] = ()
+
+_PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
+
+
+def missing() -> Missing | None:
+    """None when torch, torchao and an executorch with its MLX backend are installed; it lowers on Linux and macOS."""
+    absent = _executorch.missing_packages(_PACKAGES)
+    if absent is not None:
+        return absent
+    folder = _mlx.installed()
+    if folder is None:
+        return Missing(reason="the executorch wheel holds no MLX backend", remedy=_mlx.FIX)
+    if not _mlx.is_whole(folder) and _mlx.compiler(folder) is None:
+        return Missing(reason="flatc, which completes the MLX backend, is not installed", remedy=_mlx.FIX)
+    return None
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
+    _mlx.prepare()
+    with _quiet():
+        from executorch.backends.mlx import MLXPartitioner
+
+        # Copies: the backend takes constants out of the program that it is given, to hold each only once.
+        programs = {method: program.run_decompositions({}) for method, program in traced.programs.items()}
+        edge = _executorch.to_edge(programs, (MLXPartitioner(),))
+    delegation = _executorch.delegation(edge, {}, "MLX's backend has no such operator")
+    program = _executorch.to_executorch(edge, fuse_quantised=False)
+    entry = _executorch.write(program, request.folder)
+    planned = _executorch.planned_memory(program)
+    del edge, program
+    _refuse_floats(request, traced)
+    return Lowered(
+        files=(entry,),
+        entry=entry,
+        signature=traced.signature,
+        delegation=delegation,
+        planned_memory_bytes=planned,
+        encodings={"schemes": _by_scheme(request)},
+    )
+
+
+def _by_scheme(request: LowerRequest) -> dict[str, list[str]]:
+    schemes: dict[str, list[str]] = {}
+    for module, scheme in sorted(request.assignment.schemes.items()):
+        schemes.setdefault(scheme, []).append(module)
+    return schemes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the partitioner prints of every operator; warnings still show.
+
+    The backend sets its logger up when it is imported, so the import comes first.
+    """
+    import executorch.backends.mlx  # noqa: F401
+
+    log = logging.getLogger("executorch.backends.mlx")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _refuse_floats(request: LowerRequest, traced: Traced) -> None:
+    """StageFailed naming the modules whose integer weights are not in the file with their bits."""
+    from edgebake_targets.inspectors import pte
+
+    found = Counter(
+        (record.dtype, prod(record.shape)) for record in pte.inspect(request.folder / _executorch.ARTIFACT).weights
+    )
+    held = [weight for program in traced.programs.values() for weight in _executorch.integer_weights(program)]
+    distinct = {(weight.digest, weight.count): weight for weight in held}
+    bits = {module: parse(scheme).weight_bits for module, scheme in request.assignment.schemes.items()}
+    expected = Counter((f"int{bits.get(weight.module, 0)}", weight.count) for weight in distinct.values())
+    lost = expected - found
+    names = {w.module for w in distinct.values() if (f"int{bits.get(w.module, 0)}", w.count) in lost}
+    names |= {m for m, width in bits.items() if width < 16 and m not in {w.module for w in held}}
+    if names:
+        raise StageFailed(
+            f"integer weights came out of lowering as floats: {', '.join(sorted(names))}",
+            where="lower",
+            fix="MLX takes integer weights whose input features are divisible by 32: give these modules fp16",
+        )
+
+
+def read_checks(_folder: Path) -> Mapping[str, Any]:
+    """Nothing is recorded beside the program: ``lower`` refuses weights that are not as promised."""
+    return {}
+
+
+def structure(entry: Path, signature: Signature, _checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """Hold the program ``entry`` against the promised ``signature``; it says nothing about what it computes.
+
+    Limits: ``structure.loads``, ``structure.inputs``, ``structure.outputs``. Needs no Mac.
+    """
+    from edgebake_targets import _executorch_checks
+
+    return _executorch_checks.structure(entry, signature)

@@ -1,0 +1,197 @@
+"""Judges .pte files with Core ML parts on any system: their packages in the reference interpreter, the rest in torch.
+
+The execution plan is walked as it stands in the file (``_pte_plan``). What is left to Core ML is taken out and run by
+``edgebake_targets.mil``; operators that ExecuTorch's portable kernels would run are torch's of the same schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+from edgebake.target import Missing, NotMeasured
+from edgebake.types import RunnerKind, Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgebake_targets._executorch_coreml_checks import Part
+    from edgebake_targets._pte_plan import Plan
+    from edgebake_targets.mil.evaluate import Watch
+    from edgebake_targets.mil.model import MilModel
+
+RUNS = ("executorch-coreml",)
+KIND: RunnerKind = "interpreted"
+DISTRIBUTIONS = ("coremltools", "torch", "protobuf", "numpy")
+_FOLDER = Path(__file__).parents[1]
+_HELPERS = ("checks", "constants", "decompress", "flattened", "images", "interface", "modules", "package", "schemes")
+SOURCES = tuple(
+    sorted(
+        ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
+        for file in (
+            *_FOLDER.glob("mil/**/*.py"),
+            *(_FOLDER / f"_coreml_{part}.py" for part in _HELPERS),
+            *(_FOLDER / f"{name}.py" for name in ("_executorch_coreml_checks", "_pte_plan")),
+            *(_FOLDER / "inspectors" / f"{name}.py" for name in ("_coreml_delegate", "_flatbuffers", "_pte_file")),
+        )
+    )
+)
+
+
+def missing() -> Missing | None:
+    """None with torch, protobuf and coremltools, of which the format's description alone is used."""
+    absent = [name for name in ("torch", "google.protobuf", "coremltools") if not _there(name)]
+    if not absent:
+        return None
+    return Missing(reason=f"not installed: {', '.join(absent)}", remedy="pip install 'edgebake[coreml]'")
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that the module lies in
+        return False
+
+
+def warm_up() -> None:
+    """Import torch and the operators."""
+    from edgebake_targets.mil.operators import operators
+
+    operators()
+
+
+def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name
+    """Read the program at ``entry``. NotMeasured names operators and backends that nothing here computes."""
+    from edgebake_targets import _executorch_coreml_checks, _pte_plan
+    from edgebake_targets.inspectors._coreml_delegate import BACKEND
+
+    plans = _pte_plan.open_plans(entry, list(signature.methods))
+    parts: dict[str, dict[int, _Runnable]] = {}
+    others = sorted({one.backend for plan in plans.values() for one in plan.delegates} - {BACKEND})
+    if others:
+        raise NotMeasured(f"nothing here computes the parts for {', '.join(others)}")
+    recorded = _executorch_coreml_checks.recorded(entry)
+    for method, plan in plans.items():
+        parts[method] = {}
+        for number, one in enumerate(plan.delegates):
+            part = _executorch_coreml_checks.part_of(one.blob, plan.named, f"{entry}: {method}.delegate{number}")
+            parts[method][number] = _Runnable(part, recorded.get(part.identifier, {}))
+    return InterpreterSession(plans, parts, signature)
+
+
+class _Runnable:
+    """A part, ready to predict. NotMeasured names what the interpreter lacks."""
+
+    def __init__(self, part: Part, recorded: Mapping[str, Any]) -> None:
+        from edgebake_targets.mil.call import Unsupported
+        from edgebake_targets.mil.model import MilModel
+
+        try:
+            self.model: MilModel = MilModel(part.package)
+        except Unsupported as error:
+            raise NotMeasured(str(error)) from error
+        random = sorted(self.model.random_operators())
+        if random:
+            raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
+        if self.model.interface.states:
+            kept = ", ".join(sorted(self.model.interface.states))
+            raise NotMeasured(f"the program keeps the state {kept}, and nothing says where a sequence begins")
+        self.part = part
+        self.recorded = recorded
+
+    def given(self, values: list[Any]) -> dict[str, Any]:
+        """The delegate's inputs as ExecuTorch's runtime copies them into those of the package: type and rank."""
+        from edgebake_targets.mil.features import Feature
+
+        def as_taken(feature: Feature, value: Any) -> Any:
+            array = value.detach().numpy().astype(feature.dtype)
+            return array.reshape(1) if array.ndim == 0 else array
+
+        inputs = self.model.interface.inputs
+        return {name: as_taken(inputs[name], value) for name, value in zip(self.part.inputs, values, strict=True)}
+
+
+class InterpreterSession:
+    """One plan per method."""
+
+    def __init__(
+        self, plans: Mapping[str, Plan], parts: Mapping[str, Mapping[int, _Runnable]], signature: Signature
+    ) -> None:
+        self._plans = plans
+        self._parts = parts
+        self._signature = signature
+        half = any(one.model.holds("float16") for held in parts.values() for one in held.values())
+        self.modes = ("fp32", "declared", "fp16-worst") if half else ()
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once, every value inside the Core ML parts rounded to its declared type."""
+        return self._run(method, inputs, "declared", {})
+
+    def call_mode(
+        self, mode: str, method: str, inputs: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        """Outputs in one of ``modes``; and values inside that are not finite, in order, with operator and module."""
+        from edgebake_targets.mil.overflow import not_finite
+
+        strange: dict[int, dict[str, str]] = {number: {} for number in self._parts[method]}
+        watches = {number: not_finite(found) for number, found in strange.items()}
+        outputs = self._run(method, inputs, mode, watches)
+        said = {}
+        for number, found in strange.items():
+            inside = self._parts[method][number].recorded.get("inside", {})
+            said.update({name: f"{op} of {inside[name]}" if name in inside else op for name, op in found.items()})
+        return outputs, said
+
+    def intermediates(
+        self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Value that each of ``modules`` hands on, float32; modules that the parts no longer show are absent."""
+        found: dict[str, Any] = {}
+        wanted = set(modules)
+        watches = {
+            number: _keeper({v: m for m, v in one.recorded.get("modules", {}).items() if m in wanted}, found)
+            for number, one in self._parts[method].items()
+        }
+        self._run(method, inputs, "declared", watches)
+        return found
+
+    def _run(
+        self, method: str, inputs: Mapping[str, NDArray[Any]], mode: str, watches: Mapping[int, Watch]
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by name; ``watches`` see the values inside the parts, by the part's number."""
+        from edgebake_targets import _pte_plan
+        from edgebake_targets.mil.call import Unsupported
+
+        plan, specs = self._plans[method], self._signature.methods[method]
+
+        def delegate(number: int, values: list[Any]) -> dict[int, Any]:
+            one = self._parts[method][number]
+            count = len(one.part.inputs)
+            results = one.model.predict(one.given(values[:count]), mode=mode, watch=watches.get(number))
+            places = enumerate(one.part.outputs, start=count)
+            return {place: _pte_plan.as_declared(results[name], values[place]) for place, name in places}
+
+        try:
+            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate)
+        except Unsupported as error:
+            raise NotMeasured(str(error)) from error
+        except RuntimeError as error:  # torch's word for shapes that do not go together
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+            raise StageFailed(f"the program cannot be run with {shapes}: {error}", where="validate") from error
+        named = zip(specs.outputs, results, strict=True)
+        return {spec.name: value.detach().clone().numpy().astype(spec.dtype) for spec, value in named}
+
+
+def _keeper(modules: Mapping[str, str], found: dict[str, Any]) -> Watch:
+    """Keeps in ``found`` the value of each module; ``modules`` by the value's name."""
+    import numpy as np
+    import torch
+
+    def watch(_operation: Any, name: str, value: Any) -> None:
+        if name in modules and isinstance(value, torch.Tensor):
+            found[modules[name]] = np.array(value.numpy(), np.float32)
+
+    return watch

@@ -1,0 +1,101 @@
+"""Networks that write to their own buffers: every sequence of calls begins where the network was loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgebake import locate, signatures, trace
+from edgebake.buffers import Snapshot, untouched
+from edgebake.reference_run import run_float
+from edgebake.types import Call, Loaded, MethodSignature, Sample, Signature, TensorSpec
+
+
+class Memory(nn.Module):
+    """Sums what it is given, counts its calls, and keeps one buffer that it never writes to."""
+
+    seen: torch.Tensor
+    calls: torch.Tensor
+    still: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.full((1, 4), 3.0))
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("still", torch.ones(1, 4))
+        self.linear = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(self.linear.weight)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """x: (1, 4); the buffer itself goes out, too."""
+        self.seen.add_(self.linear(x) * self.still)
+        self.calls = self.calls + 1
+        return self.seen * self.calls, self.seen
+
+
+@pytest.fixture
+def loaded() -> Loaded:
+    x, y, z = (TensorSpec(name=name, shape=(1, 4), dtype="float32") for name in "xyz")
+    method = MethodSignature(inputs=(x,), outputs=(y, z))
+    return Loaded(methods={"forward": Memory().eval()}, signature=Signature(methods={"forward": method}), facts={})
+
+
+def sample(*values: float) -> Sample:
+    calls = tuple(Call(inputs={"x": np.full((1, 4), value, np.float32)}) for value in values)
+    return Sample(calls=calls, source=str(values))
+
+
+def test_what_was_written_is_named_and_put_back(loaded: Loaded) -> None:
+    network = loaded.methods["forward"]
+    with untouched(network) as snapshot:
+        network(torch.ones(1, 4))
+        assert snapshot.written() == ("calls", "seen")
+        assert float(network.get_buffer("seen")[0, 0]) == 4
+    assert float(network.get_buffer("seen")[0, 0]) == 3
+    assert float(network.get_buffer("calls")[0]) == 0
+
+
+def test_an_exception_puts_back_too(loaded: Loaded) -> None:
+    network = loaded.methods["forward"]
+    with pytest.raises(RuntimeError, match="halt"), untouched(network):
+        network(torch.ones(1, 4))
+        raise RuntimeError("halt")
+    assert float(network.get_buffer("seen")[0, 0]) == 3
+
+
+def test_a_buffer_that_methods_share_is_copied_once() -> None:
+    network = Memory()
+    held = Snapshot.of([network, network]).held
+    assert len(held) == 6
+    assert len({id(each.value) for each in held}) == 3
+
+
+def test_every_sample_starts_where_the_network_was_loaded(loaded: Loaded) -> None:
+    given = [sample(1, 1), sample(1), sample(1, 1)]
+    calls = [[float(call.outputs["y"][0, 0]) for call in recorded] for recorded in run_float(loaded, given)]
+    assert calls == [[4, 10], [4], [4, 10]]  # (3 + 1) * 1, (3 + 2) * 2
+    assert float(loaded.methods["forward"].get_buffer("seen")[0, 0]) == 3
+
+
+def test_tracing_leaves_buffers_alone_and_names_those_that_are_written(loaded: Loaded) -> None:
+    traced = trace.trace(loaded)
+    assert traced.signature.methods["forward"].buffers == ("calls", "seen")
+    assert loaded.signature.methods["forward"].buffers == ()
+    assert signatures.from_json(signatures.to_json(traced.signature)) == traced.signature
+    program = traced.programs["forward"]
+    assert float(program.state_dict["seen"][0, 0]) == 3
+    assert [module.name for module in trace.live_modules(loaded)] == ["linear"]  # found by gradients
+    seen = loaded.methods["forward"].get_buffer("seen")
+    assert float(seen[0, 0]) == 3
+    assert not seen.requires_grad
+
+
+def test_locating_an_error_leaves_buffers_alone(loaded: Loaded) -> None:
+    traced = trace.trace(loaded)
+    ((call,),) = run_float(loaded, [sample(1)])
+    found = locate.locate(loaded, traced, call, None)
+    assert found["graph_sqnr_db"] > 100
+    assert float(traced.programs["forward"].state_dict["seen"][0, 0]) == 3

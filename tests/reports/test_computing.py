@@ -1,0 +1,49 @@
+"""Lines on how an artifact computes."""
+
+from __future__ import annotations
+
+from edgebake.reports._computing import computing
+
+
+def outputs(*decibels: float | None) -> dict[str, dict[str, float | None]]:
+    return {f"y{i}": {"sqnr_db": value} for i, value in enumerate(decibels)}
+
+
+def test_all_modes_are_shown_with_their_worst_output() -> None:
+    modes = {
+        "fp32": {"calls": 8, "outputs": outputs(141.87, 130.0)},
+        "declared": {"calls": 8, "outputs": outputs(58.2, 61.0)},
+        "fp16-worst": {"calls": 8, "outputs": outputs(None, 44.0)},
+    }
+    assert list(computing({"modes": modes})) == [
+        ("modes", "fp32 130.0 dB, declared 58.2 dB, fp16-worst NaN (8 calls each)")
+    ]
+
+
+def test_each_unit_has_its_number_or_its_reason() -> None:
+    units = {
+        "cpu_only": {"calls": 8, "outputs": outputs(70.0), "median_ms": 1.2345},
+        "cpu_and_ne": {"reason": "Core ML cannot run it there: -14"},
+    }
+    assert list(computing({"compute_units": units})) == [
+        ("cpu_only", "70.0 dB, 1.23 ms"),
+        ("cpu_and_ne", "Core ML cannot run it there: -14"),
+    ]
+
+
+def test_placement_names_what_is_not_on_the_neural_engine() -> None:
+    placed = {
+        "Neural Engine": {"operators": {"conv": 53, "add": 10, "relu": 9, "mul": 3, "mean": 1}, "cost": 0.987},
+        "CPU": {"operators": {"gather": 2}, "cost": None},
+    }
+    assert list(computing({"placement": placed})) == [
+        (
+            "placed",
+            "Neural Engine: 98.7 % of the work, 76 operators (conv 53, add 10, relu 9, mul 3 and 1 other type); "
+            "CPU: 2 operators (gather 2)",
+        )
+    ]
+
+
+def test_nothing_is_said_where_nothing_was_measured() -> None:
+    assert list(computing({"modes": {}, "compute_units": None})) == []
