@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
-from edgebake.types import MethodSignature, Signature, TensorSpec, canonical_module_name
+from edgebake.types import MethodSignature, Signature, TensorSpec, Traced, canonical_module_name
 
 if TYPE_CHECKING:
     import onnx
@@ -92,6 +92,16 @@ def check_names(model: onnx.ModelProto, signature: MethodSignature) -> None:
             )
 
 
+def refuse_states(traced: Traced) -> None:
+    """StageFailed for buffers that the network writes to: torch's exporter drops the write without a word."""
+    written = sorted({name for method in traced.signature.methods.values() for name in method.buffers})
+    if written:
+        raise StageFailed(
+            f"the network writes to its buffer {', '.join(written)}, and an ONNX model keeps nothing between calls",
+            fix="pass it as an input with role state and return its new value",
+        )
+
+
 def fixed(signature: Signature) -> Signature:
     """``signature`` with numbers in the place of dimensions that have one size."""
     sizes = {name: bounds.max for name, bounds in signature.dims.items() if bounds.min == bounds.max}
@@ -100,7 +110,7 @@ def fixed(signature: Signature) -> Signature:
         return replace(given, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in given.shape))
 
     methods = {
-        name: MethodSignature(inputs=tuple(map(spec, m.inputs)), outputs=tuple(map(spec, m.outputs)))
+        name: replace(m, inputs=tuple(map(spec, m.inputs)), outputs=tuple(map(spec, m.outputs)))
         for name, m in signature.methods.items()
     }
     return Signature(methods=methods, dims={n: b for n, b in signature.dims.items() if n not in sizes})

@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Delegation, Lowered, Traced
 
@@ -65,10 +64,10 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """One ``.onnx`` file per method, compressed as ``request.assignment`` says, with the signature's names."""
-    from edgebake_targets._onnx import file_name, fixed, save
+    from edgebake_targets._onnx import file_name, fixed, refuse_states, save
     from edgebake_targets._onnx_lower import compressed_models, summary
 
-    _refuse_states(traced)
+    refuse_states(traced)
     traced = replace(traced, signature=fixed(traced.signature))
     models: dict[str, onnx.ModelProto] = compressed_models(traced, request, int(request.options["opset"]))
     files: list[str] = []
@@ -82,13 +81,3 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         delegation=Delegation(share=1.0, partitions=1),
         encodings=encodings,
     )
-
-
-def _refuse_states(traced: Traced) -> None:
-    """StageFailed for buffers that the network writes to: torch's exporter drops the write without a word."""
-    written = sorted({name for method in traced.signature.methods.values() for name in method.buffers})
-    if written:
-        raise StageFailed(
-            f"the network writes to its buffer {', '.join(written)}, and an ONNX model keeps nothing between calls",
-            fix="pass it as an input with role state and return its new value",
-        )

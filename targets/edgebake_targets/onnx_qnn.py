@@ -89,6 +89,10 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         yield Refusal(what=what, fix="make a component of each method")
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
+    wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
+    if asked.device is not None and there is not None and wanted > there:
+        what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
+        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     if not 0 < asked.options["percentile"] <= 100:
         yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
@@ -109,11 +113,12 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
-    from edgebake_targets._onnx import fixed, save
+    from edgebake_targets._onnx import fixed, refuse_states, save
     from edgebake_targets._onnx_lower import compressed_models, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
 
+    refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
     signature = fixed(traced.signature)
     traced = replace(traced, signature=signature)

