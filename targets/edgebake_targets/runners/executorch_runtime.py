@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import Missing, Session
-from edgebake.types import MethodSignature, RunnerKind, Signature
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from edgebake.types import RunnerKind, Signature
 
 RUNS = ("executorch-xnnpack",)
 KIND: RunnerKind = "executed"
 DISTRIBUTIONS = ("executorch", "torch")
+SOURCES = ("edgebake_targets._executorch_runtime",)
 
 
 def missing() -> Missing | None:
@@ -33,93 +25,13 @@ def missing() -> Missing | None:
 
 def warm_up() -> None:
     """Import the runtime and the torch whose tensors it takes."""
-    _bindings()
+    from edgebake_targets import _executorch_runtime
 
-
-@lru_cache
-def _bindings() -> Any:
-    """The C++ runtime, without ``executorch.runtime`` around it.
-
-    That thin layer imports, for one class of warnings, the whole exporter: seconds of CPU and 130 MiB.
-    """
-    import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding kernels
-    import torch  # noqa: F401  the bindings link against its libraries
-
-    name = "portable_lib" if sys.platform == "win32" else "_portable_lib"  # on Windows the layer finds the DLLs
-    return import_module(f"executorch.extension.pybindings.{name}")
+    _executorch_runtime.bindings()
 
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
     """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
-    bindings = _bindings()
-    try:
-        program = bindings._load_program(
-            str(entry),
-            enable_etdump=False,
-            debug_buffer_size=0,
-            program_verification=bindings.Verification.InternalConsistency,
-        )
-    except RuntimeError as error:
-        raise ArtifactDamaged(f"the ExecuTorch runtime refuses it: {error}", where=str(entry)) from error
-    names = {program.get_method_name(index) for index in range(program.num_methods())}
-    absent = sorted(set(signature.methods) - names)
-    if absent:
-        raise ArtifactDamaged(
-            f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(names))}", where=str(entry)
-        )
-    return _Session(program, signature)
+    from edgebake_targets import _executorch_runtime
 
-
-class _Session:
-    """Methods are loaded at their first call and kept: each holds its planned memory."""
-
-    def __init__(self, program: Any, signature: Signature) -> None:
-        self._program = program
-        self._signature = signature
-        self._methods: dict[str, Any] = {}
-
-    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run ``method`` once. Outputs are copies: the runtime writes the next call's over the same memory."""
-        specs = self._signature.methods[method]
-        loaded = self._load(method, specs)
-        try:
-            outputs = loaded(_tensors(method, specs, inputs))
-        except RuntimeError as error:
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-            raise StageFailed(
-                f"the ExecuTorch runtime failed in {method} with {shapes}: {error}", where="validate"
-            ) from error
-        named = zip(specs.outputs, outputs, strict=True)
-        return {spec.name: output.detach().clone().numpy() for spec, output in named}
-
-    def _load(self, method: str, specs: MethodSignature) -> Any:
-        if method not in self._methods:
-            try:
-                loaded = self._program.load_method(method)
-            except RuntimeError as error:
-                raise ArtifactDamaged(
-                    f"the ExecuTorch runtime cannot load method {method!r}: {error}",
-                    fix="it may need a backend or kernels that this machine's runtime lacks",
-                ) from error
-            described = loaded.method_meta()
-            found = described.num_inputs(), described.num_outputs()
-            if found != (len(specs.inputs), len(specs.outputs)):
-                raise ArtifactDamaged(
-                    f"method {method!r} takes {found[0]} inputs and returns {found[1]} outputs; its signature says "
-                    f"{len(specs.inputs)} and {len(specs.outputs)}"
-                )
-            self._methods[method] = loaded
-        return self._methods[method]
-
-
-def _tensors(method: str, specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
-    """Inputs in the order of the signature, in its dtypes."""
-    import numpy as np
-    import torch
-
-    absent = [spec.name for spec in specs.inputs if spec.name not in inputs]
-    if absent:
-        raise StageFailed(f"method {method!r} was called without its input {absent[0]!r}", where="validate")
-    arrays = (np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype) for spec in specs.inputs)
-    # A copy where the array is read-only: torch cannot share memory that nobody may write.
-    return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
+    return _executorch_runtime.opened(entry, signature)
