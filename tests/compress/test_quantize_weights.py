@@ -78,13 +78,14 @@ def test_an_int8_table_is_close_and_a_quarter_the_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "levels", "scales", "least"), [("w8", 255, (32, 1), 0.9999), ("w4g32", 16, (32, 2), 0.98)]
+    ("scheme", "bits", "scales", "least"), [("w8", 8, (32, 1), 0.9999), ("w4g32", 4, (32, 2), 0.98)]
 )
-def test_linear_weights_alone_become_integers(scheme: str, levels: int, scales: tuple[int, int], least: float) -> None:
+def test_linear_weights_alone_become_integers(scheme: str, bits: int, scales: tuple[int, int], least: float) -> None:
     want = network()(IDS)[0]
     done = apply(network(), {"first": scheme})
     weight = done.wrapped["first"].weight
-    assert weight.qdata.unique().numel() <= levels
+    assert weight.target_dtype == getattr(torch, f"int{bits}")
+    assert 2 ** (bits - 1) - 2 <= int(weight.qdata.abs().max()) <= 2 ** (bits - 1)
     assert tuple(weight.scale.shape) == scales
     assert weight.activation_quantization is None
     assert least < cosine(done(IDS)[0], want) < 1.0

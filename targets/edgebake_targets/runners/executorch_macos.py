@@ -8,12 +8,12 @@ from pathlib import Path
 
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _executorch_session
+from edgebake_targets import _executorch, _executorch_session
 
 RUNS = ("executorch-coreml", "executorch-mlx")
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = _executorch_session.DISTRIBUTIONS
-SOURCES = ("edgebake_targets._executorch_session",)
+SOURCES = _executorch.SOURCES
 
 
 def missing() -> Missing | None:
