@@ -96,7 +96,7 @@ def test_both_sides_of_a_branch_are_run(tmp_path: Path) -> None:
 
 
 def test_operators_that_torch_lacks_are_named(tmp_path: Path) -> None:
-    """An int8 table: ExecuTorch's own kernel, in no library that is loaded here as torch's."""
+    """Here by a name that no library has."""
     path = tmp_path / "model.pte"
     data = written(Branching(), torch.ones(3), path).read_bytes()
     path.write_bytes(data.replace(b"aten::mul", b"aten::mux"))
