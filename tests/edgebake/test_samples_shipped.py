@@ -34,4 +34,4 @@ def test_calibration_and_evaluation_samples_can_be_read(name: str) -> None:
     assert component.samples.evaluation is not None
     assert component.samples.evaluation.count >= (24 if name == "silero-vad" else 512)
     runtimes = [rule.target for rule in component.targets]
-    assert {"executorch-xnnpack", "onnx-cpu", "coreml"} == set(runtimes)
+    assert {"executorch-xnnpack", "onnx-cpu", "coreml"} <= set(runtimes)

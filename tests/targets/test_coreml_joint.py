@@ -24,10 +24,14 @@ MODULES = ("embed", "conv", "up", "last")
 SCHEMES = {
     "palette3s": "palette3-scaled",
     "palette4s": "palette4-scaled",
+    "palette6s": "palette6-scaled",
+    "palette8v2": "palette8-vector2",
+    "palette8v4": "palette8-vector4",
     "palette6v2": "palette6-vector2",
     "palette4v2": "palette4-vector2",
     "sparse2of4": "sparse-float16",
     "sparse50-w8": "sparse-int8",
+    "sparse75-w8": "sparse-int8",
     "sparse75-palette4": "sparse-palette4",
     "sparse2of4-w8": "sparse-int8",
     "sparse2of4-palette6": "sparse-palette6",
@@ -121,7 +125,7 @@ def _judge(scheme: str, module: str, values: np.ndarray) -> None:
     if parsed.vector > 1:
         rows = np.moveaxis(values, axis_of(module), -1).reshape(-1, parsed.vector)
         assert len(np.unique(rows, axis=0)) <= 2**parsed.weight_bits < len(np.unique(values)) ** parsed.vector
-        assert sqnr_db(exact, values) > 2 * parsed.weight_bits
+        assert sqnr_db(exact, values) > 3 * parsed.weight_bits / parsed.vector  # half of what a bit gives a value
         return
     wanted, stays = expected(scheme, module)
     assert (values[(stays == 0) & (exact != 0)] == 0).all()  # of equal values any may stay
@@ -145,7 +149,9 @@ def _judge_size(package: Path, scheme: str, names: dict[str, str]) -> None:
         tables = 2 * parsed.vector * 2**parsed.weight_bits
         beside = 2 * weight.shape[axis_of(module)] + tables if parsed.weight_bits < 16 else 0
         assert parsed.payload_bytes(count) + masks <= size <= parsed.payload_bytes(count) + masks + beside
-        assert size < 0.65 * 2 * count
+        assert (
+            size - (tables if parsed.vector > 1 else 0) < 0.65 * 2 * count
+        )  # tables are large beside such small weights
 
 
 def test_a_scaled_palette_serves_channels_of_different_size(traced_net: Traced, tmp_path: Path) -> None:
