@@ -91,19 +91,38 @@ def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     )
 
 
-def refuse_started(traced: Traced) -> None:
-    """StageFailed for buffers that a method writes to and that do not start at zero: a .pte does not hold the start."""
-    problems = [
-        Problem(
-            what=f"the buffer {name} does not start at zero, and ExecuTorch keeps no start of buffers that are written",
-            fix="let it start at zeros and add what it starts at where it is read",
-        )
-        for method, program in traced.programs.items()
-        for key, value in {**program.constants, **program.state_dict}.items()
-        if (name := canonical_module_name(key)) in traced.signature.methods[method].buffers and bool(value.any())
-    ]
+def refuse_states(traced: Traced) -> None:
+    """StageFailed for buffers that a method writes to and a .pte cannot hold: started elsewhere than at zero, shared."""
+    problems = [*_started(traced), *_shared(traced)]
     if problems:
         raise StageFailed(list(dict.fromkeys(problems)))
+
+
+def _started(traced: Traced) -> Iterator[Problem]:
+    for method, program in traced.programs.items():
+        for key, value in {**program.constants, **program.state_dict}.items():
+            name = canonical_module_name(key)
+            if name in traced.signature.methods[method].buffers and bool(value.any()):
+                yield Problem(
+                    what=f"the buffer {name} does not start at zero, and ExecuTorch keeps no start of buffers that are "
+                    "written",
+                    fix="let it start at zeros and add what it starts at where it is read",
+                )
+
+
+def _shared(traced: Traced) -> Iterator[Problem]:
+    written = {name for method in traced.signature.methods.values() for name in method.buffers}
+    for name in sorted(written):
+        users = [
+            method
+            for method, program in traced.programs.items()
+            if name in {canonical_module_name(key) for key in program.graph_signature.buffers}
+        ]
+        if len(users) > 1:
+            yield Problem(
+                what=f"{' and '.join(users)} share the buffer {name}, and ExecuTorch gives each method one of its own",
+                fix="hand it on as an input with role: state and an output, or make one method of both",
+            )
 
 
 def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> ExecutorchProgramManager:

@@ -100,6 +100,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._coreml import quiet
 
     request = _canonical(request)
+    _executorch.refuse_states(traced)
     system = str(request.options["minimum_os"])
     partitioner = _executorch_coreml.partitioner(request, traced.programs.values())
     with quiet(), _quiet_logs(), _coreml_rewrites.translations():

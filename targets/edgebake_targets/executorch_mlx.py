@@ -63,6 +63,7 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
+    _executorch.refuse_states(traced)
     _mlx.prepare()
     with _quiet():
         from executorch.backends.mlx import MLXPartitioner

@@ -95,7 +95,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
-    _executorch.refuse_started(traced)
+    _executorch.refuse_states(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)
         _refuse_half_norms(method, program)

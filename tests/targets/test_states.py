@@ -13,9 +13,10 @@ from torch import nn
 
 import baking
 from asking import defaults, lower_request
-from coreml_cases import spec, traced_of
+from coreml_cases import Wrapper, spec, traced_of
 from edgebake.errors import EXIT_STAGE, StageFailed
-from edgebake.types import Traced
+from edgebake.trace import trace
+from edgebake.types import Loaded, MethodSignature, Signature, Traced
 from edgebake_targets import executorch_xnnpack, onnx_cpu
 from edgebake_targets.runners import executorch_runtime
 
@@ -52,6 +53,33 @@ def test_executorch_keeps_buffers_and_begins_again(tmp_path: Path) -> None:
     assert np.allclose(second, 2 * first)
     session.begin()
     assert np.array_equal(session.call("forward", ONES)["y"], first)
+
+
+class Peek(nn.Module):
+    """Reads the running sum of another method."""
+
+    seen: torch.Tensor
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self.register_buffer("seen", memory.seen)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (1, 4)."""
+        return self.seen + x
+
+
+def test_executorch_refuses_a_buffer_that_methods_share(tmp_path: Path) -> None:
+    memory = Memory().eval()
+    method = MethodSignature(inputs=(spec("x", 1, 4),), outputs=(spec("y", 1, 4),))
+    networks = {"step": Wrapper(memory).eval(), "peek": Wrapper(Peek(memory)).eval()}
+    signature = Signature(methods=dict.fromkeys(networks, method))
+    both = trace(Loaded(methods=networks, signature=signature, facts={}))
+    with pytest.raises(StageFailed) as caught:
+        executorch_xnnpack.lower(both, lower_request(tmp_path, defaults(executorch_xnnpack)))
+    (problem,) = caught.value.problems
+    assert problem.what == "step and peek share the buffer seen, and ExecuTorch gives each method one of its own"
+    assert "role: state" in problem.fix
 
 
 def test_executorch_refuses_a_buffer_that_starts_elsewhere(tmp_path: Path) -> None:
