@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgebake.reference import Reference
 
 CALLS = 8
+ORDER = ("fp32", "declared", "fp16-worst")  # from no rounding to the most; what was stored has lost its order
 _APART_DB = 20.0
 _HALF_DB = 60.0  # what float16 gives a network at its best; what is lost above is its nature and no news
 
@@ -70,11 +71,16 @@ def _overflows(
                 yield {"value": name, "operator": what, "module": module, "sample": int(sample)}
 
 
+def ordered(modes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """``modes`` from no rounding to the most; those that are not of ORDER after them."""
+    return sorted(modes.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER))
+
+
 def warnings(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where the modes part for good, a line each: overflow, then the output that a mode costs more than 20 dB."""
     said = []
     before: Mapping[str, Any] = {}
-    for mode, found in modes.items():
+    for mode, found in ordered(modes):
         overflow = found.get("overflow")
         if overflow:
             said.append(_overflow_text(mode, overflow))

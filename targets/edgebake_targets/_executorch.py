@@ -92,7 +92,7 @@ def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
 
 
 def refuse_states(traced: Traced) -> None:
-    """StageFailed for buffers that are written to and a .pte cannot hold: not starting at zero, or shared by methods."""
+    """StageFailed for written buffers that a .pte cannot hold: not starting at zero, or shared by methods."""
     problems = [*_started(traced), *_shared(traced)]
     if problems:
         raise StageFailed(list(dict.fromkeys(problems)))

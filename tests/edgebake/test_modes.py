@@ -100,3 +100,10 @@ def test_several_outputs_that_fall_are_one_line() -> None:
         "b falls from 120.0 to 30.0 dB in mode declared, which rounds every value to the artifact's types"
         " (1 more output likewise)"
     ]
+
+
+def test_what_was_stored_by_name_warns_as_what_was_measured(recorded: Reference) -> None:
+    measured = modes.measure(["fp32", "declared", "fp16-worst"], recorded, run)
+    stored = dict(sorted(measured.items()))
+    assert list(stored) != list(measured)
+    assert modes.warnings(stored) == modes.warnings(measured) != []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edgebake import modes
 from edgebake.reports._text import counted, decibels, percent
 
 _SHOWN = 4  # operator types named of each unit
@@ -12,10 +13,10 @@ _SHOWN = 4  # operator types named of each unit
 
 def computing(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, text) of each line; ``found`` is what measurements.json holds."""
-    modes = found.get("modes") or {}
-    if modes:
-        told = ", ".join(f"{mode} {_worst(row)}" for mode, row in modes.items())
-        yield "modes", f"{told} ({counted(next(iter(modes.values()))['calls'], 'call')} each)"
+    rounded = modes.ordered(found.get("modes") or {})
+    if rounded:
+        told = ", ".join(f"{mode} {_worst(row)}" for mode, row in rounded)
+        yield "modes", f"{told} ({counted(rounded[0][1]['calls'], 'call')} each)"
     for unit, row in (found.get("compute_units") or {}).items():
         yield unit, row["reason"] if "reason" in row else f"{_worst(row)}, {row['median_ms']:.3g} ms"
     placed = found.get("placement") or {}
