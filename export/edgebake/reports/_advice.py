@@ -15,14 +15,14 @@ QUALITY = ("parity.", "agreement.", "task.")
 
 
 def advice(result: Result) -> tuple[str, ...]:
-    """Up to three steps for the limits that ``result`` missed; only schemes that its target has are named."""
+    """Up to four steps for the limits that ``result`` missed; only schemes that its target has are named."""
     missed = [verdict for verdict in result.verdicts if verdict.state == "fail"]
     scheme, there = parse(result.scheme), _schemes(result.target)
     steps: list[str] = []
     if any(verdict.limit.startswith(QUALITY) for verdict in missed):
         steps += _quality(result, scheme, there)
     steps += [step for verdict in missed for step in _resources(verdict, scheme, there)]
-    return tuple(dict.fromkeys(steps))[:3]
+    return tuple(dict.fromkeys(steps))[:4]
 
 
 def _schemes(target: str) -> list[Scheme]:
