@@ -30,11 +30,11 @@ from edgebake_targets._coreai_program import (
     is_private,
     open_program,
     packed,
-    quiet,
     stored_of,
     text_of,
     walk,
 )
+from edgebake_targets._coremltools import quiet
 
 if TYPE_CHECKING:
     import numpy as np

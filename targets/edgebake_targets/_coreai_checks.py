@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.types import Signature, TensorSpec, Verdict
+from edgebake_targets import _weight_record
 from edgebake_targets._coreai_compress import Assigned
 from edgebake_targets._coreai_constants import Weight, decode, weights_of
 from edgebake_targets._coreai_program import (
@@ -122,21 +122,12 @@ def _refuse_growth(program: Program, compressed: Sequence[tuple[Weight, Assigned
 
 def write_checks(folder: Path, checks: Mapping[str, Any]) -> None:
     """Write the record beside the asset."""
-    (folder / CHECKS_FILE).write_text(json.dumps(checks, sort_keys=True, indent=1) + "\n")
+    _weight_record.write(folder / CHECKS_FILE, checks)
 
 
 def read_checks(folder: Path) -> Mapping[str, Any]:
     """The record in ``folder``; ArtifactDamaged when it is missing or of another version."""
-    path = folder / CHECKS_FILE
-    try:
-        checks = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactDamaged(
-            f"the record of the weights cannot be read ({error})", where=str(path), fix="build again"
-        ) from error
-    if not isinstance(checks, dict) or checks.get("version") != VERSION:
-        raise ArtifactDamaged("the record of the weights has another version", where=str(path), fix="build again")
-    return checks
+    return _weight_record.read(folder / CHECKS_FILE, VERSION)
 
 
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:

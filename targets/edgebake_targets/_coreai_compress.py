@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.types import Assignment, rule_for
-from edgebake_targets._coreai_program import quiet
 from edgebake_targets._coreml_compress import palettise_blocks, quantise
 from edgebake_targets._coreml_schemes import counts_of, is_compressed, misfits
 from edgebake_targets._coreml_weights import float_weights
+from edgebake_targets._coremltools import quiet
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.types import Role, TensorSpec
 from edgebake_targets._coreai_asset import METADATA, PROGRAM, Asset, open_asset
+from edgebake_targets._coremltools import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,21 +65,6 @@ class Program:
 def function_of(method: str, methods: Iterable[str]) -> str:
     """The function of the asset that ``method`` is: ``main``, as Core AI has it, when it is the only one."""
     return "main" if len(list(methods)) == 1 else method
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what coreai-torch and coremltools, which lends its k-means, say of versions; errors still show."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning, SyntaxWarning, UserWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def open_program(path: Path, *, ours: bool = False) -> Program:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,21 +70,6 @@ class Converted:
     inside: Mapping[str, str]
     kept: tuple[str, ...]
     activations: Mapping[str, tuple[_coreml_activations.Affine, ...]]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back coremltools' warning that it has not been tested with this torch; errors still show."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning, SyntaxWarning, UserWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def lowered_specs(method: MethodSignature, images: Iterable[str] = ()) -> MethodSignature:

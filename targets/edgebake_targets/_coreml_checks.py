@@ -6,7 +6,6 @@ signs, from which the distance to the decoded weight can be estimated without ke
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, Problem, StageFailed
 from edgebake.scheme import Scheme, parse
 from edgebake.types import MethodSignature, Signature, TensorSpec, Verdict, VerdictState
-from edgebake_targets import _coreml_activations, _coreml_modules, _coreml_schemes, _coreml_states
+from edgebake_targets import _coreml_activations, _coreml_modules, _coreml_schemes, _coreml_states, _weight_record
 from edgebake_targets._coreml_allowed import allowed, table_of
 from edgebake_targets._coreml_constants import (
     Constant,
@@ -180,20 +179,12 @@ def _short(value: float) -> float:
 
 def write_checks(path: Path, checks: Mapping[str, Any]) -> None:
     """Write the record beside the packages."""
-    path.write_text(json.dumps(checks, sort_keys=True, indent=1) + "\n")
+    _weight_record.write(path, checks)
 
 
 def read_checks(path: Path) -> Mapping[str, Any]:
     """The record at ``path``; ArtifactDamaged when it is missing or of another version."""
-    try:
-        checks = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactDamaged(
-            f"the record of the weights cannot be read ({error})", where=str(path), fix="build again"
-        ) from error
-    if not isinstance(checks, dict) or checks.get("version") != VERSION:
-        raise ArtifactDamaged("the record of the weights has another version", where=str(path), fix="build again")
-    return checks
+    return _weight_record.read(path, VERSION)
 
 
 def recorded(place: Place, what: str) -> Mapping[str, Any]:
@@ -253,7 +244,7 @@ def _of_method(
 
 def _loaded(entry: Path) -> Package:
     """Load the program as coremltools does, which infers every type again; ArtifactDamaged when that fails."""
-    from edgebake_targets._coreml import quiet
+    from edgebake_targets._coremltools import quiet
 
     with quiet():
         # Imported before the package is opened, since the loader insists on its own protobuf classes.

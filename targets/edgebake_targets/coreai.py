@@ -70,6 +70,8 @@ SOURCES = (
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_schemes",
     "edgebake_targets._coreml_weights",
+    "edgebake_targets._coremltools",
+    "edgebake_targets._weight_record",
 )
 
 _PACKAGES = {"coreai": "coreai-core", "coreai_torch": "coreai-torch", "coremltools": "coremltools"}

@@ -181,6 +181,7 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._weight_record",
     *(
         ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
         for file in sorted(Path(__file__).parent.glob("mil/**/*.py"))
@@ -222,6 +223,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._coreml_checks import CHECKS_FILE
     from edgebake_targets._coreml_refusals import check_names
     from edgebake_targets._coreml_search import found_in, said
+    from edgebake_targets._coremltools import quiet
 
     request = _coreml_options.canonical(request)
     _refuse(request)
@@ -229,7 +231,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
     methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
     lowered = replace(traced, signature=replace(traced.signature, methods=methods))
-    with _coreml.quiet():
+    with quiet():
         for method in methods.values():
             check_names(method)
         found = found_in(lowered, request, taken)

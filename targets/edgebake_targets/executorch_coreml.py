@@ -97,7 +97,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     compressed did not come out compressed in a Core ML part.
     """
     from edgebake_targets import _coreml_checks, _coreml_rewrites, _coreml_states, _executorch_coreml
-    from edgebake_targets._coreml import quiet
+    from edgebake_targets._coremltools import quiet
 
     request = _canonical(request)
     _executorch.refuse_states(traced)

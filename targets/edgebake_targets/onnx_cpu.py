@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Delegation, Lowered, Traced
+from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
     import onnx
 
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
-SOURCES = tuple(f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_quantize", "_static"))
+SOURCES = tuple(
+    f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_options", "_quantize", "_static")
+)
 
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear", "conv", "embedding")),
@@ -44,13 +47,7 @@ SUPPORTS = (
 
 OPTIONS = (
     Option(name="opset", default=20, help="version of the ONNX operator set", choices=(18, 19, 20, 21, 22, 23)),
-    Option(
-        name="calibrate",
-        default="minmax",
-        help="how activation ranges are chosen for w8a8",
-        choices=("minmax", "percentile", "entropy"),
-    ),
-    Option(name="percentile", default=99.99, help="share of values inside the range, with calibrate: percentile"),
+    *CALIBRATION,
 )
 
 

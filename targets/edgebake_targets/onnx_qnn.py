@@ -10,6 +10,7 @@ from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
 from edgebake_targets import _qnn
+from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-qnn", "numpy")
 SOURCES = (
-    *(f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_macs", "_quantize", "_static")),
+    *(
+        f"edgebake_targets._onnx{part}"
+        for part in ("", "_graph", "_half", "_lower", "_macs", "_options", "_quantize", "_static")
+    ),
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
     "edgebake_targets._qnn_compiler",
@@ -53,13 +57,7 @@ SUPPORTS = (
 )
 
 OPTIONS = (
-    Option(
-        name="calibrate",
-        default="minmax",
-        help="how activation ranges are chosen",
-        choices=("minmax", "percentile", "entropy"),
-    ),
-    Option(name="percentile", default=99.99, help="share of values inside the range, with calibrate: percentile"),
+    *CALIBRATION,
     Option(
         name="cpu_fallback",
         default=False,

@@ -19,7 +19,8 @@ from coreai_cases import INSTALLED
 from edgebake.errors import ArtifactDamaged
 from edgebake_targets._coreai_asset import HASH, METADATA, PROGRAM, open_asset
 from edgebake_targets._coreai_constants import decode, weights_of
-from edgebake_targets._coreai_program import open_program, quiet
+from edgebake_targets._coreai_program import open_program
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.inspectors import aimodel
 
 torch.manual_seed(0)

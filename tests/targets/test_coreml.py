@@ -37,10 +37,11 @@ from edgebake.types import (
     Signature,
     Traced,
 )
-from edgebake_targets import _coreml, _coreml_checks, coreml
+from edgebake_targets import _coreml_checks, coreml
 from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package
 from edgebake_targets._coreml_weights import float_weights
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.inspectors import mlpackage
 
 
@@ -101,7 +102,7 @@ def test_a_module_kept_in_float32_computes_in_float32(traced: Traced, tmp_path: 
 
 
 def test_decoded_weights_are_those_of_coremltools_own_loader(traced: Traced, tmp_path: Path) -> None:
-    with _coreml.quiet():
+    with quiet():
         import coremltools  # noqa: F401
         from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -314,7 +315,7 @@ def test_importing_the_target_imports_nothing_heavy() -> None:
 def test_quiet_leaves_the_logger_as_it_was() -> None:
     logger = logging.getLogger("coremltools")
     before = logger.level
-    with _coreml.quiet():
+    with quiet():
         assert logger.level == logging.ERROR
     assert logger.level == before
 

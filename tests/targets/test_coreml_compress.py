@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgebake_targets import _coreml, _coreml_compress, _coreml_schemes
+from edgebake_targets import _coreml_compress, _coreml_schemes
+from edgebake_targets._coremltools import quiet
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ from edgebake_targets import _coreml, _coreml_compress, _coreml_schemes
     [(4, 3_000, 1.01), (8, 3_000, 1.01), (6, 40_000, 1.15), (1, 40_000, 1.01), (3, 40_000, 1.01)],
 )
 def test_a_palette_is_close_to_the_best_one(bits: int, count: int, worse: float) -> None:
-    with _coreml.quiet():
+    with quiet():
         from coremltools._deps import kmeans1d
 
     rng = np.random.default_rng(bits)

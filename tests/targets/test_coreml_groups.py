@@ -14,9 +14,10 @@ from coreml_cases import WEIGHTS, ask, formats, overwrite, spec, stored_part, tr
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.metrics import sqnr_db
 from edgebake.types import Traced
-from edgebake_targets import _coreml, coreml
+from edgebake_targets import coreml
 from edgebake_targets._coreml_constants import constants, decode
 from edgebake_targets._coreml_package import open_package
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.inspectors import mlpackage
 from edgebake_targets.runners import coreml_interpreter
 
@@ -167,7 +168,7 @@ def test_one_damaged_scale_or_table_entry_of_a_group_is_found(
 def test_weights_that_a_compressor_skipped_or_left_divided_are_found(traced_wide: Traced, tmp_path: Path) -> None:
     """What coremltools does in silence where groups do not divide: the weight stays float, divided by its scales."""
     lowered = coreml.lower(traced_wide, ask(tmp_path, {"first": "fp16"}, "fp16", "iOS18"))
-    with _coreml.quiet():
+    with quiet():
         import coremltools as ct
         from coremltools.optimize import coreml as cto
 

@@ -15,6 +15,7 @@ from torch import nn
 from asking import lower_request
 from edgebake.types import MethodSignature, TensorSpec
 from edgebake_targets import _coreml, _coreml_precision, _coreml_rewrites
+from edgebake_targets._coremltools import quiet
 
 REQUEST = lower_request(Path(), {"minimum_os": "iOS18", "compute_precision": "auto"})
 
@@ -36,7 +37,7 @@ class Call(nn.Module):
 def converted(program: torch.export.ExportedProgram, *shapes: tuple[int, ...], out: tuple[int, ...]) -> Any:
     inputs = tuple(TensorSpec(name=f"x{i}", shape=shape, dtype="float32") for i, shape in enumerate(shapes))
     method = MethodSignature(inputs=inputs, outputs=(TensorSpec(name="y", shape=out, dtype="float32"),))
-    with _coreml.quiet():
+    with quiet():
         import coremltools as ct
 
         precision = _coreml_precision.precision(ct, program, REQUEST, {}, ())
@@ -64,7 +65,7 @@ def test_a_translated_operator_computes_what_torch_does(function: Callable[..., 
 
 
 def test_the_table_of_operators_is_restored() -> None:
-    with _coreml.quiet():
+    with quiet():
         from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
 
     before = dict(REGISTRY.name_to_func_mapping)

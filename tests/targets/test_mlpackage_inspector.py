@@ -14,7 +14,7 @@ import pytest
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.types import WeightRecord
-from edgebake_targets import _coreml
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.inspectors import mlpackage
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ WEIGHT = RNG.standard_normal((32, 64)).astype(np.float16)
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages written by coremltools itself: float, int4 in blocks, palette, with an image and a state."""
-    with _coreml.quiet():
+    with quiet():
         import coremltools as ct
         import coremltools.optimize.coreml as cto
         from coremltools.converters.mil import Builder as mb

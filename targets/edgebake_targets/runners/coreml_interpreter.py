@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.target import Missing, NotMeasured
+from edgebake.target import NotMeasured
 from edgebake.types import RunnerKind, Signature
+from edgebake_targets import _coreml_interpreter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,39 +21,11 @@ if TYPE_CHECKING:
 
 RUNS = ("coreml",)
 KIND: RunnerKind = "interpreted"
-DISTRIBUTIONS = ("coremltools", "torch", "protobuf", "numpy")
-_FOLDER = Path(__file__).parents[1]
-SOURCES = tuple(
-    sorted(
-        ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
-        for file in (
-            *_FOLDER.glob("mil/**/*.py"),
-            *(_FOLDER / f"_coreml_{part}.py" for part in ("checks", "decompress", "functions", "images", "package")),
-        )
-    )
-)
+DISTRIBUTIONS = _coreml_interpreter.DISTRIBUTIONS
+SOURCES = _coreml_interpreter.SOURCES
 
-
-def missing() -> Missing | None:
-    """None with torch, protobuf and coremltools, of which the format's description alone is used."""
-    absent = [name for name in ("torch", "google.protobuf", "coremltools") if not _there(name)]
-    if not absent:
-        return None
-    return Missing(reason=f"not installed: {', '.join(absent)}", remedy="pip install 'edgebake[coreml]'")
-
-
-def _there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that the module lies in
-        return False
-
-
-def warm_up() -> None:
-    """Import torch and the operators."""
-    from edgebake_targets.mil.operators import operators
-
-    operators()
+missing = _coreml_interpreter.missing
+warm_up = _coreml_interpreter.warm_up
 
 
 def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name

@@ -7,13 +7,13 @@ The execution plan is walked as it stands in the file (``_pte_plan``). What is l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
-from edgebake.target import Missing, NotMeasured
+from edgebake.target import NotMeasured
 from edgebake.types import RunnerKind, Signature
+from edgebake_targets import _coreml_interpreter, _executorch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,42 +25,11 @@ if TYPE_CHECKING:
 
 RUNS = ("executorch-coreml",)
 KIND: RunnerKind = "interpreted"
-DISTRIBUTIONS = ("coremltools", "torch", "protobuf", "numpy")
-_FOLDER = Path(__file__).parents[1]
-_HELPERS = ("checks", "constants", "decompress", "flattened", "images", "interface", "modules", "package", "schemes")
-SOURCES = tuple(
-    sorted(
-        ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
-        for file in (
-            *_FOLDER.glob("mil/**/*.py"),
-            *(_FOLDER / f"_coreml_{part}.py" for part in _HELPERS),
-            *(_FOLDER / f"{name}.py" for name in ("_executorch_coreml_checks", "_pte_plan")),
-            *(_FOLDER / "inspectors" / f"{name}.py" for name in ("_coreml_delegate", "_flatbuffers", "_pte_file")),
-        )
-    )
-)
+DISTRIBUTIONS = _coreml_interpreter.DISTRIBUTIONS
+SOURCES = tuple(dict.fromkeys((*_coreml_interpreter.SOURCES, *_executorch.SOURCES, "edgebake_targets._pte_plan")))
 
-
-def missing() -> Missing | None:
-    """None with torch, protobuf and coremltools, of which the format's description alone is used."""
-    absent = [name for name in ("torch", "google.protobuf", "coremltools") if not _there(name)]
-    if not absent:
-        return None
-    return Missing(reason=f"not installed: {', '.join(absent)}", remedy="pip install 'edgebake[coreml]'")
-
-
-def _there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that the module lies in
-        return False
-
-
-def warm_up() -> None:
-    """Import torch and the operators."""
-    from edgebake_targets.mil.operators import operators
-
-    operators()
+missing = _coreml_interpreter.missing
+warm_up = _coreml_interpreter.warm_up
 
 
 def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from edgebake.errors import UsageError
-from edgebake_targets import _coreml
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.mil import MilModel, Mode
 from mil_packages import function, model, operation, save
 
@@ -33,12 +33,12 @@ class Scaled(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MilModel]:
-    with _coreml.quiet():
+    with quiet():
         import coremltools as ct
 
     def made(module: torch.nn.Module, *example: torch.Tensor, **options: Any) -> MilModel:
         folder = tmp_path_factory.mktemp("made")
-        with _coreml.quiet():
+        with quiet():
             traced = torch.jit.trace(module.eval(), example)
             given = {"minimum_deployment_target": ct.target.iOS17, "compute_precision": ct.precision.FLOAT32, **options}
             converted = ct.convert(traced, skip_model_load=True, **given)

@@ -11,6 +11,7 @@ import torch
 
 from edgebake.metrics import sqnr_db
 from edgebake_targets import _coreml, _coreml_rewrites
+from edgebake_targets._coremltools import quiet
 from edgebake_targets.mil import MilModel, Mode
 from whole_models import Decoder, Whole, shipped, unet, whisper
 
@@ -50,7 +51,7 @@ def test_a_float_package_computes_what_the_float_network_does(name: str, tmp_pat
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama whose key-value cache became states; Core ML's states are float16 always."""
-    with _coreml.quiet():
+    with quiet():
         import coremltools as ct
 
     example = (torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
@@ -58,7 +59,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = program.run_decompositions(next(_coreml._tables())[1])
     _coreml_rewrites.rewrite_attention(program)
     _coreml_rewrites.state_sizes(program)
-    with _coreml_rewrites.translations(), _coreml.quiet():
+    with _coreml_rewrites.translations(), quiet():
         converted = ct.convert(
             program,
             inputs=[
