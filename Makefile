@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Files of tests that run at once; 0 runs them one by one.
+JOBS   ?= 2
 READY  := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint schema tables clean
@@ -17,7 +19,7 @@ demo: $(READY)
 	$(BIN)/edgebake build minilm-l6
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
