@@ -193,8 +193,12 @@ def transposed(groups: int) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("make", "module"),
-    [(TwoScales, "conv"), (ReadTwice, "conv"), (lambda: transposed(2), "0"), (lambda: transposed(8), "0")],
-    ids=["two norms", "read twice", "groups", "depthwise"],
+    [
+        pytest.param(TwoScales, "conv", id="two norms"),
+        pytest.param(ReadTwice, "conv", id="read twice", marks=pytest.mark.slow),
+        pytest.param(lambda: transposed(2), "0", id="groups"),
+        pytest.param(lambda: transposed(8), "0", id="depthwise", marks=pytest.mark.slow),
+    ],
 )
 def test_a_norm_that_torchao_would_fold_wrongly_stays(make: Callable[[], torch.nn.Module], module: str) -> None:
     torch.manual_seed(0)

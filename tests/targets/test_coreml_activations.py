@@ -274,7 +274,7 @@ class TwoScales(nn.Module):
         return self.large(self.conv(x)).mean(2) + self.small(self.conv(x[:, :, ::2])).mean(2)
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w8a8"])
+@pytest.mark.parametrize("scheme", [pytest.param("w8", marks=pytest.mark.slow), "w8a8"])
 def test_a_shared_convolution_stays_one_weight_under_two_normalisations(scheme: str, tmp_path: Path) -> None:
     case = Case(TwoScales, ("conv",), (1, 8, 12), (1, 8), 2)
     one = build(case, tmp_path, schemes={"conv": scheme})
