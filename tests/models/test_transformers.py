@@ -291,4 +291,4 @@ def test_minilm_puts_similar_sentences_together(tmp_path: Path) -> None:
     assert float(cat @ pet) > 0.5
     assert float(cat @ stock) < 0.2
     assert loaded.facts["licence"] == "apache-2.0"
-    assert trace.trace(loaded).signature is loaded.signature
+    assert trace.trace(loaded).signature == loaded.signature
