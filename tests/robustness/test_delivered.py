@@ -118,10 +118,10 @@ def test_the_command_line_names_the_damaged_file_and_exits_with_4(baked: Any) ->
     model = next(baked.kitchen.out.rglob("model.onnx"))
     flip(model)
     refused = finish(start("verify", model.parent))
-    assert refused.code == EXIT_STAGE
-    assert "model.onnx" in refused.out + refused.err
-    assert "Traceback" not in refused.out + refused.err
     again = baked.kitchen.build("--check")
+    assert refused.code == EXIT_STAGE
+    assert "model.onnx" in "".join((refused.out + refused.err).split())  # long paths are wrapped
+    assert "Traceback" not in refused.out + refused.err
     assert again.code == 0
     assert str(model) in again.err
     assert digests(baked.kitchen.out) == baked.digests

@@ -107,7 +107,7 @@ def expand(names: Sequence[str]) -> list[str]:
         hits = [file for file in files if Path(file).suffix in SUFFIXES and Path(file).is_file()]
         hits = hits or sorted(matching(list_shipped(), name))
         if not hits:
-            others = f" (what it matches is no .yaml file, such as {said(files[0])})" if files else ""
+            others = f" (what it matches is no .yaml file, such as {said(Path(files[0]).name)})" if files else ""
             raise UsageError(
                 f"{said(name)} matches no recipe file and no shipped recipe{others}",
                 fix="quote globs, so that the shell leaves them alone; check the path",
