@@ -179,6 +179,10 @@ class Assignment:
         """Names of the modules that get one of ``schemes``."""
         return tuple(name for name, scheme in self.schemes.items() if scheme in schemes)
 
+    def by_scheme(self) -> dict[str, list[str]]:
+        """Names of the modules of each scheme, both sorted."""
+        return {scheme: sorted(self.of(scheme)) for scheme in sorted(set(self.schemes.values()))}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:

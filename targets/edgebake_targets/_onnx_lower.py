@@ -110,12 +110,9 @@ def _finish(model: onnx.ModelProto) -> None:
 def summary(traced: Traced, request: LowerRequest) -> dict[str, Any]:
     """``{"schemes": {scheme: modules}, "float": modules, "notes": [...]}`` for the manifest."""
     assignment = request.assignment
-    by_scheme: dict[str, list[str]] = {}
-    for module, scheme in assignment.schemes.items():
-        by_scheme.setdefault(scheme, []).append(module)
     compressed = {m for m, s in assignment.schemes.items() if s != "fp32"}
     live: frozenset[str] = frozenset().union(*(live_parameters(p) for p in traced.programs.values()))
     unused = sorted(m for m in compressed if f"{m}.weight" not in live)
     notes = [f"no output depends on these modules: {', '.join(unused)}"] if unused else []
     floats = sorted(m for m in assignment.kinds if m not in compressed)
-    return {"schemes": {k: sorted(v) for k, v in sorted(by_scheme.items())}, "float": floats, "notes": notes}
+    return {"schemes": assignment.by_scheme(), "float": floats, "notes": notes}

@@ -101,15 +101,12 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     converted = _coreai.convert(traced, request)
     program = _coreai.write(converted, request, request.folder / "model.aimodel")
     _coreai_checks.write_checks(request.folder, _coreai_checks.record(program, converted.weights))
-    schemes: dict[str, list[str]] = {}
-    for module, scheme in sorted(request.assignment.schemes.items()):
-        schemes.setdefault(scheme, []).append(module)
     return Lowered(
         files=("model.aimodel", _coreai_checks.CHECKS_FILE),
         entry="model.aimodel",
         signature=replace(traced.signature, methods=methods),
         delegation=Delegation(share=None, reason="which unit computes what is decided on the device"),
-        encodings={"schemes": schemes},
+        encodings={"schemes": request.assignment.by_scheme()},
     )
 
 

@@ -272,9 +272,7 @@ def _encodings(request: LowerRequest, written: Written) -> dict[str, Any]:
     from edgebake_targets._coreml_schemes import is_compressed
 
     precision = precision_of(request)
-    schemes: dict[str, list[str]] = {}
-    for module, scheme in sorted(request.assignment.schemes.items()):
-        schemes.setdefault(scheme, []).append(module)
+    schemes = request.assignment.by_scheme()
     notes = []
     if any(map(is_compressed, schemes)) and precision == "fp16":
         notes.append("weights that are not compressed, biases and activations are float16")

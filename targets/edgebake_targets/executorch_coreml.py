@@ -172,9 +172,7 @@ def _encodings(request: LowerRequest, states: Mapping[str, Mapping[str, str]]) -
     from edgebake_targets._coreml_options import precision_of
     from edgebake_targets._coreml_schemes import is_compressed
 
-    schemes: dict[str, list[str]] = {}
-    for module, scheme in sorted(request.assignment.schemes.items()):
-        schemes.setdefault(scheme, []).append(module)
+    schemes = request.assignment.by_scheme()
     notes = []
     if any(map(is_compressed, schemes)) and precision_of(request) == "fp16":
         notes.append("weights of the Core ML parts that are not compressed, biases and activations are float16")

@@ -83,15 +83,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         signature=traced.signature,
         delegation=delegation,
         planned_memory_bytes=planned,
-        encodings={"schemes": _by_scheme(request)},
+        encodings={"schemes": request.assignment.by_scheme()},
     )
-
-
-def _by_scheme(request: LowerRequest) -> dict[str, list[str]]:
-    schemes: dict[str, list[str]] = {}
-    for module, scheme in sorted(request.assignment.schemes.items()):
-        schemes.setdefault(scheme, []).append(module)
-    return schemes
 
 
 @contextmanager
