@@ -55,6 +55,11 @@ class Snapshot:
                         )
         return cls(held=tuple(held))
 
+    def only(self, tensors: Iterable[torch.Tensor]) -> Snapshot:
+        """What it says of ``tensors``."""
+        known = {id(tensor) for tensor in tensors}
+        return Snapshot(held=tuple(each for each in self.held if id(each.tensor) in known))
+
     def written(self) -> tuple[str, ...]:
         """Names of the buffers that were written to since."""
         return tuple(sorted({each.path for each in self.held if each.changed()}))

@@ -165,7 +165,7 @@ def calibrated(traced: Traced, request: LowerRequest, calls: Sequence[tuple[torc
                 program=program,
                 dynamic_shapes=dynamic_shapes(signature.methods[name], signature.dims),
                 quantizer=coreml.quantizer(request),
-                calibration=calls,
+                calibration=[[call] for call in calls],
                 options={},
             )
         )
