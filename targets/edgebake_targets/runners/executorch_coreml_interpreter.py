@@ -70,7 +70,7 @@ class _Runnable:
         self.begin()
 
     def begin(self) -> None:
-        """Fresh states, all zero; ExecuTorch makes them for each loaded part, so no two parts write to the same ones."""
+        """Fresh states, all zero: ExecuTorch makes them for each part that it loads, none are shared."""
         self.state = self.model.make_state()
 
     def given(self, values: list[Any]) -> dict[str, Any]:
@@ -147,9 +147,7 @@ class InterpreterSession:
         def delegate(number: int, values: list[Any]) -> dict[int, Any]:
             one = self._parts[method][number]
             count = len(one.part.inputs)
-            results = one.model.predict(
-                one.given(values[:count]), one.state, mode=mode, watch=watches.get(number)
-            )
+            results = one.model.predict(one.given(values[:count]), one.state, mode=mode, watch=watches.get(number))
             places = enumerate(one.part.outputs, start=count)
             return {place: _pte_plan.as_declared(results[name], values[place]) for place, name in places}
 
