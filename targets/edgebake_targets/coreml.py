@@ -137,8 +137,12 @@ OPTIONS = (
     Option(
         name="activation_range",
         default="minmax",
-        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
-        choices=("minmax", "histogram"),
+        help="w8a8: how calibration chooses an activation's range; minmax keeps outliers, the others trim them: to a "
+        "share of the values, the least divergence of distributions or the least squared error (mse, histogram)",
+        choices=("minmax", "percentile", "entropy", "mse", "histogram"),
+    ),
+    Option(
+        name="percentile", default=99.99, help="share of values inside the range, with activation_range: percentile"
     ),
     Option(
         name="image_inputs",
@@ -181,6 +185,8 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._range_observers",
+    "edgebake_targets._ranges",
     "edgebake_targets._weight_record",
     *(
         ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
@@ -202,7 +208,8 @@ def quantizer(request: LowerRequest) -> Quantizer:
         raise ToolchainMissing("torchao is not installed, which w8a8 needs", fix="pip install torchao==0.18.0")
     from edgebake_targets._coreml_quantizer import build
 
-    return build(request.assignment, str(request.options["activation_range"]))
+    options = request.options
+    return build(request.assignment, str(options["activation_range"]), float(options["percentile"]))
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:

@@ -103,7 +103,7 @@ def ask(
     scheme: str = "fp16",
     system: str = "iOS17",
     precision: str = "auto",
-    **options: str,
+    **options: str | float,
 ) -> LowerRequest:
     folder.mkdir(parents=True, exist_ok=True)
     return lower_request(

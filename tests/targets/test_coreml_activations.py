@@ -121,7 +121,7 @@ def build(
     precision: str = "auto",
     schemes: dict[str, str] | None = None,
     calibration: list[tuple[torch.Tensor]] | None = None,
-    **options: str,
+    **options: str | float,
 ) -> Built:
     request = ask(folder, schemes or dict.fromkeys(case.modules, "w8a8"), "w8a8", system, precision, **options)
     program = calibrated(traced_float(case), request, calls(case) if calibration is None else calibration)
@@ -220,13 +220,14 @@ def test_ranges_can_trim_outliers(tmp_path: Path) -> None:
             return self.layer(x)
 
     scales = {}
-    for kind in ("minmax", "histogram"):
+    for kind in ("minmax", "histogram", "percentile"):
         case = Case(Layer, ("layer",), (256, 1024), (256, 4), 1)
-        build(case, tmp_path / kind, activation_range=kind)
+        build(case, tmp_path / kind, activation_range=kind, percentile=99.0)
         record = coreml.read_checks(tmp_path / kind)["activations"]["model.mlpackage"]
         ((scales[kind], _zero_point),) = record["layer_weight_w8a8"]["inputs"]
     # 256 levels serve normal values best from -4 to 4 standard deviations; among a million, the farthest is near 5
     assert 0.75 < scales["histogram"] / scales["minmax"] < 0.95
+    assert 0.5 < scales["percentile"] / scales["minmax"] < 0.6  # 99 of 100 lie within 2.58 standard deviations
 
 
 def test_the_same_bytes_come_out_twice(built: dict[str, Built], tmp_path: Path) -> None:
