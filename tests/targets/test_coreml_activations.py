@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ class Attention(nn.Module):
 class Case:
     """A network, its modules that compute with weights, its input's shape, how many different values they read."""
 
-    net: type[nn.Module]
+    net: Callable[[], nn.Module]
     modules: tuple[str, ...]
     shape: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -211,17 +213,12 @@ def test_ranges_are_those_of_the_calibration_samples(built: dict[str, Built]) ->
 
 
 def test_ranges_can_trim_outliers(tmp_path: Path) -> None:
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(1024, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x)
+    def network() -> nn.Module:
+        return nn.Sequential(OrderedDict(layer=nn.Linear(1024, 4)))
 
     scales = {}
     for kind in ("minmax", "histogram", "percentile"):
-        case = Case(Layer, ("layer",), (256, 1024), (256, 4), 1)
+        case = Case(network, ("layer",), (256, 1024), (256, 4), 1)
         build(case, tmp_path / kind, activation_range=kind, percentile=99.0)
         record = coreml.read_checks(tmp_path / kind)["activations"]["model.mlpackage"]
         ((scales[kind], _zero_point),) = record["layer_weight_w8a8"]["inputs"]
