@@ -99,6 +99,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         delegation=delegation,
         planned_memory_bytes=_executorch.planned_memory(program),
         encodings=_encodings(request, states),
+        notes=tuple(_coreml_states.coarse(traced.programs.values(), states)),
     )
 
 
