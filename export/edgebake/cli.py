@@ -308,10 +308,13 @@ def explain(
     _run("explain", recipes=recipes, settings=settings, only=only, out=out, store=store, trust=trust, as_json=as_json)
 
 
-@app.command()
-def targets(as_json: Json = False) -> None:
+@app.command(epilog=_examples("edgebake targets", "edgebake targets coreml"))
+def targets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one target in full")] = None,
+    as_json: Json = False,
+) -> None:
     """List targets, the schemes each supports, and whether its toolchain is here."""
-    _run("targets", as_json=as_json)
+    _run("targets", name=name, as_json=as_json)
 
 
 @app.command(name="devices", epilog=_examples("edgebake devices", "edgebake devices sm8650"))
