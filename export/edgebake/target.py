@@ -381,7 +381,7 @@ class GraphRequest:
     program: torch.export.ExportedProgram
     dynamic_shapes: Any
     quantizer: Any
-    calibration: Sequence[tuple[Any, ...]]  # positional inputs of each call
+    calibration: Sequence[Sequence[tuple[Any, ...]]]  # per sample, which begins anew, positional inputs of each call
     options: Mapping[str, Any]
 
 

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
-SOURCES = tuple(
-    f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_options", "_quantize", "_static")
+SOURCES = (
+    *(
+        f"edgebake_targets._onnx{part}"
+        for part in ("", "_graph", "_half", "_lower", "_options", "_quantize", "_ranges", "_static")
+    ),
+    "edgebake_targets._ranges",
 )
 
 SUPPORTS = (
