@@ -249,7 +249,7 @@ class ModelSource(Protocol):
 
 
 class CompressMethod(Protocol):
-    """A module ``edgebake/compress/<name>.py``."""
+    """A module ``edgebake/compress/<name>.py``. Optional: ``CALIBRATED = True`` if it looks at calibration samples."""
 
     ACTS_ON: ActsOn
     DISTRIBUTIONS: tuple[str, ...]
