@@ -372,6 +372,7 @@ class ModuleRequest:
     assignment: Assignment
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
+    tell: Callable[[str], object] = str  # takes what reports say of it
 
 
 @dataclass(frozen=True, kw_only=True)
