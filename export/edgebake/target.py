@@ -249,7 +249,7 @@ class ModelSource(Protocol):
 
 
 class CompressMethod(Protocol):
-    """A module ``edgebake/compress/<name>.py``."""
+    """A module ``edgebake/compress/<name>.py``. Optional: ``CALIBRATED = True`` if it looks at calibration samples."""
 
     ACTS_ON: ActsOn
     DISTRIBUTIONS: tuple[str, ...]
@@ -372,6 +372,7 @@ class ModuleRequest:
     assignment: Assignment
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
+    tell: Callable[[str], object] = str  # takes what reports say of it
 
 
 @dataclass(frozen=True, kw_only=True)
