@@ -195,13 +195,35 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitWork:
+    """What ``by`` (a backend, or a runtime's own kernels) computes of a graph on ``unit``, "NPU", "GPU" or "CPU".
+
+    ``operators`` are those of what was compiled, by their type; empty where a compiled part does not show them.
+    ``macs`` is None where a multiply-accumulate may be uncounted. ``subgraphs``: compiled parts, 0 for single kernels.
+    """
+
+    unit: str
+    by: str
+    operators: Mapping[str, int]
+    macs: int | None
+    subgraphs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delegation:
-    """What runs on the backend, by multiply-accumulates (0..1). ``share`` is None where nothing here can tell."""
+    """What runs on the backend, by multiply-accumulates (0..1). ``share`` is None where nothing here can tell.
+
+    ``border_bytes``: what passes in one call between compiled parts, and between them and what lies outside, each
+    tensor once for every part that reads it; the network's own inputs, outputs and constants do not count. None where
+    nothing here can tell.
+    """
 
     share: float | None
     partitions: int = 0
     left_out: tuple[LeftOut, ...] = ()
     reason: str = ""  # why ``share`` is None
+    units: tuple[UnitWork, ...] = ()  # empty where the device decides
+    border_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +263,8 @@ class Inspection:
     weights: tuple[WeightRecord, ...]
     total_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[UnitWork, ...] = ()  # where parts of it are compiled; ``border_bytes`` as in Delegation
+    border_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

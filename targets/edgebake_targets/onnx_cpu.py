@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 SOURCES = tuple(
-    f"edgebake_targets._onnx{part}" for part in ("", "_graph", "_half", "_lower", "_options", "_quantize", "_static")
+    f"edgebake_targets.{name}"
+    for name in (
+        "_onnx",
+        "_onnx_graph",
+        "_onnx_half",
+        "_onnx_lower",
+        "_onnx_macs",
+        "_onnx_options",
+        "_onnx_quantize",
+        "_onnx_static",
+        "_onnx_units",
+        "_units",
+    )
 )
 
 SUPPORTS = (
@@ -63,6 +75,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """One ``.onnx`` file per method, compressed as ``request.assignment`` says, with the signature's names."""
     from edgebake_targets._onnx import file_name, fixed, refuse_states, save
     from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_units import on_the_cpu
 
     refuse_states(traced)
     traced = replace(traced, signature=fixed(traced.signature))
@@ -71,10 +84,11 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     for method, model in models.items():
         files += save(model, request.folder / file_name(method, models))
     encodings: dict[str, Any] = summary(traced, request)
+    sizes = {name: bounds.max for name, bounds in traced.signature.dims.items()}
     return Lowered(
         files=tuple(files),
         entry="model.onnx" if list(models) == ["forward"] else ".",
         signature=traced.signature,
-        delegation=Delegation(share=1.0, partitions=1),
+        delegation=Delegation(share=1.0, partitions=1, units=on_the_cpu(models, sizes), border_bytes=0),
         encodings=encodings,
     )

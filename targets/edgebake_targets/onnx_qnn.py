@@ -22,10 +22,11 @@ DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxr
 SOURCES = (
     *(
         f"edgebake_targets._onnx{part}"
-        for part in ("", "_graph", "_half", "_lower", "_macs", "_options", "_quantize", "_static")
+        for part in ("", "_graph", "_half", "_lower", "_macs", "_options", "_quantize", "_static", "_units")
     ),
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
+    "edgebake_targets._units",
     "edgebake_targets._qnn_compiler",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
@@ -93,10 +94,6 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     if not 0 < asked.options["percentile"] <= 100:
         yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
-    wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
-    if asked.device is not None and there is not None and wanted > there:
-        what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
-        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     yield from _mixed(asked)
 
 

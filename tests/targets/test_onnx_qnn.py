@@ -125,6 +125,14 @@ def test_with_fallback_what_runs_on_the_cpu_is_listed_with_the_vendors_reason(tm
     assert "not supported by QNN EP" in by_operator["Det"].reason
     assert lowered.delegation.partitions == 2
     assert lowered.delegation.share == 1.0  # a determinant has no multiply-accumulates that we count
+    npu, cpu = lowered.delegation.units
+    assert (npu.unit, npu.subgraphs, npu.macs) == ("NPU", 2, 64 * 64 + 64 * 8)
+    assert npu.operators["FullyConnected"] == 2  # the vendor's names: what was compiled
+    assert (cpu.unit, dict(cpu.operators), cpu.macs) == ("CPU", {"Det": 1}, 0)
+    assert lowered.delegation.border_bytes == 2 * 64 * 2 + 2  # halves: hidden to both others, the determinant
+    found = inspect(tmp_path / "model.onnx")
+    assert found.border_bytes == lowered.delegation.border_bytes
+    assert [(row.unit, row.subgraphs, row.macs) for row in found.units] == [("NPU", 2, None), ("CPU", 0, 0)]
 
 
 def test_a_chip_that_qnn_does_not_know_is_refused_not_run_on_the_cpu(built: tuple[Path, Any], tmp_path: Path) -> None:

@@ -114,10 +114,26 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     for title in ("delegates", "operators"):
         if found[title]:
             yield f"{title}: {_counts(found[title])}"
+    yield from _units(found)
     yield from _weights(found)
     for key, value in found["facts"].items():
         if value not in ({}, [], "", None):
             yield f"{key.replace('_', ' ')}: {_short(value)}"
+
+
+def _units(found: Mapping[str, Any]) -> Iterator[str]:
+    """What runs where: as the build counted it, which knew the graph, else as the file shows it."""
+    from edgebake.reports._computing import unit_texts
+    from edgebake.reports._text import plain
+
+    counted = (found["manifest"] or {}).get("delegation") or {}
+    told = counted if counted.get("units") else found
+    if told["units"]:
+        yield "units:"
+        yield from (f"  {plain(line)}" for line in unit_texts(told["units"], told.get("border_bytes")))
+        for left in told.get("left_out", ()):
+            why = f", {left['reason']}" if left.get("reason") else ""
+            yield plain(f"outside: {left['op']} x{left['count']}{why}").join(("  ", ""))
 
 
 def _weights(found: Mapping[str, Any]) -> Iterator[str]:

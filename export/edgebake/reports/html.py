@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from edgebake.reports._computing import operators_text
 from edgebake.reports._rows import COLUMNS, Row, amount, bound_text, in_order, row_of, stage_counts, summary
 from edgebake.reports._text import mib, number, plain
 from edgebake.result import Result
@@ -141,6 +142,7 @@ def _tables(result: Result) -> Iterator[Table]:
         yield caption, _OUTPUT_HEAD, _outputs(found.get(key) or {})
     yield "Where the error begins", ("module", "SQNR dB", "before it"), _located(found)
     yield "Outside the backend", ("operator", "count", "MACs", "reason"), _left_out(found)
+    yield "Operators by unit", ("unit", "by", "parts", "operators", "MACs"), _units(found)
     yield "Size", ("part", "MiB"), _size(found)
     yield "Stages", ("stage", "state", "seconds", "peak MiB"), _stages(result)
     yield "Where it ran", ("fact", "value"), _facts(result)
@@ -167,6 +169,22 @@ def _located(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
 def _left_out(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     left = (found.get("delegation") or {}).get("left_out") or ()
     return [(each.get("op"), each.get("count"), f"{each.get('macs') or 0:,}", each.get("reason", "")) for each in left]
+
+
+def _units(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    delegation = found.get("delegation") or {}
+    told: list[tuple[object, ...]] = [
+        (
+            row.get("unit"),
+            row.get("by"),
+            row.get("subgraphs") or "",
+            operators_text(row.get("operators") or {}) if row.get("operators") else "not shown",
+            "unknown" if row.get("macs") is None else f"{row['macs']:,}",
+        )
+        for row in delegation.get("units") or ()
+    ]
+    moved = delegation.get("border_bytes")
+    return [*told, ("between parts", "", "", f"{moved:,} bytes in a call", "")] if told and moved is not None else told
 
 
 def _size(found: Mapping[str, Any]) -> list[tuple[object, ...]]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import Inspection, TensorSpec, WeightRecord
-from edgebake_targets._qnn import PROVIDER, ContextFacts, facts_of
+from edgebake_targets._onnx_units import compiled_units, moved_bytes
+from edgebake_targets._qnn import ContextFacts, facts_of
 
 if TYPE_CHECKING:
     import onnx
@@ -42,13 +43,13 @@ def inspect(path: Path) -> Inspection:
     scales = _scales(graphs)
     given = {i.name for i in model.graph.initializer}
     external = {_external(t, path)[0] for t in tensors if t.data_location == t.EXTERNAL}
-    context = facts_of(model)
+    context, compiled = facts_of(model), compiled_units(model)
     return Inspection(
         format="onnx",
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in given),
         outputs=tuple(_spec(v) for v in model.graph.output),
         operators=dict(sorted(Counter(_operator(n) for g in graphs for n in g.node).items())),
-        delegates={PROVIDER: context.partitions} if context else {},
+        delegates={row.by: row.subgraphs for row in compiled if row.subgraphs},
         weights=_records(tensors, payloads, scales, graphs),
         total_bytes=path.stat().st_size + sum(p.stat().st_size for p in external),
         facts={
@@ -57,6 +58,8 @@ def inspect(path: Path) -> Inspection:
             "opsets": {_text(o.domain) or "ai.onnx": o.version for o in model.opset_import},
             **(_compiled(context) if context else {}),
         },
+        units=compiled,
+        border_bytes=moved_bytes(model) if compiled else None,
     )
 
 
