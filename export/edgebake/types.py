@@ -226,9 +226,16 @@ class Delegation:
     border_bytes: int | None = None
 
 
+# The dtype of what a vendor's compiler made of weights and programs together: nobody else can tell them apart.
+COMPILED = "compiled"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightRecord:
-    """One constant of an artifact. ``bytes`` is its payload, ``scale_bytes`` its scales, zero points and tables."""
+    """One constant of an artifact. ``bytes`` is its payload, ``scale_bytes`` its scales, zero points and tables.
+
+    A part with the dtype ``COMPILED`` is no constant: its bytes are weights and programs in one.
+    """
 
     name: str
     shape: tuple[int, ...]

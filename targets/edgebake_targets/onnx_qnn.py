@@ -27,6 +27,7 @@ SOURCES = (
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
     "edgebake_targets._units",
+    "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
@@ -112,6 +113,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._onnx_lower import compressed_models, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
+    from edgebake_targets.inspectors.onnx import inspect
 
     refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
@@ -127,12 +129,18 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         cpu_fallback=bool(request.options["cpu_fallback"]),
     )
     files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    weights = sum(w.bytes + w.scale_bytes for w in inspect(request.folder / PLAIN_FILE).weights)
     return Lowered(
         files=(CONTEXT_FILE, *written),
         entry=CONTEXT_FILE,
         signature=signature,
         delegation=compiled.delegation,
-        encodings={**summary(traced, request), "files": files, "runtime": _runtime(compiled.facts, device)},
+        encodings={
+            **summary(traced, request),
+            "files": files,
+            "runtime": _runtime(compiled.facts, device),
+            "compiled_from": weights,
+        },
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from edgebake import devices
 from edgebake.errors import ArtifactDamaged, StageFailed
+from edgebake.types import COMPILED
 from edgebake_targets import _qnn, onnx_qnn
 from edgebake_targets._onnx_qnn_compile import compile_context
 from edgebake_targets.inspectors.onnx import inspect
@@ -83,6 +84,7 @@ def test_the_artifact_names_its_files_and_who_reads_them(built: tuple[Path, Any]
     assert (runtime["device"], runtime["soc_model"]) == ("sm8650", "57")
     plain = inspect(folder / "model.plain.onnx")
     assert {w.dtype for w in plain.weights if len(w.shape) > 1} == {"int8"}
+    assert lowered.encodings["compiled_from"] == sum(w.bytes + w.scale_bytes for w in plain.weights)
 
 
 def test_inspect_shows_what_a_context_binary_was_compiled_for(built: tuple[Path, Any]) -> None:
@@ -92,6 +94,9 @@ def test_inspect_shows_what_a_context_binary_was_compiled_for(built: tuple[Path,
     assert found.facts["soc_model"] == "57"
     assert found.facts["compiled_by"].startswith("QAIRT 2.")
     assert 1000 < found.facts["context_bytes"] < found.total_bytes
+    assert [(w.name, w.dtype, w.bytes) for w in found.weights] == [
+        ("EPContext.0", COMPILED, found.facts["context_bytes"])
+    ]
     assert [(i.name, i.shape) for i in found.inputs] == [("image", (1, 3, 16, 16))]
 
 

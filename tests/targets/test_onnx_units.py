@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgebake.types import COMPILED
 from edgebake_targets._onnx_macs import macs_of, shapes_of
 from edgebake_targets._onnx_units import moved_bytes, on_the_cpu, outside
 from edgebake_targets._units import Tally, border_bytes
@@ -59,6 +60,27 @@ def test_inspect_counts_what_lies_outside_the_parts_of_any_provider(tmp_path: Pa
     assert (dict(compiled.operators), compiled.macs) == ({}, None)
     assert (cpu.unit, dict(cpu.operators), cpu.macs) == ("CPU", {"Cast": 1, "TopK": 1}, 0)
     assert found.border_bytes == 4 * 12 + 2 * 3 + 5  # a and c once, b from the first part to the second
+
+
+def test_binaries_beside_a_model_count_once_and_none_outside_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    path = folder / "model.onnx"
+    model = split("QNNExecutionProvider")
+    path.write_bytes(model.SerializeToString())
+    assert COMPILED not in {w.dtype for w in inspect(path).weights}  # the file is not there
+    for place in (folder, tmp_path):
+        (place / "part.bin").write_bytes(bytes(100))
+    (part,) = (w for w in inspect(path).weights if w.dtype == COMPILED)
+    assert (part.name, part.bytes) == ("part.bin", 100)
+    assert inspect(path).total_bytes == path.stat().st_size + 100
+    for name in (b"../part.bin", b"a" * 5000, b"\0", b""):
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "ep_cache_context":
+                    attribute.s = name
+        path.write_bytes(model.SerializeToString())
+        assert inspect(path).total_bytes == path.stat().st_size
 
 
 def test_a_tensor_of_unknown_size_leaves_the_bytes_unknown() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from edgebake.commands import _shared
 from edgebake.errors import ArtifactDamaged, EdgebakeError, ToolchainMissing, UsageError
 from edgebake.target import INSPECTORS
+from edgebake.types import COMPILED
 
 TIMEOUT_S = 120.0
 MEMORY_MIB = 4096.0
@@ -147,7 +148,8 @@ def _weights(found: Mapping[str, Any]) -> Iterator[str]:
     for dtype, (count, size, scales) in sorted(totals.items(), key=lambda item: -item[1][1]):
         share = size / max(found["total_bytes"], 1)
         more = f", and {_shared.kib_or_mib(scales)} of scales" if scales else ""
-        yield f"  {dtype}: {_shared.counted(count, 'tensor')}, {_shared.kib_or_mib(size)} ({share:.0%}){more}"
+        what = "part" if dtype == COMPILED else "tensor"
+        yield f"  {dtype}: {_shared.counted(count, what)}, {_shared.kib_or_mib(size)} ({share:.0%}){more}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

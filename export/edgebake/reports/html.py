@@ -194,10 +194,13 @@ def _size(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
         "weights": "weights",
         "scales": "scales and tables",
         "graph": "graph and metadata",
+        "compiled": "compiled parts, weights and programs in one",
+        "compiled_from": "weights and scales that these were made from",
+        "beside": "files beside the one that runs",
         "floor_bytes": "smallest possible with these schemes",
         "float_bytes": "float32 weights",
     }
-    told: list[tuple[object, ...]] = [(label, mib(size[key])) for key, label in names.items() if key in size]
+    told: list[tuple[object, ...]] = [(label, mib(size[key])) for key, label in names.items() if size.get(key)]
     told += [(f"why: {reason['why']}", mib(reason["bytes"])) for reason in size.get("reasons") or ()]
     dtypes = (size.get("dtypes") or {}).items()
     return told + [(f"{each['count']} constants of {dtype}", mib(each["bytes"])) for dtype, each in dtypes]

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
-from edgebake.types import Inspection, TensorSpec, WeightRecord
+from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
 from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
@@ -125,7 +125,12 @@ def _inside(
         mlx = _mlx_graph.read(blob, program.named)
         operators.update(mlx.operators)
         return {f"named:{key}": record for key, record in mlx.weights.items()}, mlx.keys
-    return {}, frozenset()
+    if not len(blob):
+        return {}, frozenset()
+    digest = sha256(blob).hexdigest()
+    return {
+        label: WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
+    }, frozenset()
 
 
 def _kernel_calls(plan: Table) -> Iterator[tuple[str, tuple[int, ...]]]:
