@@ -36,7 +36,11 @@ def inspect(path: Path) -> Inspection:
 
     External data is read only from files inside the model's own folder.
     """
-    model = _parse(path)
+    return described(_parse(path), path)
+
+
+def described(model: onnx.ModelProto, path: Path) -> Inspection:
+    """What ``model``, read from ``path``, holds."""
     graphs = list(_graphs(model.graph, 0))
     tensors = [t for g in graphs for t in g.initializer]
     tensors += [a.t for g in graphs for n in g.node for a in n.attribute if n.op_type == "Constant" and a.HasField("t")]
@@ -249,6 +253,9 @@ _SCALE_SLOTS: dict[str, dict[int, tuple[int, ...]]] = {
     "GatherBlockQuantized": {0: (2, 3)},
     "QLinearConv": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
     "QLinearMatMul": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QLinearAdd": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QLinearMul": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QGemm": {0: (1, 2), 3: (4, 5), 9: (7, 8)},
     "MatMulInteger": {0: (2,), 1: (3,)},
     "ConvInteger": {0: (2,), 1: (3,)},
     "DynamicQuantizeMatMul": {1: (2, 3)},
