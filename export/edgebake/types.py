@@ -262,7 +262,7 @@ class Lowered:
 class Inspection:
     """What an artifact file says of itself, whoever made it."""
 
-    format: str  # "pte", "onnx", "mlpackage"
+    format: str  # "pte", "onnx", "ort", "mlpackage"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: Mapping[str, int]

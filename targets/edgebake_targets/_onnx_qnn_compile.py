@@ -52,7 +52,7 @@ def compile_context(
     reasons = {told["node_name"]: told for told in answer["left_out"]}
     if answer["refused"]:
         raise _refusal(answer["refused"], reasons, device)
-    return _read_back(model, out, provider, reasons, device, answer["taken"])
+    return read_back(model, out, provider, reasons, device, answer["taken"])
 
 
 def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu_fallback: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _short(reason: str) -> str:
     return reason.strip().split(". ")[0].split(".", 1)[0].strip() or "no reason given"
 
 
-def _read_back(
+def read_back(
     model: onnx.ModelProto,
     out: Path,
     provider: Mapping[str, str],
@@ -120,6 +120,7 @@ def _read_back(
     device: str,
     taken: Sequence[str],
 ) -> Compiled:
+    """What the compiler left at ``out``; StageFailed when that is not ``model`` compiled for the chip asked for."""
     import onnx
 
     if not out.is_file():

@@ -110,7 +110,7 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
     from edgebake_targets._onnx import fixed, refuse_states, save
-    from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_lower import compressed_models, readers, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
     from edgebake_targets.inspectors.onnx import inspect
@@ -139,6 +139,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             **summary(traced, request),
             "files": files,
             "runtime": _runtime(compiled.facts, device),
+            "plain_runtime": readers(model),
             "compiled_from": weights,
         },
     )

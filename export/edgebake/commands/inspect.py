@@ -38,7 +38,7 @@ def _refuse(path: Path) -> None:
     """What needs no process of its own to be refused."""
     from edgebake.delivery import MANIFEST
 
-    kinds = "a .pte, .onnx, .mlpackage, .aimodel or an artifact folder"
+    kinds = "a .pte, .onnx, .ort, .mlpackage, .aimodel or an artifact folder"
     if not path.exists():
         raise UsageError(f"{path} does not exist", fix=f"give {kinds}")
     if path.is_dir() and (path / MANIFEST).is_file():
