@@ -234,7 +234,9 @@ def verify(
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="a .pte, .onnx, .mlpackage, .aimodel or artifact folder, whoever made it"),
+        typer.Argument(
+            metavar="PATH", help="a .pte, .onnx, .ort, .mlpackage, .aimodel or artifact folder, whoever made it"
+        ),
     ],
     as_json: Json = False,
 ) -> None:

@@ -29,7 +29,7 @@ _TASKS = (  # suffix of the architecture's class -> task
     ("LMHeadModel", "text-generation"),
 )
 _MODELS = "give a transformers folder (with a config.json), a .gguf, a .pt2 or a hub id"
-_ARTIFACTS = (".onnx", ".pte", ".mlmodel", ".tflite")
+_ARTIFACTS = (".onnx", ".ort", ".pte", ".mlmodel", ".tflite")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BY_HAND = "write the recipe by hand: `edgebake schema` and the shipped recipes (`edgebake plan minilm-l6`) show how"
 

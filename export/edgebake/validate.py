@@ -34,7 +34,7 @@ class Subject:
     target: str
     scheme: str
     folder: Path
-    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files, notes
+    lowered: Mapping[str, Any]  # entry, signature, delegation, planned_memory_bytes, files, encodings, notes
     assignment: Mapping[str, str]
     reference: Path
     limits: Limits
@@ -149,6 +149,7 @@ def _size(subject: Subject, inspection: Inspection) -> dict[str, Any]:
         modules=modules,
         assignment=Assignment(schemes=subject.assignment, kinds={m.name: m.kind for m in modules}),
         scheme=subject.scheme,
+        compiled_from=(subject.lowered.get("encodings") or {}).get("compiled_from"),
     )
 
 

@@ -33,6 +33,7 @@ SOURCES = (
             "_quantize",
             "_ranges",
             "_static",
+            "_units",
             "_wide",
             "_widths",
         )
@@ -40,6 +41,8 @@ SOURCES = (
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
     "edgebake_targets._ranges",
+    "edgebake_targets._units",
+    "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
@@ -135,9 +138,10 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
     from edgebake_targets._onnx import fixed, refuse_states, save
-    from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_lower import compressed_models, readers, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
+    from edgebake_targets.inspectors.onnx import inspect
 
     refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
@@ -154,12 +158,19 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         cpu_fallback=bool(request.options["cpu_fallback"]),
     )
     files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    weights = sum(w.bytes + w.scale_bytes for w in inspect(request.folder / PLAIN_FILE).weights)
     return Lowered(
         files=(CONTEXT_FILE, *written),
         entry=CONTEXT_FILE,
         signature=signature,
         delegation=compiled.delegation,
-        encodings={**summary(traced, request), "files": files, "runtime": _runtime(compiled.facts, device)},
+        encodings={
+            **summary(traced, request),
+            "files": files,
+            "runtime": _runtime(compiled.facts, device),
+            "plain_runtime": readers(model),
+            "compiled_from": weights,
+        },
         notes=tuple(notes),
     )
 
