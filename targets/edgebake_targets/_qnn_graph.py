@@ -127,19 +127,19 @@ def _move_epsilon(module: torch.fx.GraphModule, norm: torch.fx.Node) -> None:
 def bound_masks(module: torch.fx.GraphModule) -> None:
     """Raise numbers that hide keys from a softmax (-inf, the lowest float, -1e4) to -100, which hides them as well.
 
-    Only numbers whose every way through the graph ends in a softmax. The backend's quantizer puts -65535 for infinities,
-    and a range of scores that reaches so far has little left for them in 16 bits (18 dB on an attention layer).
+    Only numbers whose every way through the graph ends in a softmax. The backend's quantizer takes -65535 for
+    infinities; a range of scores that reaches so far has little left for them in 16 bits (18 dB on an attention layer).
     """
     for node in list(module.graph.nodes):
-        for place, value in enumerate(node.args):
-            scalar = isinstance(value, (int, float)) and not isinstance(value, bool) and value < _LOWEST
-            if scalar and _only_masks(node):
-                node.update_arg(place, MASKED)
+        lowest = [place for place, value in enumerate(node.args) if type(value) in (int, float) and value < _LOWEST]
         constant = value_of(module, node)
-        if constant is not None and constant.is_floating_point() and constant.numel() and _only_masks(node):
-            if float(constant.min()) < _LOWEST:
-                bounded = _constant(module, constant.clamp(min=MASKED), node, "mask")
-                node.replace_all_uses_with(bounded)
+        hides = constant is not None and constant.is_floating_point() and bool((constant < _LOWEST).any())
+        if not (lowest or hides) or not _only_masks(node):
+            continue
+        for place in lowest:
+            node.update_arg(place, MASKED)
+        if constant is not None and hides:
+            node.replace_all_uses_with(_constant(module, constant.clamp(min=MASKED), node, "mask"))
 
 
 def _only_masks(node: torch.fx.Node) -> bool:

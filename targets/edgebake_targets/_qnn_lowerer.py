@@ -1,9 +1,9 @@
 """The process that lowers one network for one chip with ExecuTorch's Qualcomm backend, and ends.
 
-``python -m edgebake_targets._qnn_lowerer REQUEST`` in the environment of ``_qnn_toolchain``. REQUEST is a JSON file with
-``program`` (.pt2), ``calibration`` (.npz of ``<call>.<input>``, or none), ``inputs`` (names in the program's order),
-``scheme``, ``soc_model``, ``activation_range``, ``out`` (a folder), ``stage`` (a file that names what is being done) and
-``answer`` (where the JSON answer goes).
+``python -m edgebake_targets._qnn_lowerer REQUEST`` in the environment of ``_qnn_toolchain``. REQUEST is a JSON file
+with ``program`` (.pt2), ``calibration`` (.npz of ``<call>.<input>``, or none), ``inputs`` (names in the program's
+order), ``scheme``, ``soc_model``, ``activation_range``, ``out`` (a folder), ``stage`` (a file that names what is being
+done) and ``answer`` (where the JSON answer goes).
 """
 
 from __future__ import annotations

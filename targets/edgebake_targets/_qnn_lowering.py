@@ -57,7 +57,8 @@ def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path)
         calls = list(_calls(traced, request, method))
         if not calls:
             raise StageFailed("static integers need calibration samples", where="lower", fix="add samples.calibration")
-        np.savez(file, **{f"{n}.{name}": value for n, call in enumerate(calls) for name, value in call.items()})
+        arrays = {f"{n}.{name}": value for n, call in enumerate(calls) for name, value in call.items()}
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     return file
 
 

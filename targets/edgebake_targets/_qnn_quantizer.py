@@ -35,7 +35,8 @@ def quantized(
         observed = prepare_pt2e(module, _quantizer(scheme, soc_model, activation_range))
         for inputs in calibration:
             observed(*inputs)
-        return convert_pt2e(observed)
+        converted: torch.fx.GraphModule = convert_pt2e(observed)
+    return converted
 
 
 def _quantizer(scheme: str, soc_model: int, activation_range: str) -> Any:
@@ -85,7 +86,7 @@ def _within(spec: Any, low: float, high: float | None) -> Any:
     """The observer of ``spec``, which sees no more of its values than a clamp lets through."""
     made = spec.observer_or_fake_quant_ctr.p
 
-    class Within(made.func):  # type: ignore[misc]  # torchao's observers are untyped
+    class Within(made.func):  # type: ignore[misc,name-defined]  # torchao's observers are untyped
         """Observes clamped values and hands the whole ones on."""
 
         def forward(self, values: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from asking import defaults, lower_request
-from edgebake import devices, reference, runclient, signatures
-from edgebake.types import Assignment, Lowered, ReferenceCall, Traced
+from edgebake import devices
+from edgebake.types import Assignment, Lowered, Traced
 from edgebake_targets import executorch_qnn
 from onnx_cases import kinds_of, samples
 

@@ -1,4 +1,4 @@
-"""Runs .pte files with Qualcomm's context binaries in ExecuTorch's runtime, on the vendor's x86 simulator of the NPU."""
+"""Runs .pte files with Qualcomm's context binaries in ExecuTorch's runtime, on the vendor's simulator of the NPU."""
 
 from __future__ import annotations
 
