@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 # exp(-100) is 0 in float32 against any score of the same row that is not 84 lower.
 MASKED = -100.0
 _LOWEST = -1000.0  # no score is this low: what is lower hides a key
-_CARRY = ("add", "where", "mul", "expand", "unsqueeze", "view", "reshape", "transpose", "permute", "slice", "squeeze",
-          "masked_fill", "clone", "contiguous", "_to_copy", "to", "alias")  # fmt: skip
+_MOVES = ("alias", "clone", "contiguous", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "slice",
+          "squeeze", "to", "_to_copy", "transpose", "unsqueeze", "view")  # fmt: skip
+_CARRY = frozenset({*_MOVES, "add", "masked_fill", "mul", "where"})
 _MASKED_BY = ("scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax")
 
 
@@ -44,7 +45,8 @@ def value_of(module: torch.fx.GraphModule, node: Any) -> torch.Tensor | None:
 def _constant(module: torch.fx.GraphModule, value: torch.Tensor, before: torch.fx.Node, name: str) -> torch.fx.Node:
     """A new constant of ``module``, read right before ``before``."""
     taken = f"_edgebake_{name}_{sum(key.startswith('_edgebake_') for key in dict(module.named_buffers()))}"
-    module.register_buffer(taken, value.detach().clone())
+    value = value.detach().clone()
+    module.register_buffer(taken, value)
     with module.graph.inserting_before(before):
         made: torch.fx.Node = module.graph.get_attr(taken)
     fake = next((node.meta["val"].fake_mode for node in module.graph.nodes if hasattr(_val(node), "fake_mode")), None)

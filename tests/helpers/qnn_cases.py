@@ -103,7 +103,9 @@ def lower(
     return onnx_qnn.lower(traced, replace(request, device=devices.row("sm8650")))
 
 
-def sqnr(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs) -> float:
+def sqnr(
+    module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs, runner: str = "onnxruntime-qnn"
+) -> float:
     """Signal to noise over all outputs on the simulator, in dB; it runs in a process of its own."""
     names = [spec.name for spec in lowered.signature.methods["forward"].outputs]
     wanted = []
@@ -117,7 +119,7 @@ def sqnr(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs
     reference.write(kept, samples(inputs), wanted, {})
     signature = signatures.to_json(lowered.signature)
     signal = noise = 0.0
-    with runclient.opened("onnxruntime-qnn", folder / lowered.entry, signature, kept, inside=True) as client:
+    with runclient.opened(runner, folder / lowered.entry, signature, kept, inside=True) as client:
         found = client.outputs()
         for index, (call,) in enumerate(wanted):
             for name, value in call.outputs.items():
