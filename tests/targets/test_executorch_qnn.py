@@ -117,7 +117,7 @@ class Norms(torch.nn.Module):
 
 @slow
 def test_norms_keep_their_epsilon(store: Path, tmp_path: Path) -> None:
-    """ExecuTorch's builder takes 1e-9 for every network's: channels with little variance come out many times too big."""
+    """The builder takes 1e-9 for every network: channels with little variance come out many times too big."""
     torch.manual_seed(0)
     module = Wrapper(Norms()).eval()
     for norm in (child for child in module.modules() if isinstance(child, torch.nn.BatchNorm2d)):
