@@ -11,7 +11,7 @@ import pytest
 
 from edgebake import toolchains
 from edgebake.commands import doctor
-from edgebake.errors import StageFailed, ToolchainMissing
+from edgebake.errors import StageFailed, StoreError, ToolchainMissing
 from edgebake.store_home import default_root
 
 
@@ -78,7 +78,7 @@ def test_damage_is_named_with_the_remedy_and_mended(made: Path, name: str) -> No
 
 def test_a_folder_of_which_others_could_change_the_libraries_is_refused(made: Path) -> None:
     made.chmod(0o777)
-    with pytest.raises(Exception, match="others can write"):
+    with pytest.raises(StoreError, match="others can write"):
         toolchains.verify(made)
 
 
