@@ -35,14 +35,19 @@ _TAIL = 6  # lines of pip's words that a message carries
 
 def missing() -> Missing | None:
     """Whether ExecuTorch has its Qualcomm backend and there are libraries for it."""
+    named = os.environ.get(VARIABLE)
+    return _cannot() or (_missing_sdk(Path(named)) if named else _missing_private())
+
+
+def _cannot() -> Missing | None:
+    """What no libraries would mend."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         what = f"ExecuTorch compiles for Qualcomm on Linux x86-64, not on {platform.system()} {platform.machine()}"
         return Missing(reason=what, remedy="build on Linux x86-64 (glibc 2.35 or later)")
     if not _backend():
-        what = "the executorch that is installed has no Qualcomm backend for this Python"
+        what = "no executorch with a Qualcomm backend for this Python is installed"
         return Missing(reason=what, remedy="pip install --force-reinstall executorch==1.4.1")
-    named = os.environ.get(VARIABLE)
-    return _missing_sdk(Path(named)) if named else _missing_private()
+    return None
 
 
 def _backend() -> list[Path]:
@@ -67,11 +72,14 @@ def _missing_private() -> Missing | None:
     if found is None:
         return None
     what = f"the private toolchain {NAME} cannot be used: {found}"
-    return Missing(reason=what, remedy=f"{toolchains.REMEDY} (installs {WHEEL}, 210 MB), or set {VARIABLE}")
+    return Missing(reason=what, remedy=f"{toolchains.REMEDY} (installs {WHEEL}, 200 MB), or set {VARIABLE}")
 
 
 def fix(folder: Path) -> str:
-    """Make the private toolchain in ``folder`` where it is missing or damaged; says what was done."""
+    """Make the private toolchain in ``folder`` where it is missing or damaged and can serve; says what was done."""
+    cannot = _cannot()
+    if cannot is not None:
+        return f"nothing made, {cannot.reason}"
     named = os.environ.get(VARIABLE)
     if named:
         return f"nothing made, {VARIABLE} names {named}"
@@ -96,7 +104,8 @@ def _fill(folder: Path) -> None:
             text.rename(folder / "licences" / text.name)
     (wheel / _RUNTIME_LIBS).rename(folder / "sdk" / "lib" / _RUNTIME_LIBS)
     shutil.rmtree(wheel)
-    shutil.rmtree(folder / "python" / "bin", ignore_errors=True)
+    if (folder / "python" / "bin").is_dir():
+        shutil.rmtree(folder / "python" / "bin")
     if not (libraries / _COMPILER).is_file():
         raise StageFailed(f"{WHEEL} brought no {_COMPILER}", fix=f"download a QAIRT SDK 2.49 and set {VARIABLE}")
 

@@ -116,6 +116,7 @@ def test_doctor_makes_what_targets_ask_for(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("EDGEBAKE_STORE", str(tmp_path))
     monkeypatch.delenv(_qnn_toolchain.VARIABLE, raising=False)
     monkeypatch.setattr(_qnn_toolchain, "_fill", fill)
+    monkeypatch.setattr(_qnn_toolchain, "_cannot", lambda: None)
     at = default_root() / "toolchains" / _qnn_toolchain.NAME
     assert doctor._fix() == [f"executorch-qnn: made {at}"]
     assert toolchains.place(_qnn_toolchain.NAME) == at

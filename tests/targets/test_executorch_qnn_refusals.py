@@ -180,10 +180,12 @@ def test_what_an_sdk_lacks_is_said_with_the_remedy(empty_store: Path, monkeypatc
 def test_systems_and_wheels_without_the_backend_say_so(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_qnn_toolchain, "_backend", list)
     found = executorch_qnn.missing()
-    assert found is not None and "has no Qualcomm backend" in found.reason and "pip install" in found.remedy
+    assert found is not None and "no executorch with a Qualcomm backend" in found.reason
+    assert "pip install" in found.remedy
     monkeypatch.setattr(_qnn_toolchain.platform, "system", lambda: "Darwin")
     found = executorch_qnn.missing()
     assert found is not None and "not on Darwin" in found.reason and "Linux x86-64" in found.remedy
+    assert executorch_qnn.fix(empty_store).startswith("nothing made, ExecuTorch compiles for Qualcomm on Linux")
 
 
 def test_pip_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
