@@ -8,12 +8,13 @@ from typing import Any
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Traced
-from edgebake_targets import _executorch, _qnn_toolchain
+from edgebake_targets import _executorch, _qnn, _qnn_toolchain
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
+    "edgebake_targets._qnn",
     *(f"edgebake_targets._qnn_{part}" for part in ("graph", "lowerer", "lowering", "quantizer", "toolchain")),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
@@ -66,14 +67,7 @@ def missing() -> Missing | None:
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one scheme."""
-    for name in asked.varying:
-        what = f"the NPU takes fixed shapes only, and {name!r} varies"
-        yield Refusal(
-            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
-        )
-    if len(asked.inputs) > 1:
-        what = f"executorch-qnn takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
+    yield from _qnn.refusals("executorch-qnn", asked)
     for scheme in dict.fromkeys(asked.module_schemes):
         if scheme != asked.scheme:
             what = f"{scheme} in a network of {asked.scheme}: executorch-qnn gives all modules one scheme"

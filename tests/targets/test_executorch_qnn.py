@@ -20,9 +20,9 @@ from edgebake.target import LowerRequest
 from edgebake.types import Lowered
 from edgebake_targets import _qnn_lowering, _qnn_toolchain, executorch_qnn
 from edgebake_targets.inspectors.pte import inspect
-from executorch_qnn_cases import RUNNER, lower, toolchain
+from executorch_qnn_cases import RUNNER, toolchain
 from onnx_cases import Wrapper, image_inputs
-from qnn_cases import Determined, image, padded_text, sqnr, text, traced_vector, vector, vectors
+from qnn_cases import Determined, image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
 
 slow = pytest.mark.slow
 Built = tuple[Path, Lowered]
@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def built(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     module, traced = image()
-    return folder, lower(traced, module, folder, "w8a8", image_inputs(8, seed=2))
+    return folder, lower(traced, module, folder, "w8a8", image_inputs(8, seed=2), executorch_qnn)
 
 
 def measured(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Any) -> float:
@@ -52,7 +52,7 @@ def test_every_scheme_runs_a_convolutional_network_on_the_npu(
     store: Path, tmp_path: Path, scheme: str, floor: float
 ) -> None:
     module, traced = image()
-    lowered = lower(traced, module, tmp_path, scheme, image_inputs(16, seed=2))
+    lowered = lower(traced, module, tmp_path, scheme, image_inputs(16, seed=2), executorch_qnn)
     assert measured(module, tmp_path, lowered, image_inputs(4)) > floor
     assert (lowered.delegation.share, lowered.delegation.partitions, lowered.delegation.left_out) == (1.0, 1, ())
 
@@ -71,7 +71,7 @@ def test_attention_with_padding_stays_on_the_npu_and_close(
     store: Path, tmp_path: Path, scheme: str, floor: float
 ) -> None:
     module, traced = text()
-    lowered = lower(traced, module, tmp_path, scheme, padded_text(12))
+    lowered = lower(traced, module, tmp_path, scheme, padded_text(12), executorch_qnn)
     assert measured(module, tmp_path, lowered, padded_text(4)) > floor
     assert lowered.delegation.left_out == ()
 
@@ -79,7 +79,7 @@ def test_attention_with_padding_stays_on_the_npu_and_close(
 @slow
 def test_two_folders_and_processes_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
     module, traced = image()
-    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2))
+    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), executorch_qnn)
     assert (tmp_path / "model.pte").read_bytes() == (built[0] / "model.pte").read_bytes()
 
 
@@ -97,7 +97,7 @@ def test_the_artifact_names_its_chip_and_who_wrote_it(built: Built) -> None:
 @slow
 def test_another_chip_gives_another_binary(built: Built, tmp_path: Path) -> None:
     module, traced = image()
-    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), device="sm8750")
+    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), executorch_qnn, device="sm8750")
     assert (tmp_path / "model.pte").read_bytes() != (built[0] / "model.pte").read_bytes()
 
 
@@ -125,7 +125,7 @@ def test_norms_keep_their_epsilon(store: Path, tmp_path: Path) -> None:
     traced = replace(
         image()[1], programs={"forward": torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False)}
     )
-    lowered = lower(traced, module, tmp_path, "fp16", [])
+    lowered = lower(traced, module, tmp_path, "fp16", [], executorch_qnn)
     assert measured(module, tmp_path, lowered, image_inputs(4)) > 55
 
 
@@ -136,7 +136,7 @@ def test_norms_keep_their_epsilon(store: Path, tmp_path: Path) -> None:
 def test_operators_that_the_npu_lacks_are_listed(store: Path, tmp_path: Path) -> None:
     module = Wrapper(Determined()).eval()
     traced = traced_vector(module, vector(8, 1))
-    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1))
+    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1), executorch_qnn)
     left = {row.op: row for row in lowered.delegation.left_out}
     assert left["aten._linalg_det"].count == 1
     assert "does not take it" in left["aten._linalg_det"].reason

@@ -11,33 +11,12 @@ import torch
 
 from asking import defaults, lower_request
 from edgebake import devices, toolchains
-from edgebake.check import check
-from edgebake.errors import RecipeError, StageFailed, ToolchainMissing
-from edgebake.recipe_yaml import read
+from edgebake.errors import StageFailed, ToolchainMissing
 from edgebake.target import Asked
 from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
 from edgebake_targets import _qnn_graph, _qnn_lowering, _qnn_toolchain, executorch_qnn
 from edgebake_targets.runners import executorch_qnn_simulator
-
-RECIPE = """\
-name: one
-model: {{source: python, path: "net:make"}}
-inputs: {{x: {{shape: [1, seq]}}}}
-dims: {{seq: {{min: 4, max: 64}}}}
-samples: {{calibration: {{noise: true}}, evaluation: {{noise: true, seed: 1}}}}
-targets:
-  - {rule}
-"""
-FIXED = "dims: {seq: {min: 64}}"
-
-
-def refused(folder: Path, rule: str) -> str:
-    (folder / "net.py").write_text("def make(): pass\n")
-    path = folder / "one.yaml"
-    path.write_text(RECIPE.format(rule=rule))
-    with pytest.raises(RecipeError) as caught:
-        check([read(path)], trust=False)
-    return str(caught.value)
+from qnn_rules import FIXED, refused
 
 
 def test_dimensions_that_vary_are_refused_with_the_rule_that_fixes_them(tmp_path: Path) -> None:
