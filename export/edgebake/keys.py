@@ -261,7 +261,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         rules=rules_by_method(unit),
         target=unit.target,
         sources=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest),
-        versions=versions(target.DISTRIBUTIONS),
+        versions=versions(target.DISTRIBUTIONS) | getattr(target, "versions", dict)(),
         options=dict(unit.options),
         device=device,
         calibration=calibration,

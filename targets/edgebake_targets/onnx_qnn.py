@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn
+from edgebake_targets import _qnn, _qnn_refusals
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ SOURCES = (
     "edgebake_targets._units",
     "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
+    "edgebake_targets._qnn_refusals",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
@@ -101,14 +102,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    for name in asked.varying:
-        what = f"the NPU takes fixed shapes only, and {name!r} varies"
-        yield Refusal(
-            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
-        )
-    if len(asked.inputs) > 1:
-        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
+    yield from _qnn_refusals.refusals("onnx-qnn", asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
