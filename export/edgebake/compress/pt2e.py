@@ -37,7 +37,7 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
         # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
         for inputs in request.calibration or (example,):
             observed(*inputs)
-        converted = convert_pt2e(observed)
+        converted = convert_pt2e(observed, fold_quantize=getattr(request.quantizer, "fold_quantize", True))
         _refuse_uncalibrated(converted, len(request.calibration))
         return torch.export.export(
             converted,
