@@ -16,13 +16,15 @@ import torch
 from asking import defaults, lower_request
 from edgebake.compress import quantize_weights
 from edgebake.errors import StageFailed
-from edgebake.target import ModuleRequest
+from edgebake.metrics import sqnr_db
+from edgebake.target import ModuleRequest, NotMeasured
 from edgebake.trace import dynamic_shapes
 from edgebake.types import Assignment, Lowered, MethodSignature, ModuleKind, Signature, TensorSpec, Traced
 from edgebake_targets import _vulkan
 from edgebake_targets import executorch_vulkan as target
 from edgebake_targets.inspectors import _pte_file, _vulkan_graph, pte
 from edgebake_targets.inspectors._flatbuffers import Malformed
+from edgebake_targets.runners import executorch_vulkan_graph
 from xnnpack_cases import (
     TEXT,
     TEXT_KINDS,
@@ -94,17 +96,9 @@ def test_weights_are_stored_in_the_bits_of_their_scheme(mixed: Built, vision: Bu
 
 @pytest.mark.slow
 def test_integer_weights_are_those_of_the_compressed_network(mixed: Built) -> None:
-    module = quantize_weights.apply(
-        ModuleRequest(
-            module=text_network(),
-            assignment=Assignment(schemes=MIXED, kinds=TEXT_KINDS),
-            options={},
-            run_calibration=lambda _: None,
-        )
-    )
     graph = graph_of(mixed[1])
     held = {call.name: [graph.values[number] for number in call.args] for call in graph.calls}
-    wrapped: Any = module.wrapped
+    wrapped: Any = compressed_text().wrapped
     _, weight, scales, *_ = held["aten._weight_int8pack_mm.default"]
     up = values(weight).float() * values(scales)[:, None]
     assert torch.equal(up, wrapped.up.weight.dequantize())
@@ -114,6 +108,13 @@ def test_integer_weights_are_those_of_the_compressed_network(mixed: Built) -> No
     down = ints * values(scales).T.repeat_interleave(group, 1)
     assert group == 32
     assert torch.equal(down, wrapped.down.weight.dequantize())
+
+
+def compressed_text() -> torch.nn.Module:
+    assignment = Assignment(schemes=MIXED, kinds=TEXT_KINDS)
+    return quantize_weights.apply(
+        ModuleRequest(module=text_network(), assignment=assignment, options={}, run_calibration=lambda _: None)
+    )
 
 
 def values(tensor: _vulkan_graph.Tensor) -> torch.Tensor:
@@ -133,6 +134,37 @@ def test_all_is_delegated_to_operators_of_the_runtime(mixed: Built, vision: Buil
     assert operators["et_vk.embedding_q4gsw.default"] == 2
     assert operators["aten.linear.default"] == 1
     assert pte.inspect(vision[1] / "model.pte").facts["delegate_operators"]["et_vk.conv_with_clamp.default"] == 2
+
+
+@pytest.mark.slow
+def test_the_stand_in_computes_what_the_compressed_network_does(mixed: Built, vision: Built) -> None:
+    lowered, folder = mixed
+    session = executorch_vulkan_graph.open(folder / lowered.entry, TEXT)
+    network = compressed_text()
+    for length in (2, 9, 25):
+        got = session.call("forward", {"ids": ids(length, seed=9).numpy()})["scores"]
+        assert got.shape == (1, length, 10)
+        assert sqnr_db(network(ids(length, seed=9))[0].detach().numpy(), got) > 110
+    (image,) = images(1, seed=9)
+    half = executorch_vulkan_graph.open(vision[1] / "model.pte", VISION).call("forward", {"image": image.numpy()})
+    assert 45 < sqnr_db(vision_network()(image)[0].detach().numpy(), half["scores"]) < 90
+
+
+@pytest.mark.slow
+def test_the_stand_in_shows_a_changed_weight_and_names_operators_it_lacks(mixed: Built, tmp_path: Path) -> None:
+    lowered, folder = mixed
+    data = (folder / lowered.entry).read_bytes()
+    path = tmp_path / "model.pte"
+    path.write_bytes(data.replace(b"aten._softmax.default", b"aten._softmaz.default"))
+    with pytest.raises(NotMeasured, match=r"nothing here computes the Vulkan operators aten\._softmaz"):
+        executorch_vulkan_graph.open(path, TEXT)
+    weight = next(v for v in graph_of(folder).values if isinstance(v, _vulkan_graph.Tensor) and v.dtype == "int8")
+    assert weight.constant is not None
+    at = data.index(bytes(weight.constant.data))
+    path.write_bytes(data[:at] + bytes(64) + data[at + 64 :])  # one output channel of zeros
+    given = {"ids": ids(9, seed=9).numpy()}
+    outputs = [executorch_vulkan_graph.open(file, TEXT).call("forward", given) for file in (folder / "model.pte", path)]
+    assert sqnr_db(outputs[0]["scores"], outputs[1]["scores"]) < 60
 
 
 @pytest.mark.slow
