@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _ROUNDS = 7  # float and artifact take turns, so that a noisy machine disturbs both alike
 _ROUND_MS = 60.0
-_PRETENDING = {"interpreted": "interprets", "simulated": "simulates"}
+_PRETENDING = {"interpreted": "interprets", "simulated": "simulates", "stand-in": "stands in for what executes"}
 
 
 @dataclass(frozen=True, kw_only=True)
