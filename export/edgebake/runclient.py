@@ -7,6 +7,7 @@ cost seconds and hundreds of MiB. Elsewhere the process is the run host's, and i
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -147,8 +148,10 @@ def _inside(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str
 @contextmanager
 def _apart(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]]:
     command = [sys.executable, "-m", "edgebake.runhost"]
+    environment = {**os.environ, **getattr(RUNNERS.find(request["runner"]), "environment", dict)()}
+    pipe = subprocess.PIPE
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
         try:
             answer = _exchange(process, log, request)
             yield lambda asked: _exchange(process, log, asked), answer

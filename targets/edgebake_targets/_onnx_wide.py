@@ -1,9 +1,10 @@
 """``wide_activations: auto``: whose values need 16 bits, found by running rounded graphs on calibration samples.
 
-Each module's values are rounded alone in the float graph, as the graph of 8 bits rounds them: what the outputs lose by
-it says how much the module asks for. In that order, the fewest modules are made wide with which the whole graph comes
-within a decibel of one that is wide everywhere, or far enough that nobody asks for more. All graphs run on the CPU as
-they are written, without a kernel's shortcuts: what a vendor's processor rounds besides is not looked at.
+The outputs have them in any case: with 256 levels for a thousand classes, the first two are often equal. Each module's
+values are rounded alone in the float graph, as the graph of 8 bits rounds them: what the outputs lose by it says how
+much the module asks for. In that order, the fewest modules are made wide with which the whole graph comes within a
+decibel of one that is wide everywhere, or far enough that nobody asks for more. All graphs run on the CPU as they are
+written, without a kernel's shortcuts: what a vendor's processor rounds besides is not looked at.
 """
 
 from __future__ import annotations
@@ -54,22 +55,26 @@ class Found:
 
 
 def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found:
-    """The modules to make wide besides ``given``."""
+    """The modules to make wide besides ``given``: those that make the outputs, then those that lose most."""
     meter = _Meter(ready.model, feeds)
-    narrow = ready.rounded(given)
-    modules = [m for m in dict.fromkeys(home(node) for node in ready.folded.graph.node) if m not in given]
-    now, best = meter.loss(narrow), meter.loss(ready.rounded([*given, *modules]))
+    nodes = ready.folded.graph.node
+    outputs = {value.name for value in ready.folded.graph.output}
+    ends = dict.fromkeys(home(node) for node in nodes if outputs & set(node.output) and home(node) not in given)
+    base = [*given, *ends]
+    narrow = ready.rounded(base)
+    others = [m for m in dict.fromkeys(map(home, nodes)) if m not in base]
+    now, best = meter.loss(narrow), meter.loss(ready.rounded([*base, *others]))
     enough = max(best * 10 ** (WITHIN_DB / 10), 10 ** (-PLENTY_DB / 10))
-    if now <= enough:
-        text = f"{_db(now)} on calibration samples, {_db(best)} with 16 bits everywhere"
-        return Found(modules=(), notes=(f"wide_activations: auto: no module needs 16-bit activations: {text}",))
-    alone = {module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))) for module in modules}
-    order = sorted((m for m in modules if alone[m] > 0.0), key=lambda module: -alone[module])
-    count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*given, *order[:n]])), enough, best)
-    text = f"{_db(loss)} on calibration samples, {_db(now)} without, {_db(best)} with 16 bits everywhere"
-    named = ", ".join("the network itself" if module == ITSELF else module for module in order[:count])
-    head = f"{count} of {len(modules)} modules have 16-bit activations"
-    return Found(modules=tuple(order[:count]), notes=(f"wide_activations: auto: {head}: {text}: {named}",))
+    count, order, loss = 0, list[str](), now
+    if now > enough:
+        alone = {module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))) for module in others}
+        order = sorted((m for m in others if alone[m] > 0.0), key=lambda module: -alone[module])
+        count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
+    found = (*ends, *order[:count])
+    text = f"{_db(loss)} on calibration samples, {_db(now)} with the outputs alone, {_db(best)} with 16 bits everywhere"
+    named = ", ".join("the network itself" if module == ITSELF else module for module in found)
+    head = f"{len(found)} of {len(ends) + len(others)} modules have 16-bit activations"
+    return Found(modules=found, notes=(f"wide_activations: auto: {head}: {text}: {named}",))
 
 
 def _fewest(most: int, loss: Callable[[int], float], enough: float, best: float) -> tuple[int, float]:

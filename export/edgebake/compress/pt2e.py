@@ -44,7 +44,7 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             for inputs in sample:
                 observed(*inputs)
         start.restore()
-        converted = convert_pt2e(observed)
+        converted = convert_pt2e(observed, fold_quantize=getattr(request.quantizer, "fold_quantize", True))
         _refuse_uncalibrated(converted, calls)
         return torch.export.export(
             converted,
