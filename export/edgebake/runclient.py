@@ -60,17 +60,18 @@ class Client:
         return _load(out)
 
     def in_mode(
-        self, mode: str, samples: list[int]
+        self, mode: str, samples: list[int], calls: int
     ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Mapping[str, str]]]:
-        """Outputs by ``<sample>.<name>`` in one of the runner's modes; values not finite by sample: name, operator."""
+        """Outputs by ``<sample>.<call>.<name>`` in one of the runner's modes, of so many calls of each sample; values
+        not finite by ``<sample>.<call>``: name, operator."""
         out = self.scratch / f"{mode}.npz"
-        answer = self.ask(do="mode", mode=mode, samples=samples, out=str(out))
+        answer = self.ask(do="mode", mode=mode, samples=samples, calls=calls, out=str(out))
         return _load(out), answer["strange"]
 
     def in_unit(
         self, unit: str, samples: list[int], timed: int, repetitions: int
     ) -> tuple[Mapping[str, NDArray[Any]], list[float]] | str:
-        """Outputs by ``<sample>.<name>`` on one compute unit and milliseconds of each call, or why there are none."""
+        """Outputs by ``<sample>.0.<name>`` on one compute unit and milliseconds of each call, or why there are none."""
         out = self.scratch / f"{unit}.npz"
         request = {"do": "unit", "unit": unit, "samples": samples, "timed": timed, "repetitions": repetitions}
         answer = self.send({**request, "out": str(out)})

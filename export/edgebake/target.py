@@ -250,7 +250,7 @@ class ModelSource(Protocol):
 
 
 class CompressMethod(Protocol):
-    """A module ``edgebake/compress/<name>.py``."""
+    """A module ``edgebake/compress/<name>.py``. Optional: ``CALIBRATED = True`` if it looks at calibration samples."""
 
     ACTS_ON: ActsOn
     DISTRIBUTIONS: tuple[str, ...]
@@ -373,6 +373,7 @@ class ModuleRequest:
     assignment: Assignment
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
+    tell: Callable[[str], object] = str  # takes what reports say of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +383,7 @@ class GraphRequest:
     program: torch.export.ExportedProgram
     dynamic_shapes: Any
     quantizer: Any
-    calibration: Sequence[tuple[Any, ...]]  # positional inputs of each call
+    calibration: Sequence[Sequence[tuple[Any, ...]]]  # per sample, which begins anew, positional inputs of each call
     options: Mapping[str, Any]
 
 
@@ -394,6 +395,3 @@ class SampleRequest:
     skip: int
     seed: int
     options: Mapping[str, Any]
-
-
-SamplesCallable = Callable[[SampleRequest], Sequence[Sample]]

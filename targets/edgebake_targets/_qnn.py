@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.target import Asked, Missing, Refusal
+from edgebake.target import Missing
+from edgebake_targets._onnx_units import CONTEXT
 
 if TYPE_CHECKING:
     import onnx
 
 PROVIDER = "QNNExecutionProvider"
-CONTEXT = "EPContext"
 COMPATIBILITY = f"ep_compatibility_info.{PROVIDER}"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "onnxruntime_qnn")
 REMEDY = "pip install onnx onnxscript onnxruntime==1.31.1 onnxruntime-qnn==2.7.0"
@@ -31,18 +31,6 @@ def missing() -> Missing | None:
         )
     absent = [name.replace("_", "-") for name in PACKAGES if find_spec(name) is None]
     return Missing(reason=f"not installed: {', '.join(absent)}", remedy=REMEDY) if absent else None
-
-
-def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
-    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods."""
-    for name in asked.varying:
-        what = f"the NPU takes fixed shapes only, and {name!r} varies"
-        yield Refusal(
-            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
-        )
-    if len(asked.inputs) > 1:
-        what = f"{target} takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
 
 
 def session_options(provider: Mapping[str, str], *, cpu_fallback: bool) -> Any:

@@ -8,14 +8,16 @@ from typing import Any
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Traced
-from edgebake_targets import _executorch, _qnn, _qnn_toolchain
+from edgebake_targets import _executorch, _qnn_refusals, _qnn_toolchain
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
-    "edgebake_targets._qnn",
-    *(f"edgebake_targets._qnn_{part}" for part in ("graph", "lowerer", "lowering", "quantizer", "toolchain")),
+    *(
+        f"edgebake_targets._qnn_{part}"
+        for part in ("graph", "lowerer", "lowering", "quantizer", "refusals", "toolchain")
+    ),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
 CHIPS = (30, 36, 39, 42, 43, 45, 46, 52, 53, 57, 58, 69, 72, 75, 77, 87, 93, 95, 96, 97)
@@ -67,7 +69,7 @@ def missing() -> Missing | None:
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one scheme."""
-    yield from _qnn.refusals("executorch-qnn", asked)
+    yield from _qnn_refusals.refusals("executorch-qnn", asked)
     for scheme in dict.fromkeys(asked.module_schemes):
         if scheme != asked.scheme:
             what = f"{scheme} in a network of {asked.scheme}: executorch-qnn gives all modules one scheme"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn
+from edgebake_targets import _qnn, _qnn_refusals
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -22,11 +23,28 @@ DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxr
 SOURCES = (
     *(
         f"edgebake_targets._onnx{part}"
-        for part in ("", "_graph", "_half", "_lower", "_macs", "_options", "_quantize", "_static")
+        for part in (
+            "",
+            "_graph",
+            "_half",
+            "_lower",
+            "_macs",
+            "_options",
+            "_quantize",
+            "_ranges",
+            "_static",
+            "_units",
+            "_wide",
+            "_widths",
+        )
     ),
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
+    "edgebake_targets._ranges",
+    "edgebake_targets._units",
+    "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
+    "edgebake_targets._qnn_refusals",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
@@ -59,6 +77,13 @@ SUPPORTS = (
 OPTIONS = (
     *CALIBRATION,
     Option(
+        name="wide_activations",
+        default="",
+        help="globs on module names, between spaces: what their operators make has 16 bits in a network of w8a8; auto: "
+        "those that calibration samples show to need it; . is what belongs to no module",
+        calibrated=("auto",),
+    ),
+    Option(
         name="cpu_fallback",
         default=False,
         help="operators that the NPU does not take run on the CPU instead of failing the build",
@@ -77,7 +102,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    yield from _qnn.refusals("onnx-qnn", asked)
+    yield from _qnn_refusals.refusals("onnx-qnn", asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
@@ -86,10 +111,6 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     if not 0 < asked.options["percentile"] <= 100:
         yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
-    wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
-    if asked.device is not None and there is not None and wanted > there:
-        what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
-        yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     yield from _mixed(asked)
 
 
@@ -99,21 +120,29 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
         if scheme not in ("fp16", "fp32") and parse(scheme).activation_bits != width:
             what = f"{scheme} in a network of {asked.scheme}: activations have one width here, or are fp16"
             able = ", ".join(r.scheme for r in SUPPORTS if parse(r.scheme).activation_bits in (width, None))
-            yield Refusal(what=what, fix=f"beside {asked.scheme}, modules take {able}", key="modules")
+            fix = f"beside {asked.scheme}, modules take {able}"
+            if width == 8:
+                fix += "; for 16 bits where 8 lose too much, options: {wide_activations: auto}"
+            yield Refusal(what=what, fix=fix, key="modules")
+    if asked.options["wide_activations"] and width != 8:
+        what = f"wide_activations widens activations of 8 bits, and those of {asked.scheme} have not 8"
+        yield Refusal(what=what, fix="scheme: w8a8, or leave it out", key="options.wide_activations")
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
     from edgebake_targets._onnx import fixed, refuse_states, save
-    from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_lower import compressed_models, readers, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
+    from edgebake_targets.inspectors.onnx import inspect
 
     refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
     signature = fixed(traced.signature)
     traced = replace(traced, signature=signature)
-    (model,) = compressed_models(traced, request, OPSET, prepare=rewrite, static=_static).values()
+    notes: list[str] = []
+    (model,) = compressed_models(traced, request, OPSET, prepare=rewrite, static=partial(_static, notes)).values()
     written = save(model, request.folder / PLAIN_FILE)
     compiled = compile_context(
         model,
@@ -123,21 +152,36 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         cpu_fallback=bool(request.options["cpu_fallback"]),
     )
     files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    weights = sum(w.bytes + w.scale_bytes for w in inspect(request.folder / PLAIN_FILE).weights)
     return Lowered(
         files=(CONTEXT_FILE, *written),
         entry=CONTEXT_FILE,
         signature=signature,
         delegation=compiled.delegation,
-        encodings={**summary(traced, request), "files": files, "runtime": _runtime(compiled.facts, device)},
+        encodings={
+            **summary(traced, request),
+            "files": files,
+            "runtime": _runtime(compiled.facts, device),
+            "plain_runtime": readers(model),
+            "compiled_from": weights,
+        },
+        notes=tuple(notes),
     )
 
 
 def _static(
-    model: onnx.ModelProto, nodes: Mapping[str, str], calls: Iterable[Feed], count: int, request: LowerRequest
+    notes: list[str],
+    model: onnx.ModelProto,
+    nodes: Mapping[str, str],
+    calls: Iterable[Feed],
+    count: int,
+    request: LowerRequest,
 ) -> onnx.ModelProto:
     from edgebake_targets._onnx_qnn_quantize import quantize
 
-    return quantize(model, nodes, calls, count, request.assignment, request.options)
+    quantized, said = quantize(model, nodes, calls, count, request)
+    notes += said
+    return quantized
 
 
 def provider_options(options: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, str]:

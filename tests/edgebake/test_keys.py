@@ -96,6 +96,16 @@ def test_calibration_samples_matter_only_where_something_is_calibrated(base: Pat
     assert "lower" in _differ(replace(plain, options=weighed), replace(other, options=weighed))
 
 
+def test_a_step_looks_at_every_modules_scheme_and_at_calibration_samples(base: Path) -> None:
+    eight, four = (_unit(base, "onnx-qnn", scheme) for scheme in ("w8a16", "w4a16"))
+    assert "trace" not in _differ(eight, four)
+    step = {"compress": {"steps": ["correct-biases"]}}
+    eight, four = (_unit(base, "onnx-qnn", scheme, **step) for scheme in ("w8a16", "w4a16"))
+    assert "trace" in _differ(eight, four)
+    samples = {"calibration": {"noise": True, "seed": 9}, "evaluation": {"noise": True, "seed": 3}}
+    assert "trace" in _differ(eight, _unit(base, "onnx-qnn", "w8a16", **step, samples=samples))
+
+
 def test_options_change_what_the_targets_quantizer_is_asked_for(base: Path) -> None:
     unit = _unit(base, "executorch-xnnpack", "w8a8")
     ranges = (replace(unit, options={"activation_range": kind}) for kind in ("minmax", "histogram"))

@@ -56,7 +56,11 @@ def test_a_target_may_fix_the_dimension_that_others_keep(tmp_path: Path) -> None
         ("{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, options: {percentile: 0}}", ("percentile", "99.99")),
         (
             "{target: onnx-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': w8a16}}}",
-            ("w8a16 in a network of w8a8", "modules take fp16, w8a8"),
+            ("w8a16 in a network of w8a8", "modules take fp16, w8a8", "options: {wide_activations: auto}"),
+        ),
+        (
+            "{target: onnx-qnn, device: sm8650, scheme: w8a16, %s, options: {wide_activations: auto}}",
+            ("widens activations of 8 bits, and those of w8a16 have not 8", "scheme: w8a8, or leave it out"),
         ),
     ],
 )
