@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import Delegation, LeftOut, Traced
+from edgebake.types import Delegation, LeftOut, Traced, UnitWork
 from edgebake_targets import _qnn_toolchain
 
 if TYPE_CHECKING:
@@ -45,9 +45,13 @@ def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> tuple[Dele
             "answer": str(at / "answer.json"),
         }
         answer = _run(asked, at, request)
-    delegation = answer["delegation"]
-    left = tuple(LeftOut(**row) for row in delegation.pop("left_out"))
-    return Delegation(**delegation, left_out=left), int(answer["planned"])
+    return _delegation(answer["delegation"]), int(answer["planned"])
+
+
+def _delegation(told: Mapping[str, Any]) -> Delegation:
+    left = tuple(LeftOut(**row) for row in told["left_out"])
+    units = tuple(UnitWork(**row) for row in told["units"])
+    return Delegation(**{**told, "left_out": left, "units": units})
 
 
 def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path) -> Path:

@@ -50,7 +50,7 @@ def _quantizer(scheme: str, soc_model: int, activation_range: str) -> Any:
         is_linear_per_channel=True,
         act_observer=_observer(activation_range),
     )
-    made.add_custom_quant_annotations([annotate_clamped])
+    made.add_custom_quant_annotations([annotate_clamped, annotate_counts])
     return made
 
 
@@ -94,3 +94,62 @@ def _within(spec: Any, low: float, high: float | None) -> Any:
             return values
 
     return Within.with_args(**made.keywords)
+
+
+def annotate_counts(module: torch.fx.GraphModule) -> None:
+    """Whole numbers that become floats, such as masks, get a scale of one.
+
+    The HTP casts an integer to a quantised tensor by its bits and not by its value: with the scale of a mask of zeros
+    and ones, 1/65535, a one becomes next to nothing, and what it multiplies is lost (0 dB in a sentence encoder).
+    """
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    for node in [node for node in module.graph.nodes if _counts(node)]:
+        users = [user for user in node.users if node in getattr(_mark(user), "input_qspec_map", {})]
+        if not users:
+            continue
+        spec = _mark(users[0]).input_qspec_map[node]
+        exact = replace(spec, observer_or_fake_quant_ctr=_exact(spec))
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=exact, _annotated=True)
+        for user in users:
+            _mark(user).input_qspec_map[node] = SharedQuantizationSpec(node)
+
+
+def _mark(node: torch.fx.Node) -> Any:
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    return node.meta.get(Q_ANNOTATION_KEY)
+
+
+def _counts(node: torch.fx.Node) -> bool:
+    """Whether ``node`` makes floats of integers or truth values."""
+    if name_of(node) not in ("to", "_to_copy"):
+        return False
+    given, made = (getattr(end.meta.get("val"), "dtype", None) for end in (node.args[0], node))  # type: ignore[union-attr]
+    return given is not None and made is not None and not given.is_floating_point and made.is_floating_point
+
+
+def _exact(spec: Any) -> Any:
+    """An observer that takes whole numbers as they are; ValueError for those that ``spec`` has no room for."""
+    import torch
+
+    made = spec.observer_or_fake_quant_ctr.p
+    highest = spec.quant_max
+
+    class Exact(made.func):  # type: ignore[misc,name-defined]  # torchao's observers are untyped
+        """Scale one, zero point zero."""
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            if values.numel() and not 0 <= float(values.min()) <= float(values.max()) <= highest:
+                found = f"{float(values.min()):g} to {float(values.max()):g}"
+                raise ValueError(
+                    f"whole numbers from {found} become floats in the network, and this scheme holds 0 to {highest}: "
+                    "hand them to it as floats"
+                )
+            return values
+
+        def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(1), torch.zeros(1, dtype=torch.int32)
+
+    return Exact.with_args(**made.keywords)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from asking import defaults, lower_request
 from edgebake import devices, toolchains
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import LowerRequest
-from edgebake.types import Lowered
+from edgebake.types import Lowered, Signature, Traced
 from edgebake_targets import _qnn_lowering, _qnn_toolchain, executorch_qnn
 from edgebake_targets.inspectors.pte import inspect
 from executorch_qnn_cases import RUNNER, toolchain
@@ -127,6 +128,37 @@ def test_norms_keep_their_epsilon(store: Path, tmp_path: Path) -> None:
     )
     lowered = lower(traced, module, tmp_path, "fp16", [], executorch_qnn)
     assert measured(module, tmp_path, lowered, image_inputs(4)) > 55
+
+
+class Pooled(torch.nn.Module):
+    """The mean of embedded tokens where the mask is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(96, 64)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = mask.unsqueeze(-1).to(torch.float32)
+        summed = (self.words(ids) * kept).sum(1)
+        return summed, torch.nn.functional.normalize(summed / kept.sum(1).clamp(min=1.0))
+
+
+@slow
+def test_a_mask_that_becomes_float_keeps_its_value(store: Path, tmp_path: Path) -> None:
+    """The HTP casts integers by their bits: with a scale of the mask's own range the sums are 0 dB."""
+    torch.manual_seed(0)
+    module = Wrapper(Pooled()).eval()
+    ones = torch.ones(1, 8, dtype=torch.int64)
+    program = torch.export.export(module, (torch.zeros_like(ones), ones), strict=False)
+    method = text()[1].signature.methods["forward"]
+    outputs = tuple(replace(spec, shape=(1, 64)) for spec in method.outputs)
+    signature = Signature(methods={"forward": replace(method, outputs=outputs)})
+    traced = Traced(programs={"forward": program}, signature=signature)
+    lowered = lower(traced, module, tmp_path, "w8a16", padded_text(12), executorch_qnn)
+    assert measured(module, tmp_path, lowered, padded_text(4)) > 36
+    with pytest.raises(StageFailed, match="whole numbers from 300 to 300 become floats in the network"):
+        far = [{**call, "attention_mask": np.full((1, 8), 300)} for call in padded_text(1)]
+        lower(traced, module, tmp_path, "w8a8", far, executorch_qnn)
 
 
 # --- what the NPU does not take, and what goes wrong ------------------------------------------------------------------
