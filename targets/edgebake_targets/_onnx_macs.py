@@ -24,9 +24,14 @@ def shapes_of(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) ->
     """
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(_light(model, sizes or {}), data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(_light(model, sizes or {}), data_prop=True)
+    return {**stated_shapes(inferred), **stated_shapes(model)}
+
+
+def stated_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of which ``model`` says it in full."""
     found = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             found.setdefault(value.name, tuple(d.dim_value for d in dims))
