@@ -141,7 +141,8 @@ def _methods_acting_on(unit: Unit, where: str) -> dict[str, Any]:
     steps = [s.model_dump(mode="json") for s in unit.spec.compress.steps if METHODS.find(s.method).ACTS_ON == where]
     if not acting and not steps:
         return {}
-    return {"schemes": acting, "steps": steps, "supports": rows}
+    rules = {"rules": rules_by_method(unit)} if steps else {}  # a step may look at any module's scheme
+    return {"schemes": acting, "steps": steps, "supports": rows, **rules}
 
 
 def _row_facts(row: Support) -> list[Any]:
@@ -260,7 +261,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         rules=rules_by_method(unit),
         target=unit.target,
         sources=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest),
-        versions=versions(target.DISTRIBUTIONS),
+        versions=versions(target.DISTRIBUTIONS) | getattr(target, "versions", dict)(),
         options=dict(unit.options),
         device=device,
         calibration=calibration,

@@ -78,7 +78,7 @@ def _no_runner(measurements: Measurements) -> str:
     if not runner:
         return str(measurements.get("not_measured") or "no runner here executes this artifact")
     if runner.get("kind") == "stand-in":
-        return f"{runner.get('name')} runs the graph before delegation, not the artifact: information only"
+        return f"{runner.get('name')} stands in for a runtime that is not here: its numbers are information only"
     return ""
 
 

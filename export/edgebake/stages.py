@@ -6,8 +6,8 @@ import copy
 import gc
 import importlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,8 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
         with bench.stage("trace", unit):
             modules = tracing.live_modules(loaded)
             assignment = _assignment(unit, modules)
-            changed = _compress_modules(bench, unit, loaded, assignment)
+            said: list[str] = []
+            changed = _compress_modules(bench, unit, loaded, assignment, said.append)
             traced = tracing.trace(changed)
             _save(traced, folder)
             bench.keep(keys["trace"].key, traced)
@@ -102,6 +103,7 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             "signature": signatures.to_json(traced.signature),
             "ops": _ops(m for m, _ in _acting(unit, assignment, "module")),
             "modules": _inventory_to_json(modules),
+            "notes": list(dict.fromkeys(said)),
             "float_bytes": _float_bytes(loaded.methods, {m.name for m in modules}),
             "facts": dict(loaded.facts),
         }
@@ -115,7 +117,9 @@ def _assignment(unit: Unit, modules: tuple[Module, ...]) -> Assignment:
     return assign(unit.scheme, unit.spec.compress.modules, modules, find_target(unit.target), unit.target)
 
 
-def _compress_modules(bench: Bench, unit: Unit, loaded: Loaded, assignment: Assignment) -> Loaded:
+def _compress_modules(
+    bench: Bench, unit: Unit, loaded: Loaded, assignment: Assignment, tell: Callable[[str], None]
+) -> Loaded:
     acting = _acting(unit, assignment, "module")
     if not acting:
         return loaded
@@ -128,6 +132,7 @@ def _compress_modules(bench: Bench, unit: Unit, loaded: Loaded, assignment: Assi
                 assignment=assignment,
                 options=options,
                 run_calibration=lambda m, name=name: _feed(m, bench, unit, loaded, name),  # type: ignore[misc]
+                tell=tell,
             )
             changed = METHODS.find(method).apply(request)
         methods[name] = changed
@@ -148,18 +153,20 @@ def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, met
             module(*(torch.from_numpy(call.inputs[name]) for name in order))
 
 
-def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> list[tuple[Any, ...]]:
-    """Positional inputs of every calibration call of ``method``; the float program carries the states on."""
+def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> list[list[tuple[Any, ...]]]:
+    """Per sample the positional inputs of its calls of ``method``; the float program carries the states on."""
     import torch
 
     samples = read_samples(bench, unit, "calibration")
     order = {name: [t.name for t in spec.inputs] for name, spec in traced.signature.methods.items()}
     stateless = all(t.role != "state" for spec in traced.signature.methods.values() for t in spec.inputs)
     if stateless:
-        given = ((c.method, c.tensors()) for sample in samples for c in sample.calls)
+        given = ([(c.method, c.tensors()) for c in sample.calls] for sample in samples)
     else:
-        given = ((c.method, dict(c.inputs)) for calls in _run_programs(traced, samples) for c in calls)
-    return [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in given if m == method]
+        given = ([(c.method, dict(c.inputs)) for c in calls] for calls in _run_programs(traced, samples))
+    return [
+        [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in calls if m == method] for calls in given
+    ]
 
 
 def _save(traced: Traced, folder: Path) -> None:
@@ -280,6 +287,7 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
             )
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
+            lowered = replace(lowered, notes=(*before.meta["notes"], *lowered.notes))
         return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
     return before, stored(bench, unit, "lower", keys, write)

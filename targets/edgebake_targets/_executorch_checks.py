@@ -1,12 +1,17 @@
-"""Structural checks of any ExecuTorch program: it loads, and takes and returns what was promised."""
+"""Checks of any ExecuTorch program: it loads, takes and returns what was promised, and holds its integer weights."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 
-from edgebake.errors import ArtifactDamaged
-from edgebake.types import Inspection, Signature, TensorSpec, Verdict
+from edgebake.errors import ArtifactDamaged, StageFailed
+from edgebake.scheme import parse
+from edgebake.target import LowerRequest
+from edgebake.types import Inspection, Signature, TensorSpec, Traced, Verdict
+from edgebake_targets import _executorch
 from edgebake_targets.inspectors import pte
 
 
@@ -50,3 +55,20 @@ def _differences(promised: Sequence[TensorSpec], found: Sequence[TensorSpec], si
         if (there.dtype, there.shape) != (spec.dtype, shape):
             wrong.append(f"{spec.name} is {there.dtype} {list(there.shape)}, not {spec.dtype} {list(shape)}")
     return wrong
+
+
+def refuse_lost_integers(request: LowerRequest, traced: Traced, *, fix: str) -> None:
+    """StageFailed naming the modules whose integer weights are not in the file with their bits, with ``fix``."""
+    records = pte.inspect(request.folder / _executorch.ARTIFACT).weights
+    found = Counter((record.dtype, prod(record.shape)) for record in records)
+    held = [weight for program in traced.programs.values() for weight in _executorch.integer_weights(program)]
+    distinct = {(weight.digest, weight.count): weight for weight in held}
+    bits = {module: parse(scheme).weight_bits for module, scheme in request.assignment.schemes.items()}
+    expected = Counter((f"int{bits.get(weight.module, 0)}", weight.count) for weight in distinct.values())
+    lost = expected - found
+    names = {w.module for w in distinct.values() if (f"int{bits.get(w.module, 0)}", w.count) in lost}
+    names |= {m for m, width in bits.items() if width < 16 and m not in {w.module for w in held}}
+    if names:
+        raise StageFailed(
+            f"integer weights came out of lowering as floats: {', '.join(sorted(names))}", where="lower", fix=fix
+        )

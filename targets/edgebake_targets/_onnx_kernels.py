@@ -18,8 +18,10 @@ SOURCES = tuple(
         "_onnx_macs",
         "_onnx_options",
         "_onnx_quantize",
+        "_onnx_ranges",
         "_onnx_static",
         "_onnx_units",
+        "_ranges",
         "_units",
     )
 )

@@ -8,8 +8,9 @@ CALIBRATION = (
     Option(
         name="calibrate",
         default="minmax",
-        help="how the ranges of static activations are chosen",
-        choices=("minmax", "percentile", "entropy"),
+        help="how ranges of static activations are chosen: all that calibration samples show, a share of it, or what "
+        "costs the least divergence of distributions or the least squared error",
+        choices=("minmax", "percentile", "entropy", "mse"),
     ),
     Option(name="percentile", default=99.99, help="share of values inside the range, with calibrate: percentile"),
 )

@@ -3,64 +3,129 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake import scheme as schemes
 from edgebake.errors import StageFailed
+from edgebake.target import LowerRequest
 from edgebake.types import Assignment
 from edgebake_targets._onnx import clean_keeping_scopes, module_of
 from edgebake_targets._onnx_graph import WEIGHT_SLOT, attribute
-from edgebake_targets._onnx_static import Feed, Reader, calibration_methods, silent, turn_weights
+from edgebake_targets._onnx_ranges import observed, store
+from edgebake_targets._onnx_static import Feed, silent, turn_weights
+from edgebake_targets._onnx_wide import Kept, searched
+from edgebake_targets._onnx_widths import SEARCH, fold_clamps, named, overrides, values_of, words
 
 if TYPE_CHECKING:
     import onnx
 
+    from edgebake_targets._ranges import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A float graph that calibration samples have run through, to be rounded in one way or another.
+
+    ``folded``: the graph without the clamps that ranges replace. ``nodes``: names of the operators with integer weights
+    and their schemes; ``left_float``: of those that stay float.
+    """
+
+    model: onnx.ModelProto
+    folded: onnx.ModelProto
+    folder: Path
+    seen: Mapping[str, Seen]
+    nodes: Mapping[str, str]
+    left_float: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def rounded(self, modules: Collection[str] = ()) -> onnx.ModelProto:
+        """The graph in integers, the values of ``modules`` wider than those of the others."""
+        import onnx
+        from onnxruntime.quantization import quantize_static
+
+        config = self._config(self.values(modules))
+        result = self.folder / "integers.onnx"
+        with silent():
+            quantize_static(self.folded, result, None, **config)
+        quantized = onnx.load_model(result)
+        clean_keeping_scopes(quantized)
+        return quantized
+
+    def values(self, modules: Collection[str]) -> set[str]:
+        """The rounded values that operators of ``modules`` make."""
+        return values_of(self.folded, modules, self.seen)
+
+    def _config(self, wide: Collection[str]) -> dict[str, Any]:
+        """Arguments of ``quantize_static``: QNN's own rules, and what they get wrong."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+
+        bits = activation_bits(self.nodes)
+        widths = overrides(self.folded, wide, self.seen, self.left_float) if wide else {}
+        rules = get_qnn_qdq_config(
+            self.folded,
+            None,
+            activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            init_overrides=_weight_types(self.folded, self.nodes) | widths,
+            add_qtype_converts=not widths,
+            keep_removable_activations=True,  # those that could go are gone
+            nodes_to_exclude=list(self.left_float),
+        )
+        chosen_bits = {name: 16 if name in wide else bits for name in self.seen}
+        names = ("activation_type", "weight_type", "op_types_to_quantize", "nodes_to_exclude", "per_channel")
+        return {
+            **{name: getattr(rules, name) for name in names},
+            "extra_options": rules.extra_options,
+            "calibration_cache_path": store(self.seen, self.options, chosen_bits, self.folder / "ranges.json"),
+        }
+
 
 def quantize(
-    model: onnx.ModelProto,
-    nodes: Mapping[str, str],
-    calls: Iterable[Feed],
-    count: int,
-    assignment: Assignment,
-    options: Mapping[str, Any],
-) -> onnx.ModelProto:
-    """``model`` in integers, but for the modules that ``assignment`` leaves in float; the HTP computes these in half.
+    model: onnx.ModelProto, nodes: Mapping[str, str], calls: Iterable[Feed], count: int, request: LowerRequest
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """``model`` in integers, but for the modules that the assignment leaves in float; the HTP computes these in half.
 
-    ``nodes``: names of the operators with integer weights and their schemes, of one width of activations. StageFailed
-    without calibration calls for this method.
+    ``nodes``: names of the operators with integer weights and their schemes, of one width of activations. Also what
+    reports say of it. StageFailed without calibration calls for this method.
     """
     import onnx
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization import quantize as run
-    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 
     if not count:
         raise StageFailed("static integers need calibration samples for every method", fix="add samples.calibration")
     turn_weights(model, list(nodes))
-    bits = {schemes.parse(name).activation_bits for name in nodes.values()}
-    activations = {8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits.pop() or 8]
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # its preprocessing is done: folded at export
-    with tempfile.TemporaryDirectory(prefix="edgebake-") as folder, silent():
-        source, result = Path(folder) / "float.onnx", Path(folder) / "integers.onnx"
-        onnx.save_model(model, source)
-        config = get_qnn_qdq_config(
-            source,
-            Reader(calls, count),
-            calibrate_method=calibration_methods()[options["calibrate"]],
-            activation_type=activations,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            init_overrides=_weight_types(model, nodes),
-            stride=1,
-            nodes_to_exclude=_left_float(model, assignment),
+    left_float = _left_float(model, request.assignment)
+    folded = fold_clamps(model, left_float)
+    wide, calls = named(request.options, folded), Kept(calls, count)
+    with tempfile.TemporaryDirectory(prefix="edgebake-") as name:
+        folder = Path(name)
+        onnx.save_model(model, folder / "float.onnx")
+        types = {node.op_type for node in model.graph.node} - {"Cast"}
+        seen = observed(folder / "float.onnx", calls, request.options, types)
+        there = {name for node in folded.graph.node for name in (*node.input, *node.output)}
+        ready = Ready(
+            model=model,
+            folded=folded,
+            folder=folder,
+            seen={name: seen[name] for name in seen if name in there},
+            nodes=nodes,
+            left_float=tuple(left_float),
+            options=request.options,
         )
-        config.extra_options["CalibPercentile"] = options["percentile"]
-        run(source, result, config)
-        quantized = onnx.load_model(result)
-    clean_keeping_scopes(quantized)
-    return quantized
+        if SEARCH not in words(request.options):
+            return ready.rounded(wide), ()
+        found = searched(ready, calls.feeds, wide)
+        return ready.rounded([*wide, *found.modules]), found.notes
+
+
+def activation_bits(nodes: Mapping[str, str]) -> int:
+    """The one width of activations of the schemes of ``nodes``."""
+    return {schemes.parse(name).activation_bits for name in nodes.values()}.pop() or 8
 
 
 def _weight_types(model: onnx.ModelProto, nodes: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from edgebake.errors import StageFailed
 from edgebake.types import SampleSet, Signature
 from edgebake_targets._onnx import EXTERNAL_DATA_FROM_BYTES, TRANSPOSED, clean_keeping_scopes, dimensions
 from edgebake_targets._onnx_graph import Graph, producers
+from edgebake_targets._onnx_ranges import observed, store
 
 if TYPE_CHECKING:
     import onnx
@@ -68,29 +69,6 @@ def open_session(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-class Reader:
-    """ONNX Runtime's CalibrationDataReader, one call at a time: shapes may differ and memory stays flat."""
-
-    def __init__(self, calls: Iterable[Feed], count: int) -> None:
-        self.calls = iter(calls)
-        self.count = count
-        self.left = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Ranges come in order, so only their length matters."""
-        self.left = end_index - start_index
-
-    def get_next(self) -> Feed | None:
-        """The next call's inputs, None at the end of the range."""
-        if self.left == 0:
-            return None
-        self.left -= 1
-        return next(self.calls, None)
-
-
 def quantize(
     model: onnx.ModelProto, nodes: Sequence[str], calls: Iterable[Feed], count: int, options: Mapping[str, Any]
 ) -> onnx.ModelProto:
@@ -99,7 +77,7 @@ def quantize(
     StageFailed without calibration calls for this method.
     """
     import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     if not count:
         raise StageFailed("static int8 needs calibration samples for every method", fix="add samples.calibration")
@@ -111,10 +89,11 @@ def quantize(
         source, result = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         large = sum(len(i.raw_data) for i in model.graph.initializer) > EXTERNAL_DATA_FROM_BYTES
         onnx.save_model(model, source, save_as_external_data=large, location="float.data")
+        seen = observed(source, calls, options, types)
         quantize_static(
             source,
             result,
-            Reader(calls, count),
+            None,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=types,
             per_channel=True,
@@ -123,10 +102,9 @@ def quantize(
             weight_type=QuantType.QInt8,
             nodes_to_quantize=chosen,
             use_external_data_format=large,
-            calibrate_method=calibration_methods()[options["calibrate"]],
+            calibrate_method=CalibrationMethod.MinMax,
+            calibration_cache_path=store(seen, options, dict.fromkeys(seen, 8), Path(folder) / "ranges.json"),
             extra_options={
-                "CalibStridedMinMax": 1,
-                "CalibPercentile": options["percentile"],
                 # A product whose result stays float needs no range and keeps its precision (MatMulIntegerToFloat).
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
                 "MatMulConstBOnly": True,
@@ -136,17 +114,6 @@ def quantize(
     restore_float(quantized, chosen)
     clean_keeping_scopes(quantized)
     return quantized
-
-
-def calibration_methods() -> dict[str, Any]:
-    """What the option ``calibrate`` means to ONNX Runtime."""
-    from onnxruntime.quantization import CalibrationMethod
-
-    return {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
 
 
 def turn_weights(model: onnx.ModelProto, nodes: Sequence[str]) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgebake.errors import StageFailed
-from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict
 from edgebake_targets import _executorch, _mlx
@@ -63,6 +59,8 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
+    from edgebake_targets import _executorch_checks
+
     _executorch.refuse_states(traced)
     _mlx.prepare()
     with _quiet():
@@ -76,7 +74,11 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     entry = _executorch.write(program, request.folder)
     planned = _executorch.planned_memory(program)
     del edge, program
-    _refuse_floats(request, traced)
+    _executorch_checks.refuse_lost_integers(
+        request,
+        traced,
+        fix="MLX takes integer weights whose input features are divisible by 32: give these modules fp16",
+    )
     return Lowered(
         files=(entry,),
         entry=entry,
@@ -102,28 +104,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def _refuse_floats(request: LowerRequest, traced: Traced) -> None:
-    """StageFailed naming the modules whose integer weights are not in the file with their bits."""
-    from edgebake_targets.inspectors import pte
-
-    found = Counter(
-        (record.dtype, prod(record.shape)) for record in pte.inspect(request.folder / _executorch.ARTIFACT).weights
-    )
-    held = [weight for program in traced.programs.values() for weight in _executorch.integer_weights(program)]
-    distinct = {(weight.digest, weight.count): weight for weight in held}
-    bits = {module: parse(scheme).weight_bits for module, scheme in request.assignment.schemes.items()}
-    expected = Counter((f"int{bits.get(weight.module, 0)}", weight.count) for weight in distinct.values())
-    lost = expected - found
-    names = {w.module for w in distinct.values() if (f"int{bits.get(w.module, 0)}", w.count) in lost}
-    names |= {m for m, width in bits.items() if width < 16 and m not in {w.module for w in held}}
-    if names:
-        raise StageFailed(
-            f"integer weights came out of lowering as floats: {', '.join(sorted(names))}",
-            where="lower",
-            fix="MLX takes integer weights whose input features are divisible by 32: give these modules fp16",
-        )
 
 
 def read_checks(_folder: Path) -> Mapping[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn
+from edgebake_targets import _qnn, _qnn_refusals
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -22,13 +23,28 @@ DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxr
 SOURCES = (
     *(
         f"edgebake_targets._onnx{part}"
-        for part in ("", "_graph", "_half", "_lower", "_macs", "_options", "_quantize", "_static", "_units")
+        for part in (
+            "",
+            "_graph",
+            "_half",
+            "_lower",
+            "_macs",
+            "_options",
+            "_quantize",
+            "_ranges",
+            "_static",
+            "_units",
+            "_wide",
+            "_widths",
+        )
     ),
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
+    "edgebake_targets._ranges",
     "edgebake_targets._units",
     "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
+    "edgebake_targets._qnn_refusals",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
@@ -61,6 +77,13 @@ SUPPORTS = (
 OPTIONS = (
     *CALIBRATION,
     Option(
+        name="wide_activations",
+        default="",
+        help="globs on module names, between spaces: what their operators make has 16 bits in a network of w8a8; auto: "
+        "those that calibration samples show to need it; . is what belongs to no module",
+        calibrated=("auto",),
+    ),
+    Option(
         name="cpu_fallback",
         default=False,
         help="operators that the NPU does not take run on the CPU instead of failing the build",
@@ -79,14 +102,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    for name in asked.varying:
-        what = f"the NPU takes fixed shapes only, and {name!r} varies"
-        yield Refusal(
-            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
-        )
-    if len(asked.inputs) > 1:
-        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
+    yield from _qnn_refusals.refusals("onnx-qnn", asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
@@ -104,7 +120,13 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
         if scheme not in ("fp16", "fp32") and parse(scheme).activation_bits != width:
             what = f"{scheme} in a network of {asked.scheme}: activations have one width here, or are fp16"
             able = ", ".join(r.scheme for r in SUPPORTS if parse(r.scheme).activation_bits in (width, None))
-            yield Refusal(what=what, fix=f"beside {asked.scheme}, modules take {able}", key="modules")
+            fix = f"beside {asked.scheme}, modules take {able}"
+            if width == 8:
+                fix += "; for 16 bits where 8 lose too much, options: {wide_activations: auto}"
+            yield Refusal(what=what, fix=fix, key="modules")
+    if asked.options["wide_activations"] and width != 8:
+        what = f"wide_activations widens activations of 8 bits, and those of {asked.scheme} have not 8"
+        yield Refusal(what=what, fix="scheme: w8a8, or leave it out", key="options.wide_activations")
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
@@ -119,7 +141,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     device: Mapping[str, Any] = request.device or {}
     signature = fixed(traced.signature)
     traced = replace(traced, signature=signature)
-    (model,) = compressed_models(traced, request, OPSET, prepare=rewrite, static=_static).values()
+    notes: list[str] = []
+    (model,) = compressed_models(traced, request, OPSET, prepare=rewrite, static=partial(_static, notes)).values()
     written = save(model, request.folder / PLAIN_FILE)
     compiled = compile_context(
         model,
@@ -142,15 +165,23 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             "plain_runtime": readers(model),
             "compiled_from": weights,
         },
+        notes=tuple(notes),
     )
 
 
 def _static(
-    model: onnx.ModelProto, nodes: Mapping[str, str], calls: Iterable[Feed], count: int, request: LowerRequest
+    notes: list[str],
+    model: onnx.ModelProto,
+    nodes: Mapping[str, str],
+    calls: Iterable[Feed],
+    count: int,
+    request: LowerRequest,
 ) -> onnx.ModelProto:
     from edgebake_targets._onnx_qnn_quantize import quantize
 
-    return quantize(model, nodes, calls, count, request.assignment, request.options)
+    quantized, said = quantize(model, nodes, calls, count, request)
+    notes += said
+    return quantized
 
 
 def provider_options(options: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, str]:

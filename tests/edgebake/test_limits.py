@@ -113,7 +113,9 @@ def test_a_stand_in_neither_passes_nor_fails(scale: int) -> None:
     verdicts = {v.limit: v for v in judge(Limits.model_validate(EVERYTHING), measurements)}
     for limit in ("parity.sqnr_db", "agreement.top1", "task.top1", "memory.peak_mib"):
         assert verdicts[limit].state == "not measured"
-        assert "before delegation" in verdicts[limit].reason
+        assert verdicts[limit].reason == (
+            "eager stands in for a runtime that is not here: its numbers are information only"
+        )
     assert verdicts["parity.sqnr_db"].value == 30.0 / scale
 
 

@@ -48,6 +48,17 @@ def test_every_scheme_runs_a_convolutional_network_on_the_npu(tmp_path: Path, sc
     assert lowered.delegation.left_out == ()
 
 
+def test_values_of_two_widths_run_on_the_npu(tmp_path: Path) -> None:
+    module, traced = image()
+    lowered = lower(traced, module, tmp_path, "w8a8", image_inputs(16, seed=2), wide_activations="stem* point")
+    assert sqnr(module, tmp_path, lowered, image_inputs(4)) > 42
+    assert lowered.delegation.left_out == ()
+    model = onnx.load_model(tmp_path / onnx_qnn.PLAIN_FILE)
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.data_type for tensor in model.graph.initializer if tensor.name in zeros}
+    assert types == {onnx.TensorProto.UINT8, onnx.TensorProto.UINT16}
+
+
 @pytest.mark.parametrize(("scheme", "floor"), [("fp16", 62), ("w8a16", 37)])
 def test_attention_with_padding_stays_on_the_npu_and_close(tmp_path: Path, scheme: str, floor: float) -> None:
     """Signed weights of the norm would leave it on the CPU, and the mask of the lowest float ruin the scores."""

@@ -16,6 +16,7 @@ from edgebake.samples_headers import check as fitting
 from edgebake.samples_headers import misfit, shapes
 from edgebake.samples_paths import IMAGE_SUFFIXES, resolve
 from edgebake.scheme import parse, shown
+from edgebake.target import METHODS
 from edgebake.wording import said
 
 PURPOSES = ("calibration", "evaluation")
@@ -187,6 +188,13 @@ def _calibration(case: Case) -> Iterator[Problem]:
                 what=f"{shown(scheme)} fixes activation ranges from calibration samples, and there are none",
                 where=case.where(*key),
                 fix="add samples: {calibration: ...}" + (f", or use {dynamic} (ranges at run time)" if there else ""),
+            )
+    for position, step in enumerate(case.unit.spec.compress.steps):
+        if step.method in METHODS.names() and getattr(METHODS.find(step.method), "CALIBRATED", False):
+            yield Problem(
+                what=f"the step {step.method} looks at calibration samples, and there are none",
+                where=case.where("compress", "steps", position, "method"),
+                fix="add samples: {calibration: ...}, or take the step out",
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
-from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _xnnpack_graph
+from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _vulkan_graph, _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
     BOOL,
@@ -125,6 +125,10 @@ def _inside(
         mlx = _mlx_graph.read(blob, program.named)
         operators.update(mlx.operators)
         return {f"named:{key}": record for key, record in mlx.weights.items()}, mlx.keys
+    if backend == _vulkan_graph.BACKEND:
+        vulkan = _vulkan_graph.read(blob, program.named, label)
+        operators.update(vulkan.operators)
+        return {f"named:{key}": record for key, record in vulkan.weights.items()}, vulkan.keys
     if not len(blob):
         return {}, frozenset()
     digest = sha256(blob).hexdigest()

@@ -1,0 +1,125 @@
+"""Activations of 8 and 16 bits in one graph: which values and operators are wide, said in ONNX Runtime's overrides.
+
+An operator computes in one width: what makes or reads a wide value is wide, and takes its narrow inputs converted. That
+a value passes through unchanged (reshaped, transposed) alters nothing of its width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import Problem, RecipeError
+from edgebake_targets._onnx import module_of
+from edgebake_targets._onnx_graph import Graph, producers
+
+if TYPE_CHECKING:
+    import onnx
+
+ITSELF = "."  # operators that belong to no module, which are the network's own
+SEARCH = "auto"
+PASSING = frozenset(
+    ("Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
+CLAMPS = frozenset(("Clip", "Relu"))
+Overrides = dict[str, list[dict[str, Any]]]
+
+
+def words(options: Mapping[str, Any]) -> list[str]:
+    """The parts of the option ``wide_activations``."""
+    return str(options["wide_activations"]).replace(",", " ").split()
+
+
+def home(node: onnx.NodeProto) -> str:
+    """The module that ``node`` belongs to."""
+    return module_of(node) or ITSELF
+
+
+def named(options: Mapping[str, Any], model: onnx.ModelProto) -> list[str]:
+    """Modules whose values ``wide_activations`` names; RecipeError for a glob that matches none with operators."""
+    globs = [word for word in words(options) if word != SEARCH]
+    modules = sorted({home(node) for node in model.graph.node})
+    problems = []
+    for glob in globs:
+        if not any(_is_named(module, glob) for module in modules):
+            near = get_close_matches(glob, modules, 1) or modules[:1]
+            what = f"wide_activations: no module with operators matches {glob!r}"
+            problems.append(Problem(what=what, fix=f"name one with an operator of its own, such as {near[0]!r}"))
+    if problems:
+        raise RecipeError(problems)
+    return [module for module in modules if any(_is_named(module, glob) for glob in globs)]
+
+
+def _is_named(module: str, glob: str) -> bool:
+    return module == glob or (module != ITSELF and fnmatchcase(module, glob))
+
+
+def values_of(model: onnx.ModelProto, modules: Collection[str], floats: Collection[str]) -> set[str]:
+    """Those of ``floats`` that operators of ``modules`` make, and the same values where they only pass through."""
+    wide = {name for node in model.graph.node if home(node) in modules for name in node.output if name in floats}
+    passing = [{node.input[0], *node.output} & set(floats) for node in model.graph.node if node.op_type in PASSING]
+    while found := {name for same in passing if same & wide for name in same} - wide:
+        wide |= found
+    return wide
+
+
+def overrides(
+    model: onnx.ModelProto, wide: Collection[str], floats: Collection[str], left_float: Collection[str]
+) -> Overrides:
+    """What ONNX Runtime's quantizer is told, so that the values ``wide`` have 16 bits in a graph of 8.
+
+    ``floats``: the values that are rounded at all; ``left_float``: names of the operators that compute in float.
+    """
+    from onnxruntime.quantization import QuantType
+
+    operators = {node.name for node in model.graph.node if set(wide) & {*node.input, *node.output}} - set(left_float)
+    made_by = {name: node.name for node in model.graph.node for name in node.output}
+    found: Overrides = {}
+    for value in floats:
+        types = (QuantType.QUInt16, QuantType.QUInt8)
+        own, other = types if made_by.get(value) in operators else types[::-1]
+        readers = {node.name for node in model.graph.node if value in node.input} - set(left_float)
+        parted = readers - operators if own is QuantType.QUInt16 else readers & operators
+        if own is QuantType.QUInt16 or parted:
+            convert = {"convert": {"quant_type": other, "recv_nodes": parted}} if parted else {}
+            found[value] = [{"quant_type": own, **convert}]
+    return found
+
+
+def fold_clamps(model: onnx.ModelProto, left_float: Collection[str]) -> onnx.ModelProto:
+    """A copy without each Relu, and each Clip around zero, behind an operator that feeds it alone: ranges do its work.
+
+    ONNX Runtime's quantizer does this too, except where widths change behind it: a range chosen in front of the clamp
+    would then leave most of the levels to what is thrown away.
+    """
+    folded = type(model)()
+    folded.CopyFrom(model)
+    graph, made_by = Graph(folded), producers(folded)
+    readers = Counter(name for node in folded.graph.node for name in node.input)
+    readers.update(value.name for value in folded.graph.output)
+    kept = []
+    for node in folded.graph.node:
+        source = made_by.get(node.input[0]) if node.op_type in CLAMPS else None
+        alone = source is not None and readers[node.input[0]] == 1 and source.op_type not in PASSING
+        if source is None or not alone or {node.name, source.name} & set(left_float) or not _around_zero(graph, node):
+            kept.append(node)
+            continue
+        source.output[list(source.output).index(node.input[0])] = node.output[0]
+        made_by[node.output[0]] = source
+    copies = [type(node).FromString(node.SerializeToString()) for node in kept]
+    del folded.graph.node[:]
+    folded.graph.node.extend(copies)
+    return folded
+
+
+def _around_zero(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether the range of what ``node`` clamps holds zero, as every range of integers does."""
+    ends = [name for name in node.input[1:] if name]
+    if any(name not in graph.initializers for name in ends):
+        return False
+    low = graph.value(node.input[1]) if len(node.input) > 1 and node.input[1] else 0.0
+    high = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+    return bool(float(low) <= 0.0 <= float(high))
