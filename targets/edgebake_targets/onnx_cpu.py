@@ -15,25 +15,7 @@ if TYPE_CHECKING:
 
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
-SOURCES = tuple(
-    f"edgebake_targets.{name}"
-    for name in (
-        "_onnx",
-        "_onnx_graph",
-        "_onnx_half",
-        "_onnx_kernels",
-        "_onnx_lower",
-        "_onnx_macs",
-        "_onnx_options",
-        "_onnx_quantize",
-        "_onnx_ranges",
-        "_onnx_static",
-        "_onnx_units",
-        "_ranges",
-        "_units",
-    )
-)
-
+SOURCES = _onnx_kernels.SOURCES
 SUPPORTS = _onnx_kernels.SUPPORTS
 OPTIONS = (_onnx_kernels.OPSET, *CALIBRATION)
 

@@ -12,33 +12,22 @@ from edgebake_targets._onnx_options import CALIBRATION
 
 FORMAT = "ort"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "flatbuffers")
-SOURCES = tuple(
-    f"edgebake_targets.{name}"
-    for name in (
-        "_onnx",
-        "_onnx_graph",
-        "_onnx_half",
-        "_onnx_kernels",
-        "_onnx_lower",
-        "_onnx_macs",
-        "_onnx_mobile",
-        "_onnx_options",
-        "_onnx_quantize",
-        "_onnx_ranges",
-        "_onnx_static",
-        "_onnx_units",
-        "_ort_format",
-        "_ranges",
-        "_units",
-        "inspectors._flatbuffers",
-        "inspectors._ort_model",
-    )
+SOURCES = (
+    *_onnx_kernels.SOURCES,
+    "edgebake_targets._onnx_mobile",
+    "edgebake_targets._ort_format",
+    "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._ort_model",
 )
 DEVICES = {"platform": ("android", "ios")}
 ENTRY, CONFIG = "model.ort", "required_operators.config"
 
 # Not float16: the file is laid out where it is built, and processors without half arithmetic turn it into float32.
-SUPPORTS = tuple(row for row in _onnx_kernels.SUPPORTS if row.scheme != "fp16")
+SUPPORTS = tuple(
+    replace(row, note="float activations, whatever the app's session says") if row.scheme == "w8" else row
+    for row in _onnx_kernels.SUPPORTS
+    if row.scheme != "fp16"
+)
 OPTIONS = (
     _onnx_kernels.OPSET,
     *CALIBRATION,
