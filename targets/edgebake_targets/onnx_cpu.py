@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Delegation, Lowered, Traced
+from edgebake_targets import _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ OPTIONS = (
     Option(name="opset", default=20, help="version of the ONNX operator set", choices=(18, 19, 20, 21, 22, 23)),
     *CALIBRATION,
 )
+
+
+refusals = _ranges.refused
 
 
 def missing() -> Missing | None:

@@ -111,7 +111,7 @@ def test_auto_finds_the_module_whose_values_8_bits_lose_and_takes_the_outputs(ne
     assert clamps(narrow) == clamps(model) == set()
     assert decibels(network[0], model) > decibels(network[0], narrow) + 6
     (text,) = said
-    assert text.startswith("wide_activations: auto: 2 of ") and text.endswith(": last, spiky")
+    assert text.startswith("wide_activations: auto: 3 of ") and text.endswith(": last, the network itself, spiky")
     assert " dB with the outputs alone, " in text and "with 16 bits everywhere" in text
 
 
@@ -126,7 +126,7 @@ def test_what_needs_no_16_bits_is_said_and_left(network: Any) -> None:
     model, said = rounded(network, wide_activations="spiky auto")
     assert widths(model)["calm"] == 8
     assert clamps(model) == set()
-    assert said[0].startswith("wide_activations: auto: 1 of ") and said[0].endswith(": last")
+    assert said[0].startswith("wide_activations: auto: 2 of ") and said[0].endswith(": last, the network itself")
 
 
 def test_a_glob_that_matches_nothing_names_the_nearest_module(network: Any) -> None:
