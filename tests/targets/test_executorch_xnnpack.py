@@ -228,7 +228,7 @@ def test_two_methods_share_their_weights_in_one_file(tmp_path: Path) -> None:
     assert {spec.name for spec in inspection.inputs} == {"decode.input_0", "prefill.input_0"}
 
 
-@pytest.mark.parametrize("kind", ["minmax", "mse"])
+@pytest.mark.parametrize("kind", [pytest.param("minmax", marks=pytest.mark.slow), "mse"])
 def test_how_ranges_are_chosen_is_an_option(tmp_path: Path, kind: str) -> None:
     schemes = dict.fromkeys(VISION_KINDS, "w8a8")
     built = build(vision_network(), VISION, schemes, VISION_KINDS, images(4), tmp_path, activation_range=kind)
