@@ -61,7 +61,7 @@ SUPPORTS = (
     Support(
         scheme="w8a8",
         kinds=("linear", "conv", "embedding"),
-        note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
+        note="everything in 8 bits but what wide_activations names or finds; attention loses too much, take w8a16",
     ),
     Support(
         scheme="w4a16",
