@@ -183,11 +183,30 @@ def build(
 
 @app.command(
     epilog=_examples(
-        "edgebake verify dist", "edgebake verify dist/minilm-l6/model/onnx-cpu/any/fp32 --strict --report junit.xml"
+        "edgebake verify dist",
+        "edgebake verify dist/minilm-l6/model/onnx-cpu/any/fp32 --strict --report junit.xml",
+        "edgebake verify model.mlpackage --against calls.npz --limit sqnr_db=40",
     )
 )
 def verify(
-    folders: Folders,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER",
+            help="artifact folders, or a folder that holds some (dist); or a model file, whoever made it",
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="FILE",
+            help="for a model file: .npz or .safetensors with an array per input and per output, first axis = samples",
+        ),
+    ] = None,
+    limit: Annotated[
+        list[str], typer.Option("--limit", metavar="NAME=NUMBER", help="for a model file: cosine=0.99, sqnr_db=40 ...")
+    ] = [],
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="seconds an artifact may take")
     ] = 3600,
@@ -198,9 +217,14 @@ def verify(
     report: Reports = [],
     as_json: Json = False,
 ) -> None:
-    """Judge existing artifacts again: digests, then outputs against the recorded reference. Needs no model."""
+    """Judge existing artifacts again: digests, then outputs against the recorded reference. Needs no model.
+
+    A model file that edgebake did not make is held against the outputs in --against; a Core ML package without them
+    against itself, computed without rounding.
+    """
     _run(
-        "verify", folders=folders, timeout=timeout, memory=memory, strict=strict, reports=report, as_json=as_json
+        "verify", folders=folders, against=against, limits=limit, timeout=timeout, memory=memory, strict=strict,
+        reports=report, as_json=as_json,
     )  # fmt: skip
 
 
@@ -210,7 +234,9 @@ def verify(
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="a .pte, .onnx, .mlpackage, .aimodel or artifact folder, whoever made it"),
+        typer.Argument(
+            metavar="PATH", help="a .pte, .onnx, .ort, .mlpackage, .aimodel or artifact folder, whoever made it"
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -308,10 +334,13 @@ def explain(
     _run("explain", recipes=recipes, settings=settings, only=only, out=out, store=store, trust=trust, as_json=as_json)
 
 
-@app.command()
-def targets(as_json: Json = False) -> None:
+@app.command(epilog=_examples("edgebake targets", "edgebake targets coreml"))
+def targets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one target in full")] = None,
+    as_json: Json = False,
+) -> None:
     """List targets, the schemes each supports, and whether its toolchain is here."""
-    _run("targets", as_json=as_json)
+    _run("targets", name=name, as_json=as_json)
 
 
 @app.command(name="devices", epilog=_examples("edgebake devices", "edgebake devices sm8650"))

@@ -24,7 +24,7 @@ class Units(Protocol):
     def in_unit(
         self, unit: str, samples: list[int], timed: int, repetitions: int
     ) -> tuple[Mapping[str, Any], list[float]] | str:
-        """Outputs by ``<sample>.<name>`` and milliseconds of each call on sample ``timed``, or why there are none."""
+        """Outputs by ``<sample>.0.<name>`` and milliseconds of each call on sample ``timed``, or why there are none."""
 
 
 def measure(names: Sequence[str], recorded: Reference, timed: int, client: Units) -> dict[str, dict[str, Any]]:

@@ -6,12 +6,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgebake.errors import UsageError
-from edgebake.models import _paths
+from edgebake.models import _paths, _pt2
 
 _TEXT = ("input_ids", "attention_mask")
 _SENTENCES = "pkg://edgebake/recipes/samples/sentences.txt"
@@ -29,7 +29,7 @@ _TASKS = (  # suffix of the architecture's class -> task
     ("LMHeadModel", "text-generation"),
 )
 _MODELS = "give a transformers folder (with a config.json), a .gguf, a .pt2 or a hub id"
-_ARTIFACTS = (".onnx", ".pte", ".mlmodel", ".tflite")
+_ARTIFACTS = (".onnx", ".ort", ".pte", ".mlmodel", ".tflite")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BY_HAND = "write the recipe by hand: `edgebake schema` and the shipped recipes (`edgebake plan minilm-l6`) show how"
 
@@ -44,7 +44,7 @@ class Draft:
     local: Path | None = None  # where it lies, when it is a file or folder of the user's
     task: str | None = None
     inputs: Mapping[str, str]  # name -> "{shape: ..., dtype: ...}"
-    seq: int | None = None  # longest sequence, None without one
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # least and most of each named dimension
     kind: str  # "text", "tokens" (text without a tokenizer), "image", "other"
     vocabulary: int = 1000
     size: int = 224
@@ -97,17 +97,23 @@ def _file_draft(path: str, found: Path, local: Path | None) -> Draft:
     source = _SOURCES.get(found.suffix)
     if source is None:
         raise UsageError(f"{path} is no model that edgebake reads", fix=_hint(found.suffix.lower()))
-    notes = ("a .pt2 program counts as code: check and build need --trust",) if source == "exported" else ()
-    return Draft(
-        name=_name(found.stem),
-        source=source,
-        path=path,
-        local=local,
-        inputs={"input_ids": "{shape: [1, seq], dtype: int64}"} if source == "gguf" else {},
-        seq=_MAX_SEQ if source == "gguf" else None,
-        kind="tokens" if source == "gguf" else "other",
-        notes=notes if source == "gguf" else (*notes, "name the inputs of the program in the recipe"),
-    )
+    facts: dict[str, Any] = {"name": _name(found.stem), "source": source, "path": path, "local": local}
+    if source == "exported":
+        return _program_draft(facts, found)
+    inputs = {"input_ids": "{shape: [1, seq], dtype: int64}"}
+    return Draft(**facts, inputs=inputs, dims={"seq": (_MIN_SEQ, _MAX_SEQ)}, kind="tokens")
+
+
+def _program_draft(facts: Mapping[str, Any], found: Path) -> Draft:
+    notes = ("a .pt2 program counts as code: check and build need --trust",)
+    declared = _pt2.declared(found)
+    if declared is None:
+        return Draft(**facts, inputs={}, kind="other", notes=(*notes, "name the inputs of the program in the recipe"))
+    inputs = {
+        name: f"{{shape: [{', '.join(map(str, shape))}], dtype: {dtype}}}"
+        for name, (shape, dtype) in declared.inputs.items()
+    }
+    return Draft(**facts, inputs=inputs, dims=declared.dims, kind="other", notes=notes)
 
 
 def _config_folder(found: Path | _paths.HubId, path: str) -> Path:
@@ -204,11 +210,12 @@ def _text_draft(facts: Mapping[str, Any], folder: Path, config: Mapping[str, Any
     if (folder / "modules.json").exists() or (folder / "1_Pooling").is_dir():
         task = "sentence-embedding"
     names = _TEXT[:1] if task == "text-generation" else _TEXT
+    longest = min(_whole(config.get("max_position_embeddings"), _MAX_SEQ), _MAX_SEQ)
     return Draft(
         **facts,
         task=task,
         inputs=dict.fromkeys(names, "{shape: [1, seq], dtype: int64}"),
-        seq=min(_whole(config.get("max_position_embeddings"), _MAX_SEQ), _MAX_SEQ),
+        dims={"seq": (min(_MIN_SEQ, longest), longest)},
         kind="text" if (folder / "tokenizer.json").exists() else "tokens",
         vocabulary=_vocabulary(config) or Draft.vocabulary,
     )
@@ -281,7 +288,8 @@ def _inputs(found: Draft) -> list[str]:
     if not found.inputs:
         return ["inputs: {}  # name every input of the program: {shape: [1, 3, 224, 224], dtype: float32}"]
     lines = ["inputs:", *(f"  {name}: {facts}" for name, facts in found.inputs.items())]
-    return [*lines, f"dims: {{seq: {{min: {min(_MIN_SEQ, found.seq)}, max: {found.seq}}}}}"] if found.seq else lines
+    dims = ", ".join(f"{name}: {{min: {low}, max: {high}}}" for name, (low, high) in found.dims.items())
+    return [*lines, f"dims: {{{dims}}}"] if dims else lines
 
 
 def _samples(found: Draft) -> list[str]:

@@ -22,6 +22,7 @@ from edgebake.models import _paths
 from edgebake.recipe import Samples
 from edgebake.scheme import parse
 from edgebake.target import (
+    INSPECTORS,
     METHODS,
     MODELS,
     RUNNERS,
@@ -214,6 +215,12 @@ def _normalised(unit: Unit) -> Samples | None:
     return next((found for found in sets if takes and found is not None and found.images is not None), None)
 
 
+def _judging(file_format: str, runners: Iterable[tuple[str, str, Any]]) -> list[str]:
+    """Modules that say what an artifact holds and what it computes."""
+    own = [source for _, module, runner in runners for source in (module, *getattr(runner, "SOURCES", ()))]
+    return [INSPECTORS.module_name(file_format), *own]
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
     """Keys of all stages of ``unit``, by stage name."""
     target = find_target(unit.target)
@@ -254,7 +261,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         rules=rules_by_method(unit),
         target=unit.target,
         sources=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest),
-        versions=versions(target.DISTRIBUTIONS),
+        versions=versions(target.DISTRIBUTIONS) | getattr(target, "versions", dict)(),
         options=dict(unit.options),
         device=device,
         calibration=calibration,
@@ -267,7 +274,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         lower=keys["lower"],
         reference=keys["reference"],
         runners={name: r.missing() is None for name, _, r in runners},
-        sources=sources([s for _, m, r in runners for s in (m, *getattr(r, "SOURCES", ()))], file_digest),
+        sources=sources(_judging(target.FORMAT, runners), file_digest),
         versions=versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
         agreement=unit.spec.limits.agreement.model_dump(exclude={"min"}) if unit.spec.limits.agreement else None,
         task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,

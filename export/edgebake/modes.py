@@ -1,7 +1,8 @@
 """Diagnosis of narrow floats: a few calls in each rounding mode that a runner offers. Decides nothing, warns.
 
 An interpreter can compute as the artifact declares (``declared``), without rounding (``fp32``) and with the sums inside
-operators rounded too (``fp16-worst``), which is the worst that a processor of half precision may do.
+operators rounded too (``fp16-worst``), which is the worst that a processor of half precision may do. Where samples are
+sequences, states are carried through their calls in each mode: errors that grow from call to call show.
 """
 
 from __future__ import annotations
@@ -13,35 +14,43 @@ if TYPE_CHECKING:
     from edgebake.reference import Reference
 
 CALLS = 8
+IN_SEQUENCES = 32  # calls of a mode in all where samples have several: one long sample, or some of each of a few
 ORDER = ("fp32", "declared", "fp16-worst")  # from no rounding to the most; what was stored has lost its order
 _APART_DB = 20.0
 _HALF_DB = 60.0  # what float16 gives a network at its best; what is lost above is its nature and no news
 
-# mode, samples -> outputs by "<sample>.<name>", and values that are not finite, in order, by sample: {name: operator},
-# the operator as ``matmul`` or, where its module is known, ``matmul of encoder.attention``
-Run = Callable[[str, list[int]], tuple[Mapping[str, Any], Mapping[str, Mapping[str, str]]]]
+# mode, samples, most calls of each -> outputs by "<sample>.<call>.<name>", and values that are not finite, in order, by
+# "<sample>.<call>": {name: operator}, the operator as ``matmul`` or, where its module is known, ``matmul of head``
+Run = Callable[[str, list[int], int], tuple[Mapping[str, Any], Mapping[str, Mapping[str, str]]]]
 
 
-def chosen(recorded: Reference) -> list[int]:
-    """Samples spread over all of them; the first call of each is run."""
-    count = min(CALLS, len(recorded))
+def chosen(recorded: Reference, most: int = CALLS) -> list[int]:
+    """Up to ``most`` samples spread over all of them."""
+    count = min(most, len(recorded))
     return [index * len(recorded) // count for index in range(count)]
+
+
+def budget(recorded: Reference) -> tuple[list[int], int]:
+    """The samples to run and how many calls of each at most."""
+    length = -(-recorded.manifest["calls"] // len(recorded))
+    samples = chosen(recorded, max(1, min(CALLS, IN_SEQUENCES // length)))
+    return samples, IN_SEQUENCES // len(samples)
 
 
 def measure(modes: list[str], recorded: Reference, run: Run) -> dict[str, Any]:
     """``measurements["modes"]``: per mode parity by output and the first value that only this mode makes infinite."""
-    samples = chosen(recorded)
+    samples, most = budget(recorded)
     found: dict[str, Any] = {}
     plain: Mapping[str, Mapping[str, str]] = {}
     for number, mode in enumerate(modes):
-        outputs, strange = run(mode, samples)
+        outputs, strange = run(mode, samples, most)
         found_parity = parity(recorded, samples, outputs)
         # The first one rounds nothing: what is not finite there is meant to be so, unless outputs suffer from it (a
         # constant beyond float16 was stored as infinity).
         if number == 0 and not any(row["nonfinite"] for row in found_parity.values()):
             plain = strange
         found[mode] = {
-            "calls": len(samples),
+            "calls": len(strange),
             "outputs": found_parity,
             "overflow": next(_overflows(strange, plain), None),
         }
@@ -49,14 +58,16 @@ def measure(modes: list[str], recorded: Reference, run: Run) -> dict[str, Any]:
 
 
 def parity(recorded: Reference, samples: list[int], outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """``outputs`` by ``<sample>.<name>``, of the first call of each of ``samples``, against the reference."""
+    """``outputs`` by ``<sample>.<call>.<name>``, of the first calls of each of ``samples``, against the reference."""
     from edgebake.metrics import ParityMeter
 
     meter = ParityMeter()
     for index in samples:
         sample = recorded.sample(index)
-        expected = sample.calls[0].outputs
-        meter.add(index, sample.source, expected, {name: outputs[f"{index}.{name}"] for name in expected})
+        for number, call in enumerate(sample.calls):
+            got = {name: outputs[at] for name in call.outputs if (at := f"{index}.{number}.{name}") in outputs}
+            if got or not number:
+                meter.add(index, sample.source, call.outputs, got)
     kept = ("sqnr_db", "cosine", "max_abs", "nonfinite")
     return {name: {key: row[key] for key in kept} for name, row in meter.measurements().items()}
 
@@ -64,11 +75,12 @@ def parity(recorded: Reference, samples: list[int], outputs: Mapping[str, Any]) 
 def _overflows(
     strange: Mapping[str, Mapping[str, str]], plain: Mapping[str, Mapping[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    for sample, values in strange.items():
+    for at, values in strange.items():
         for name, operator in values.items():
-            if name not in plain.get(sample, {}):
+            if name not in plain.get(at, {}):
                 what, _, module = operator.partition(" of ")
-                yield {"value": name, "operator": what, "module": module, "sample": int(sample)}
+                sample, call = map(int, at.split("."))
+                yield {"value": name, "operator": what, "module": module, "sample": sample, "call": call}
 
 
 def ordered(modes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -106,10 +118,11 @@ def _loss(before: Mapping[str, Any], row: Mapping[str, Any]) -> float:
 def _overflow_text(mode: str, overflow: Mapping[str, Any]) -> str:
     module = overflow.get("module")
     place = f" of {module}" if module else ""
+    at = f"sample {overflow['sample']}" + (f", call {call}" if (call := overflow.get("call")) else "")
     fix = f'options: {{keep_float32: "{module}"}}, or auto' if module else "options: {keep_float32: auto}"
     return (
         f"in mode {mode} the value {overflow['value']} ({overflow['operator']}{place}) leaves the range of float16 on "
-        f"sample {overflow['sample']}: {fix}"
+        f"{at}: {fix}"
     )
 
 

@@ -19,6 +19,8 @@ from edgebake.errors import (
 )
 from edgebake.types import Verdict
 
+AS_IT_IS = "as it is"  # in the place of a scheme: a file that edgebake did not make
+
 State = Literal["pass", "fail", "not measured", "failed", "toolchain missing"]
 
 

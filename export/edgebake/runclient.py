@@ -7,6 +7,7 @@ cost seconds and hundreds of MiB. Elsewhere the process is the run host's, and i
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -59,17 +60,18 @@ class Client:
         return _load(out)
 
     def in_mode(
-        self, mode: str, samples: list[int]
+        self, mode: str, samples: list[int], calls: int
     ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Mapping[str, str]]]:
-        """Outputs by ``<sample>.<name>`` in one of the runner's modes; values not finite by sample: name, operator."""
+        """Outputs by ``<sample>.<call>.<name>`` in one of the runner's modes, of so many calls of each sample; values
+        not finite by ``<sample>.<call>``: name, operator."""
         out = self.scratch / f"{mode}.npz"
-        answer = self.ask(do="mode", mode=mode, samples=samples, out=str(out))
+        answer = self.ask(do="mode", mode=mode, samples=samples, calls=calls, out=str(out))
         return _load(out), answer["strange"]
 
     def in_unit(
         self, unit: str, samples: list[int], timed: int, repetitions: int
     ) -> tuple[Mapping[str, NDArray[Any]], list[float]] | str:
-        """Outputs by ``<sample>.<name>`` on one compute unit and milliseconds of each call, or why there are none."""
+        """Outputs by ``<sample>.0.<name>`` on one compute unit and milliseconds of each call, or why there are none."""
         out = self.scratch / f"{unit}.npz"
         request = {"do": "unit", "unit": unit, "samples": samples, "timed": timed, "repetitions": repetitions}
         answer = self.send({**request, "out": str(out)})
@@ -146,8 +148,10 @@ def _inside(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str
 @contextmanager
 def _apart(request: Mapping[str, Any]) -> Iterator[tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]]:
     command = [sys.executable, "-m", "edgebake.runhost"]
+    environment = {**os.environ, **getattr(RUNNERS.find(request["runner"]), "environment", dict)()}
+    pipe = subprocess.PIPE
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
         try:
             answer = _exchange(process, log, request)
             yield lambda asked: _exchange(process, log, asked), answer

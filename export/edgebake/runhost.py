@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,13 +32,13 @@ _WEIGHED_SAMPLES = 3  # the largest samples; more do not raise a static network'
 
 
 def free_running_inputs(
-    method: MethodSignature, given: Mapping[str, NDArray[Any]], previous: Mapping[str, NDArray[Any]] | None
+    method: MethodSignature, given: Mapping[str, NDArray[Any]], latest: Mapping[str, NDArray[Any]]
 ) -> Arrays:
-    """Inputs of a call with its states taken from the artifact's own previous outputs (zeros at first)."""
+    """Inputs of a call with its states taken from the artifact's own ``latest`` outputs (zeros at first)."""
     inputs = dict(given)
     for spec in method.inputs:
         if spec.role == "state":
-            source = previous.get(spec.state_from or "") if previous is not None else None
+            source = latest.get(spec.state_from or "")
             inputs[spec.name] = np.zeros_like(given[spec.name]) if source is None else source
     return inputs
 
@@ -70,16 +71,31 @@ class Host:
         outputs: Arrays = {}
         count = 0
         for index in range(len(self.reference)):
-            previous: Arrays | None = None
-            begin(self.session)
-            for number, method, given in recorded_calls(self.reference, index):
-                spec = self.signature.methods[method]
-                inputs = free_running_inputs(spec, given, previous) if free else given
-                previous = self.session.call(method, inputs)
-                outputs.update({f"{index}.{number}.{name}": value for name, value in previous.items()})
+            for at, values in self.sequence(index, self.session.call, free=free):
+                outputs.update({f"{at}.{name}": value for name, value in values.items()})
                 count += 1
         np.savez(out, **outputs)  # type: ignore[arg-type]
         return count
+
+    def sequence(
+        self,
+        index: int,
+        call: Callable[[str, Arrays], Mapping[str, NDArray[Any]]],
+        *,
+        free: bool,
+        most: int | None = None,
+    ) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+        """``<sample>.<call>`` and what ``call`` gives, from zero states, for up to ``most`` calls of a sample.
+
+        ``free``: a state that is an input is the latest value of the output that feeds it, whichever method gave it.
+        """
+        latest: Arrays = {}
+        begin(self.session)
+        for number, method, given in islice(recorded_calls(self.reference, index), most):
+            inputs = free_running_inputs(self.signature.methods[method], given, latest) if free else given
+            outputs = call(method, inputs)
+            latest.update(outputs)
+            yield f"{index}.{number}", outputs
 
     def time(self, index: int, repetitions: int) -> list[float]:
         """Milliseconds of each of ``repetitions`` calls on the first call of sample ``index``."""
@@ -160,15 +176,21 @@ def _intermediates(host: Host, request: Mapping[str, Any]) -> int:
 
 
 def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """First call of each sample in one of the session's modes; returns values inside that are not finite."""
+    """First calls of each sample in one of the session's modes; returns values inside that are not finite."""
     outputs: Arrays = {}
-    strange = {}
-    for index in request["samples"]:
-        _, method, inputs = next(recorded_calls(host.reference, index))
-        begin(host.session)
+    strange: dict[str, dict[str, str]] = {}
+    found: dict[str, str] = {}
+
+    def call(method: str, inputs: Arrays) -> Mapping[str, NDArray[Any]]:
+        nonlocal found
+        values: Arrays
         values, found = host.session.call_mode(request["mode"], method, inputs)  # type: ignore[attr-defined]
-        outputs.update({f"{index}.{name}": value for name, value in values.items()})
-        strange[str(index)] = dict(found)
+        return values
+
+    for index in request["samples"]:
+        for at, values in host.sequence(index, call, free=True, most=request["calls"]):
+            outputs.update({f"{at}.{name}": value for name, value in values.items()})
+            strange[at] = dict(found)
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
     return strange
 
@@ -182,7 +204,7 @@ def _in_unit(host: Host, request: Mapping[str, Any]) -> list[float]:
         values: Arrays = host.session.call_unit(request["unit"], method, inputs)  # type: ignore[attr-defined]
         return values
 
-    outputs = {f"{index}.{name}": value for index in request["samples"] for name, value in call(index).items()}
+    outputs = {f"{index}.0.{name}": value for index in request["samples"] for name, value in call(index).items()}
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
     return _timed(host.session, lambda: call(request["timed"]), request["repetitions"])
 

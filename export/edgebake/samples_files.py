@@ -12,11 +12,11 @@ import numpy as np
 from edgebake.errors import RecipeError
 from edgebake.recipe import Component, Input, Samples
 from edgebake.samples_checks import only_method
-from edgebake.samples_headers import check, unreadable
+from edgebake.samples_headers import check, misfit, unreadable
 from edgebake.types import Call, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +33,20 @@ def read_arrays(spec: Samples, component: Component, path: Path) -> list[Sample]
     arrays = _load(path)
     check({name: array.shape for name, array in arrays.items()}, inputs, spec, path)
     return [_sample(method, inputs, arrays, index) for index in range(spec.skip, spec.skip + spec.count)]
+
+
+def read_with(
+    spec: Samples, component: Component, path: Path, outputs: Sequence[str]
+) -> tuple[list[Sample], dict[str, NDArray[Any]]]:
+    """As :func:`read_arrays` of all rows, and beside them the arrays called ``outputs``."""
+    method, inputs = only_method(component, "file")
+    arrays = _load(path)
+    beside = {name: arrays.pop(name) for name in outputs}
+    check({name: array.shape for name, array in arrays.items()}, inputs, spec, path)
+    for name, array in arrays.items():
+        if name in inputs and (wrong := misfit(array.shape, inputs[name], component)):
+            raise RecipeError(f"{path}: {name} {wrong}", fix="`edgebake inspect` shows the shapes that the model takes")
+    return [_sample(method, inputs, arrays, index) for index in range(spec.count)], beside
 
 
 def _sample(method: str, inputs: Mapping[str, Input], arrays: Mapping[str, NDArray[Any]], index: int) -> Sample:

@@ -60,7 +60,7 @@ def misfit(shape: Sequence[int], spec: Input, component: Component) -> str:
     call = row[1:] if len(row) == rank + 1 else row if len(row) == rank else (1, *row)
     if len(call) == rank and all(_fits(size, wanted, component) for size, wanted in zip(call, spec.shape, strict=True)):
         return ""
-    return f"holds rows of {_short(row)}, the recipe declares {_short(spec.shape)}"
+    return f"holds rows of {_short(row)}, {_short(spec.shape)} is declared"
 
 
 def _short(shape: Sequence[int | str]) -> str:

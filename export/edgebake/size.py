@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgebake.scheme import parse
-from edgebake.types import Assignment, Inspection, Module, WeightRecord
+from edgebake.types import COMPILED, Assignment, Inspection, Module, WeightRecord
 
 TOLERANCE = 0.02  # an artifact this close to its floor needs no explanation, nor does a smaller cause
 SHOWN_NAMES = 3
@@ -38,24 +38,29 @@ def measure(
     assignment: Assignment | None = None,
     scheme: str = "fp32",
     channels: Mapping[str, int] | None = None,
+    compiled_from: int | None = None,
 ) -> dict[str, Any]:
     """``measurements["size"]``.
 
-    ``disk_bytes``: all files of the artifact. ``float_bytes``: the model's weights in float32. ``scheme``: the
-    recipe's default. ``channels``: output channels by module, read off the artifact's own constants where not given.
+    ``disk_bytes``: all files of the artifact; those that ``inspection`` did not count are ``beside`` it.
+    ``float_bytes``: the model's weights in float32. ``scheme``: the recipe's default. ``channels``: output channels by
+    module, read off the artifact's own constants where not given. ``compiled_from``: bytes of the weights and scales
+    that compiled parts were made from, where the target knows them.
     ``reasons`` say why the artifact is not smaller, largest first: what lies above the floor (when that is over 2 %)
     and what the target leaves in float.
     """
     schemes = assignment.schemes if assignment else {}
-    floor = floor_of(
-        inspection.weights, modules, schemes, float_bytes=float_bytes, scheme=scheme, channels=channels or {}
-    )
-    weights = sum(record.bytes for record in inspection.weights)
-    scales = sum(record.scale_bytes for record in inspection.weights)
-    graph = max(0, disk_bytes - weights - scales)
+    records = [record for record in inspection.weights if record.dtype != COMPILED]
+    floor = floor_of(records, modules, schemes, float_bytes=float_bytes, scheme=scheme, channels=channels or {})
+    weights = sum(record.bytes for record in records)
+    scales = sum(record.scale_bytes for record in records)
+    compiled = sum(record.bytes for record in inspection.weights if record.dtype == COMPILED)
+    beside = max(0, disk_bytes - inspection.total_bytes)
+    graph = max(0, disk_bytes - weights - scales - compiled - beside)
     reasons = list(_left_float(modules, schemes, scheme))
     if disk_bytes > floor.total * (1 + TOLERANCE):
-        reasons += [*_above_floor(inspection.weights, floor), (f"graph, programs and metadata {_mib(graph)}", graph)]
+        reasons += [*_above_floor(records, floor), (f"graph, programs and metadata {_mib(graph)}", graph)]
+        reasons += [*_compiled(compiled, compiled_from), (f"files beside the one that runs {_mib(beside)}", beside)]
     smallest = TOLERANCE * floor.total
     told = sorted((reason for reason in reasons if reason[1] > smallest), key=lambda reason: -reason[1])
     return {
@@ -63,6 +68,9 @@ def measure(
         "weights": weights,
         "scales": scales,
         "graph": graph,
+        "compiled": compiled,
+        "compiled_from": compiled_from,
+        "beside": beside,
         "float_bytes": float_bytes,
         "of_float": disk_bytes / float_bytes if float_bytes else None,
         "floor_bytes": floor.total,
@@ -140,6 +148,14 @@ def _above_floor(records: Sequence[WeightRecord], floor: Floor) -> Iterator[tupl
     scales = sum(record.scale_bytes for record in records) - floor.scales
     if scales > 0:
         yield f"scales, zero points and tables above theory {_mib(scales)}", scales
+
+
+def _compiled(size: int, made_from: int | None) -> Iterator[tuple[str, int]]:
+    if size and made_from is None:
+        yield f"compiled parts, whose weights and programs cannot be told apart {_mib(size)}", size
+    elif size:
+        more = size - (made_from or 0)
+        yield f"compiled parts, above the weights they were made from {_mib(more)}", more
 
 
 def duplicates(records: Sequence[WeightRecord]) -> list[tuple[str, int]]:

@@ -153,18 +153,20 @@ def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, met
             module(*(torch.from_numpy(call.inputs[name]) for name in order))
 
 
-def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> list[tuple[Any, ...]]:
-    """Positional inputs of every calibration call of ``method``; the float program carries the states on."""
+def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> list[list[tuple[Any, ...]]]:
+    """Per sample the positional inputs of its calls of ``method``; the float program carries the states on."""
     import torch
 
     samples = read_samples(bench, unit, "calibration")
     order = {name: [t.name for t in spec.inputs] for name, spec in traced.signature.methods.items()}
     stateless = all(t.role != "state" for spec in traced.signature.methods.values() for t in spec.inputs)
     if stateless:
-        given = ((c.method, c.tensors()) for sample in samples for c in sample.calls)
+        given = ([(c.method, c.tensors()) for c in sample.calls] for sample in samples)
     else:
-        given = ((c.method, dict(c.inputs)) for calls in _run_programs(traced, samples) for c in calls)
-    return [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in given if m == method]
+        given = ([(c.method, dict(c.inputs)) for c in calls] for calls in _run_programs(traced, samples))
+    return [
+        [tuple(torch.from_numpy(inputs[n]) for n in order[m]) for m, inputs in calls if m == method] for calls in given
+    ]
 
 
 def _save(traced: Traced, folder: Path) -> None:

@@ -166,7 +166,8 @@ class Target(Protocol):
     lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
     ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
     ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
-    refuse and the recipe alone shows; imports no SDK.
+    refuse and the recipe alone shows; imports no SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and
+    says so, ``versions()`` are those of what is in it (``edgebake.toolchains``), part of the store key.
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -216,7 +217,7 @@ class Runner(Protocol):
     """A module ``edgebake_targets/runners/<name>.py``: something that executes artifacts.
 
     Optional: ``SOURCES``, modules besides itself whose source is part of the store key; ``APART = True`` for a process
-    of its own in builds too (vendors' simulators).
+    of its own in builds too (vendors' simulators); ``environment()``: what that one is started with besides.
     """
 
     RUNS: tuple[str, ...]  # globs on target names: ("executorch-xnnpack",)
@@ -382,7 +383,7 @@ class GraphRequest:
     program: torch.export.ExportedProgram
     dynamic_shapes: Any
     quantizer: Any
-    calibration: Sequence[tuple[Any, ...]]  # positional inputs of each call
+    calibration: Sequence[Sequence[tuple[Any, ...]]]  # per sample, which begins anew, positional inputs of each call
     options: Mapping[str, Any]
 
 
@@ -394,6 +395,3 @@ class SampleRequest:
     skip: int
     seed: int
     options: Mapping[str, Any]
-
-
-SamplesCallable = Callable[[SampleRequest], Sequence[Sample]]

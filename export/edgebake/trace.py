@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgebake.buffers import untouched
+from edgebake.buffers import drop_overwritten, untouched
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.types import (
     DimBounds,
@@ -106,26 +106,82 @@ def trace(loaded: Loaded, seed: int = 0) -> Traced:
 
 def _trace_method(loaded: Loaded, name: str, seed: int) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The program, and names of the buffers that the method writes to."""
+    lost: tuple[str, ...] = ()
+    for strict in (False, True):  # strict finds buffers that are reached by other roads, such as a list of caches
+        program = _export(loaded, name, seed, strict=strict)
+        dropped = drop_overwritten(program)
+        written, lost = _hold_against_eager(loaded, name, seed, program, dropped)
+        if not lost:
+            return without_provenance(program), written
+    raise StageFailed(
+        f"{name}: the exported program loses what the network writes to its buffer {lost[0]}",
+        fix="write to it as the attribute of its module, whenever it runs; or pass it as an input with role state and "
+        "return its new value",
+    )
+
+
+def _export(loaded: Loaded, name: str, seed: int, *, strict: bool) -> torch.export.ExportedProgram:
     import torch
 
-    module = loaded.methods[name].eval()
-    signature = loaded.signature
+    module, signature = loaded.methods[name].eval(), loaded.signature
     inputs = example_inputs(signature, name, seed)
     shapes = dynamic_shapes(signature.methods[name], signature.dims)
-    with torch.no_grad():
+    with torch.no_grad(), untouched(module):  # what torch.export does not know for a buffer, it writes to
         try:
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # the network's code runs in there, and torch has a type for each of its layers
             raise _export_failed(signature, name, str(error)) from error
-        runnable = program.module()
+
+
+def _hold_against_eager(
+    loaded: Loaded, name: str, seed: int, program: torch.export.ExportedProgram, dropped: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the buffers that ``program`` writes to, and of those that only the network does (``dropped`` aside)."""
+    import torch
+
+    module, signature, runnable = loaded.methods[name], loaded.signature, program.module()
+    strays = _strays(program, module)
+    versions = {path: tensor._version for path, tensor in strays.items()}
+    written: tuple[str, ...] = ()
+    with torch.no_grad():
         for size in _check_sizes(signature.methods[name], signature.dims):
             args = example_inputs(signature, name, seed + 1, size)
+            with untouched(runnable) as buffers:
+                exported = [value.clone() for value in runnable(*args)]  # an output may be a buffer itself
+                _refuse_written(name, strays, versions)
+                written = tuple(sorted(_read_as_buffers(program).intersection(buffers.written())))
             with untouched(module) as buffers:
-                eager = [value.clone() for value in module(*args)]  # an output may be a buffer itself
-                written = buffers.written()
-            with untouched(runnable):
-                _compare(signature.methods[name], name, size, eager, runnable(*args))
-    return without_provenance(program), written
+                eager = module(*args)
+                if lost := buffers.lost((*written, *dropped)):
+                    return written, lost
+                _compare(signature.methods[name], name, size, eager, exported)
+    return written, ()
+
+
+def _strays(program: torch.export.ExportedProgram, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that the network holds and that are none of its buffers, by name."""
+    owned = {id(buffer) for buffer in module.buffers()}
+    lifted = program.graph_signature.inputs_to_lifted_tensor_constants.values()
+    return {path: program.constants[path] for path in lifted if id(program.constants[path]) not in owned}
+
+
+def _refuse_written(name: str, strays: Mapping[str, torch.Tensor], versions: Mapping[str, int]) -> None:
+    """StageFailed where one of ``strays`` was written to since it had its version."""
+    for path, tensor in strays.items():
+        if tensor._version != versions[path]:
+            owner = canonical_module_name(path.rpartition(".")[0])
+            raise StageFailed(
+                f"{name}: {f'the module {owner}' if owner else 'the network'} writes to a tensor that is none of its "
+                "buffers, so nothing can put it back where a sample begins",
+                fix='keep it as a buffer: self.register_buffer("name", tensor, persistent=False)',
+            )
+
+
+def _read_as_buffers(program: torch.export.ExportedProgram) -> set[str]:
+    """Buffers that ``program`` uses as such: one that the network reaches by another road is a constant in it, too."""
+    buffers = program.graph_signature.inputs_to_buffers
+    nodes = program.graph.find_nodes(op="placeholder")
+    return {canonical_module_name(buffers[node.name]) for node in nodes if node.name in buffers and node.users}
 
 
 def without_provenance(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

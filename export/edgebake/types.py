@@ -195,18 +195,47 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitWork:
+    """What ``by`` (a backend, or a runtime's own kernels) computes of a graph on ``unit``, "NPU", "GPU" or "CPU".
+
+    ``operators`` are those of what was compiled, by their type; empty where a compiled part does not show them.
+    ``macs`` is None where a multiply-accumulate may be uncounted. ``subgraphs``: compiled parts, 0 for single kernels.
+    """
+
+    unit: str
+    by: str
+    operators: Mapping[str, int]
+    macs: int | None
+    subgraphs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delegation:
-    """What runs on the backend, by multiply-accumulates (0..1). ``share`` is None where nothing here can tell."""
+    """What runs on the backend, by multiply-accumulates (0..1). ``share`` is None where nothing here can tell.
+
+    ``border_bytes``: what passes in one call between compiled parts, and between them and what lies outside, each
+    tensor once for every part that reads it; the network's own inputs, outputs and constants do not count. None where
+    nothing here can tell.
+    """
 
     share: float | None
     partitions: int = 0
     left_out: tuple[LeftOut, ...] = ()
     reason: str = ""  # why ``share`` is None
+    units: tuple[UnitWork, ...] = ()  # empty where the device decides
+    border_bytes: int | None = None
+
+
+# The dtype of what a vendor's compiler made of weights and programs together: nobody else can tell them apart.
+COMPILED = "compiled"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRecord:
-    """One constant of an artifact. ``bytes`` is its payload, ``scale_bytes`` its scales, zero points and tables."""
+    """One constant of an artifact. ``bytes`` is its payload, ``scale_bytes`` its scales, zero points and tables.
+
+    A part with the dtype ``COMPILED`` is no constant: its bytes are weights and programs in one.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -233,7 +262,7 @@ class Lowered:
 class Inspection:
     """What an artifact file says of itself, whoever made it."""
 
-    format: str  # "pte", "onnx", "mlpackage"
+    format: str  # "pte", "onnx", "ort", "mlpackage"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: Mapping[str, int]
@@ -241,6 +270,8 @@ class Inspection:
     weights: tuple[WeightRecord, ...]
     total_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[UnitWork, ...] = ()  # where parts of it are compiled; ``border_bytes`` as in Delegation
+    border_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ def subject_of(folder: Path) -> validate.Subject:
             "signature": manifest["signature"],
             "delegation": manifest["delegation"],
             "planned_memory_bytes": manifest["planned_memory_bytes"],
+            "encodings": manifest.get("encodings", {}),
             "notes": manifest.get("notes", []),  # absent before 0.2
         },
         assignment=manifest["assignment"],

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 SLOW_S = 2.0
 
 
+def warm_up() -> None:
+    """Import the runtime or the framework's bindings, and the compiler."""
+    import coreai.authoring  # noqa: F401
+
+
 def opened(entry: Path, signature: Signature) -> Session:
     """The asset at ``entry``, compiled and loaded; ArtifactDamaged when it is not whole or lacks a function."""
     from coreai.authoring import AIModelAsset

@@ -7,6 +7,7 @@ not observed: ``_coreml_compress`` rounds them where they end up, as it does und
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgebake.types import Assignment
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = 2.0**-14
 
 
-def build(assignment: Assignment, activation_range: str) -> Quantizer:
-    """A quantizer for the modules of ``assignment`` whose scheme has static activations."""
+def build(assignment: Assignment, activation_range: str, percentile: float = 99.99) -> Quantizer:
+    """A quantizer for the modules of ``assignment`` whose scheme has static activations; see ``_uint8``."""
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-    observed = _uint8(activation_range)
+    observed = _uint8(activation_range, percentile)
 
     class InputsOfProducts(Quantizer):  # type: ignore[misc]  # torchao's classes are untyped
         """Annotates one input of each product; several products that read one value share its scale."""
@@ -45,20 +46,25 @@ def build(assignment: Assignment, activation_range: str) -> Quantizer:
     return InputsOfProducts()
 
 
-def _uint8(activation_range: str) -> QuantizationSpec:
+def _uint8(activation_range: str, percentile: float) -> QuantizationSpec:
     """uint8 with a zero point, one scale per tensor; ``activation_range`` names how its range is chosen.
 
     ``histogram``: the range with the least squared error over the histogram of all calls (torchao's HistogramObserver).
+    ``percentile`` (that share of the values, in percent), ``entropy`` and ``mse``: as ``_ranges`` chooses.
     """
     import torch
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    kind = HistogramObserver if activation_range == "histogram" else MinMaxObserver
+    from edgebake_targets._range_observers import range_observer
+
+    makers = {"minmax": MinMaxObserver, "histogram": HistogramObserver}
+    chosen = partial(range_observer().with_args, method=activation_range, percentile=percentile, bits=8)
+    make = makers[activation_range].with_args if activation_range in makers else chosen
     return QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=kind.with_args(eps=SMALLEST_SCALE),
+        observer_or_fake_quant_ctr=make(eps=SMALLEST_SCALE),
     )

@@ -25,6 +25,8 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
     yield from _coreml_options.contradictions(asked)
     if wrong := _coreml_metadata.empty_label(asked.options):
         yield Refusal(key="options.labels", what=wrong.what, fix=wrong.fix)
+    if not 0 < asked.options["percentile"] <= 100:
+        yield Refusal(key="options.percentile", what="percentile is a share in percent", fix="99.99, say")
     for method, inputs in asked.inputs.items():
         for spec in inputs:
             if problem := misnamed(spec.name):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, StageFailed
 from edgebake.target import Missing
-from edgebake.types import Delegation, LeftOut, Traced, canonical_module_name
+from edgebake.types import Delegation, Traced, canonical_module_name
+from edgebake_targets._units import EXECUTORCH_KERNELS, Tally, border_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ _HERE = Path(__file__).parent
 # What every target of the family reaches: the inspector of .pte files looks into Core ML's and other backends' parts.
 SOURCES = tuple(
     ".".join(("edgebake_targets", *file.relative_to(_HERE).with_suffix("").parts))
-    for pattern in ("_executorch*.py", "_coreml*.py", "_weight_record.py", "inspectors/*.py")
+    for pattern in ("_executorch*.py", "_coreml*.py", "_units.py", "_weight_record.py", "inspectors/*.py")
     for file in sorted(_HERE.glob(pattern))
     if file.stem != "__init__"
 )
@@ -41,6 +41,7 @@ _NOT_WORK = (
     "aten.alias",
     "torchao.dequantize_affine",
 )
+_PASSED_ON = ("getitem", "aten.alias")  # what stands for a value of the node before it
 
 
 def missing_packages(packages: Mapping[str, str]) -> Missing | None:
@@ -164,32 +165,59 @@ def delegation(edge: EdgeProgramManager, reasons: Mapping[str, str], otherwise: 
     ``reasons`` maps node names to why the partitioner refused them, ``otherwise`` is the reason where it named none. A
     program without any multiply-accumulate is judged by its number of operators.
     """
-    taken, left, left_ops, calls, taken_ops = 0, 0, Counter[str](), 0, 0
-    macs, why = Counter[str](), dict[str, Counter[str]]()
+    inside: dict[str, Tally] = {}
+    outside, moved = Tally(), 0
     for method in sorted(edge.methods):
         module = edge.exported_program(method).graph_module
         for node in module.graph.nodes:
             if is_delegate_call(node):
-                calls += 1
-                inside = list(delegate_nodes(module, node))
-                taken += sum(map(node_macs, inside))
-                taken_ops += sum(map(is_work, inside))
+                tally = inside.setdefault(_lowered(module, node).backend_id, Tally())
+                tally.subgraphs += 1
+                for inner in filter(is_work, delegate_nodes(module, node)):
+                    tally.add(op_name(inner), node_macs(inner))
             elif is_work(node):
-                name, cost = op_name(node), node_macs(node)
-                left += cost
-                left_ops[name] += 1
-                macs[name] += cost
-                why.setdefault(name, Counter())[reasons.get(node.name, otherwise)] += 1
-    whole, part = (taken + left, taken) if taken + left else (taken_ops + sum(left_ops.values()), taken_ops)
-    order = sorted(left_ops, key=lambda op: (-macs[op], -left_ops[op], op))
+                outside.add(op_name(node), node_macs(node), reasons.get(node.name, otherwise))
+        moved += _moved(module.graph)
+    counts = [tally.macs for tally in (*inside.values(), outside)]
+    if not any(count.total() for count in counts):
+        counts = [tally.operators for tally in (*inside.values(), outside)]
+    whole = sum(count.total() for count in counts)
     return Delegation(
-        share=part / whole if whole else None,
-        partitions=calls,
-        left_out=tuple(
-            LeftOut(op=op, count=left_ops[op], macs=macs[op], reason=why[op].most_common(1)[0][0]) for op in order
-        ),
+        share=1 - counts[-1].total() / whole if whole else None,
+        partitions=sum(tally.subgraphs for tally in inside.values()),
+        left_out=outside.left_out(),
         reason="" if whole else "the program has no operators",
+        units=(
+            *(tally.work(backend) for backend, tally in sorted(inside.items())),
+            *([outside.work(EXECUTORCH_KERNELS)] if outside.operators else []),
+        ),
+        border_bytes=moved,
     )
+
+
+def _moved(graph: torch.fx.Graph) -> int:
+    """Bytes that pass between the delegates of one method and what lies outside them."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    made_in: dict[str, str] = {}
+    for node in nodes:
+        if not op_name(node).startswith(_PASSED_ON):
+            made_in[node.name] = _part(node)
+        elif node.args[0].name in made_in:
+            made_in[node.name] = made_in[node.args[0].name]
+    reads = [
+        (_part(node), given.name) for node in nodes for given in node.all_input_nodes if is_work(node) or _part(node)
+    ]
+    tensors = {node.name: node.meta.get("val") for node in nodes}
+    return border_bytes(made_in, reads, lambda name: _bytes(tensors[name])) or 0
+
+
+def _part(node: torch.fx.Node) -> str:
+    return node.name if is_delegate_call(node) else ""
+
+
+def _bytes(value: Any) -> int:
+    """Size of a fake tensor, symbolic sizes at their upper bound; numbers pass for nothing."""
+    return math.prod(_dims(value)) * value.element_size() if hasattr(value, "element_size") else 0
 
 
 def is_delegate_call(node: torch.fx.Node) -> bool:
@@ -199,9 +227,11 @@ def is_delegate_call(node: torch.fx.Node) -> bool:
 
 def delegate_nodes(module: torch.fx.GraphModule, call: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """The operators inside one delegate call, as they were before the backend compiled them."""
-    handle = call.args[0]
-    lowered = getattr(module, str(getattr(handle, "target", "")))
-    yield from lowered.original_module.graph.nodes
+    yield from _lowered(module, call).original_module.graph.nodes
+
+
+def _lowered(module: torch.fx.GraphModule, call: torch.fx.Node) -> Any:
+    return getattr(module, str(getattr(call.args[0], "target", "")))
 
 
 def is_work(node: torch.fx.Node) -> bool:

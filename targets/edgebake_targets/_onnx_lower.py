@@ -107,6 +107,21 @@ def _finish(model: onnx.ModelProto) -> None:
     model.opset_import.extend(helper.make_opsetid(domain, kept[domain]) for domain in sorted(kept))
 
 
+def readers(model: onnx.ModelProto) -> dict[str, str]:
+    """What wrote ``model`` and the first ONNX that reads it: of its file format and of its operators."""
+    from importlib.metadata import version
+
+    from onnx import helper
+
+    opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    able = (row[0] for row in helper.VERSION_TABLE if row[1] >= model.ir_version and row[2] >= opset)
+    oldest = ".".join(next(able).split(".")[:2])
+    return {
+        "written_by": f"onnx {version('onnx')}",
+        "oldest_reader": f"ONNX {oldest} (operator set {opset}, file format {model.ir_version})",
+    }
+
+
 def summary(traced: Traced, request: LowerRequest) -> dict[str, Any]:
     """``{"schemes": {scheme: modules}, "float": modules, "notes": [...]}`` for the manifest."""
     assignment = request.assignment

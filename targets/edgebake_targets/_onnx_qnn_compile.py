@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
-from edgebake.types import Delegation, LeftOut
+from edgebake.types import Delegation, UnitWork
 from edgebake_targets._onnx_macs import macs_of, shapes_of
-from edgebake_targets._qnn import CONTEXT, ContextFacts, facts_of
+from edgebake_targets._onnx_units import moved_bytes, outside
+from edgebake_targets._qnn import PROVIDER, ContextFacts, facts_of
+from edgebake_targets._units import ONNX_RUNTIME_KERNELS, UNIT_OF
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +52,7 @@ def compile_context(
     reasons = {told["node_name"]: told for told in answer["left_out"]}
     if answer["refused"]:
         raise _refusal(answer["refused"], reasons, device)
-    return _read_back(model, out, provider, reasons, device)
+    return read_back(model, out, provider, reasons, device, answer["taken"])
 
 
 def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu_fallback: bool) -> dict[str, Any]:
@@ -109,13 +112,15 @@ def _short(reason: str) -> str:
     return reason.strip().split(". ")[0].split(".", 1)[0].strip() or "no reason given"
 
 
-def _read_back(
+def read_back(
     model: onnx.ModelProto,
     out: Path,
     provider: Mapping[str, str],
     reasons: Mapping[str, Mapping[str, Any]],
     device: str,
+    taken: Sequence[str],
 ) -> Compiled:
+    """What the compiler left at ``out``; StageFailed when that is not ``model`` compiled for the chip asked for."""
     import onnx
 
     if not out.is_file():
@@ -133,7 +138,7 @@ def _read_back(
             f"the binary was compiled for QNN's chip {chip}, not {provider['soc_model']} ({device})",
             fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
         )
-    return Compiled(facts=facts, delegation=_delegation(model, written, facts, reasons))
+    return Compiled(facts=facts, delegation=_delegation(model, written, facts, reasons, taken))
 
 
 def _delegation(
@@ -141,27 +146,27 @@ def _delegation(
     written: onnx.ModelProto,
     facts: ContextFacts,
     reasons: Mapping[str, Mapping[str, Any]],
+    taken: Sequence[str],
 ) -> Delegation:
     """Share by multiply-accumulates, and by operator what stayed outside, with the vendor's reason."""
-    shapes = shapes_of(model)
-    total = sum(macs_of(node, shapes) for node in model.graph.node)
-    outside: dict[str, list[tuple[int, str]]] = {}
-    for node in written.graph.node:
-        if node.op_type != CONTEXT:
-            told = reasons.get(node.name, {}).get("reason", "")
-            outside.setdefault(node.op_type, []).append((macs_of(node, shapes), _short(told) if told else ""))
-    left = sum(macs for found in outside.values() for macs, _ in found)
+    shapes = {**shapes_of(written), **shapes_of(model)}
+    left = outside(written, shapes, {name: _short(told["reason"]) for name, told in reasons.items()})
+    each = [macs_of(node, shapes) for node in model.graph.node]
+    known = [count for count in each if count is not None]
+    total = sum(known) if len(known) == len(each) and not left.uncounted else None
+    share = 1 - left.macs.total() / total if total else 1.0 if not left.operators else None
+    npu = UnitWork(
+        unit=UNIT_OF[PROVIDER],
+        by=PROVIDER,
+        operators=dict(sorted(Counter(taken).items())),
+        macs=None if total is None else total - left.macs.total(),
+        subgraphs=facts.partitions,
+    )
     return Delegation(
-        share=1 - left / total if total else 1.0 if not outside else None,
-        partitions=facts.partitions,
-        left_out=tuple(
-            LeftOut(
-                op=op,
-                count=len(found),
-                macs=sum(macs for macs, _ in found),
-                reason="; ".join(dict.fromkeys(reason for _, reason in found if reason)),
-            )
-            for op, found in sorted(outside.items())
-        ),
-        reason="" if total or not outside else "the network has no products of matrices to count",
+        share=share,
+        partitions=npu.subgraphs,
+        left_out=left.left_out(),
+        reason="" if share is not None else "the network has no products of matrices to count",
+        units=(npu, left.work(ONNX_RUNTIME_KERNELS)) if left.operators else (npu,),
+        border_bytes=moved_bytes(written),
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.target import Missing
+from edgebake_targets._onnx_units import CONTEXT
 
 if TYPE_CHECKING:
     import onnx
 
 PROVIDER = "QNNExecutionProvider"
-CONTEXT = "EPContext"
 COMPATIBILITY = f"ep_compatibility_info.{PROVIDER}"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "onnxruntime_qnn")
 REMEDY = "pip install onnx onnxscript onnxruntime==1.31.1 onnxruntime-qnn==2.7.0"

@@ -18,7 +18,10 @@ TRACE = "qnn_op_trace.json"
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile; ``{"unknown": [...], "refused": text, "left_out": [...]}``, all empty when everything is on the NPU."""
+    """Compile; ``{"unknown": [...], "refused": text, "left_out": [...], "taken": [...]}``.
+
+    The first three are empty when everything is on the NPU; ``taken`` are the types of the NPU's own operators.
+    """
     import onnxruntime
     import onnxruntime_qnn
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -26,7 +29,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     provider = {**request["provider"], "enable_framework_op_trace": "1", "framework_op_trace_dir": request["trace"]}
     unknown = unknown_options(provider, Path(onnxruntime_qnn.get_library_path()))
     if unknown:
-        return {"unknown": unknown, "refused": "", "left_out": []}
+        return {"unknown": unknown, "refused": "", "left_out": [], "taken": []}
     options = session_options(provider, cpu_fallback=request["cpu_fallback"])
     refused = ""
     try:
@@ -36,8 +39,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     except (state.Fail, state.EPFail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented) as error:
         refused = str(error)
     trace = Path(request["trace"]) / TRACE
-    told = json.loads(trace.read_text(encoding="utf-8")) if trace.is_file() else {"unsupported_nodes": []}
-    return {"unknown": [], "refused": refused, "left_out": told["unsupported_nodes"]}
+    told = json.loads(trace.read_text(encoding="utf-8")) if trace.is_file() else {}
+    parts = told.get("subgraph_traces", [])
+    taken = [operator["dst_qnn_op_type"] for part in parts for operator in part["op_mappings"]]
+    return {"unknown": [], "refused": refused, "left_out": told.get("unsupported_nodes", []), "taken": taken}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict
+from edgebake_targets import _coreai_packages
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _FLOAT = "activations stay float32"
@@ -66,6 +66,7 @@ SOURCES = (
     "edgebake_targets._coreai_checks",
     "edgebake_targets._coreai_compress",
     "edgebake_targets._coreai_constants",
+    "edgebake_targets._coreai_packages",
     "edgebake_targets._coreai_program",
     "edgebake_targets._coreml_compress",
     "edgebake_targets._coreml_schemes",
@@ -79,12 +80,7 @@ _PACKAGES = {"coreai": "coreai-core", "coreai_torch": "coreai-torch", "coremltoo
 
 def missing() -> Missing | None:
     """None when Core AI's packages are installed, and coremltools, whose k-means the palettes come from."""
-    for module, package in _PACKAGES.items():
-        if find_spec(module) is None:
-            return Missing(
-                reason=f"the Python package {package!r} is not installed", remedy="pip install 'edgebake[coreai]'"
-            )
-    return None
+    return _coreai_packages.missing(_PACKAGES)
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:

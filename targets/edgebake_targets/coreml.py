@@ -11,27 +11,25 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
-from edgebake.types import Delegation, Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
+from edgebake.types import Delegation, Lowered, Signature, Traced, Verdict, rule_for
+from edgebake_targets._coreml_rows import ALL, FP32, INT4, IOS18, W8, add_states, encodings, grouped_palettes, palette
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
 
     from edgebake_targets._coreml_methods import Written
 
-_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
-
 _IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")}
 _IOS17 = {"minimum_os": ("iOS17", "iOS18", "macOS14", "macOS15")}
-_IOS18 = {"minimum_os": ("iOS18", "macOS15")}
 
 SUPPORTS = (
-    Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
-    Support(scheme="fp16", kinds=_ALL),
+    FP32,
+    Support(scheme="fp16", kinds=ALL),
     Support(
         scheme="w8",
-        kinds=_ALL,
+        kinds=ALL,
         needs=_IOS16,
-        note="int8 per output channel, decompressed at load or on the fly; computes in float16; from iOS 16, macOS 13",
+        note=f"{W8}; from iOS 16, macOS 13",
     ),
     Support(
         scheme="w8a8",
@@ -41,42 +39,22 @@ SUPPORTS = (
         note="int8 per output channel; these modules read uint8, ranges from samples.calibration; what lies between "
         "them computes in float16; from iOS 17, macOS 14; integer products on the Neural Engine from A17 Pro and M4",
     ),
-    Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
-    *(
-        Support(
-            scheme=f"w4g{group}",
-            kinds=_ALL,
-            needs=_IOS18,
-            note=f"int4, one scale per output channel and {group} input channels, which must be divisible by {group}; "
-            "from iOS 18, macOS 15",
-        )
-        for group in (16, 32, 64, 128)
-    ),
+    *INT4,
     *(
         Support(
             scheme=f"palette{bits}",
-            kinds=_ALL,
-            needs=_IOS18 if bits == 3 else _IOS16,
-            note=f"one table of {2**bits} values per weight; from "
-            + ("iOS 18, macOS 15" if bits == 3 else "iOS 16, macOS 13"),
+            kinds=ALL,
+            needs=IOS18 if bits == 3 else _IOS16,
+            note=f"{palette(bits)}; from " + ("iOS 18, macOS 15" if bits == 3 else "iOS 16, macOS 13"),
         )
         for bits in (1, 2, 3, 4, 6, 8)
     ),
-    *(
-        Support(
-            scheme=f"palette{bits}g{group}",
-            kinds=_ALL,
-            needs=_IOS18,
-            note=f"one table of {2**bits} values per {group} output channels, which must be divisible by {group}; "
-            "from iOS 18, macOS 15",
-        )
-        for bits, group in ((2, 16), (3, 16), (4, 8), (4, 16), (4, 32), (6, 16))
-    ),
+    *grouped_palettes(((2, 16), (3, 16), (4, 8), (4, 16), (4, 32), (6, 16))),
     *(
         Support(
             scheme=f"palette{bits}s",
-            kinds=_ALL,
-            needs=_IOS18,
+            kinds=ALL,
+            needs=IOS18,
             note=f"one table of {2**bits} values for the weight divided by a scale per output channel; from iOS 18, "
             "macOS 15",
         )
@@ -85,8 +63,8 @@ SUPPORTS = (
     *(
         Support(
             scheme=f"palette{bits}v{size}",
-            kinds=_ALL,
-            needs=_IOS18,
+            kinds=ALL,
+            needs=IOS18,
             note=f"{2**bits} vectors of {size} neighbouring output channels, which must be divisible by {size}: "
             f"{bits / size:g} bits per value; from iOS 18, macOS 15",
         )
@@ -95,7 +73,7 @@ SUPPORTS = (
     *(
         Support(
             scheme=f"sparse{percent}",
-            kinds=_ALL,
+            kinds=ALL,
             needs=_IOS16,
             note=f"the smallest {percent} % of each weight become zero and are not stored, without training after it: "
             "check the task; from iOS 16, macOS 13",
@@ -104,7 +82,7 @@ SUPPORTS = (
     ),
     Support(
         scheme="sparse2of4",
-        kinds=_ALL,
+        kinds=ALL,
         needs=_IOS16,
         note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
         "from iOS 16, macOS 13",
@@ -112,8 +90,8 @@ SUPPORTS = (
     *(
         Support(
             scheme=f"{zeros}-{inner}",
-            kinds=_ALL,
-            needs=_IOS18,
+            kinds=ALL,
+            needs=IOS18,
             note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
         )
         for zeros in ("sparse50", "sparse75", "sparse2of4")
@@ -137,8 +115,12 @@ OPTIONS = (
     Option(
         name="activation_range",
         default="minmax",
-        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
-        choices=("minmax", "histogram"),
+        help="w8a8: how calibration chooses an activation's range; minmax keeps outliers, the others trim them: to a "
+        "share of the values, the least divergence of distributions or the least squared error (mse, histogram)",
+        choices=("minmax", "percentile", "entropy", "mse", "histogram"),
+    ),
+    Option(
+        name="percentile", default=99.99, help="share of values inside the range, with activation_range: percentile"
     ),
     Option(
         name="image_inputs",
@@ -181,6 +163,8 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._range_observers",
+    "edgebake_targets._ranges",
     "edgebake_targets._weight_record",
     *(
         ".".join(("edgebake_targets", *file.relative_to(Path(__file__).parent).with_suffix("").parts))
@@ -202,7 +186,8 @@ def quantizer(request: LowerRequest) -> Quantizer:
         raise ToolchainMissing("torchao is not installed, which w8a8 needs", fix="pip install torchao==0.18.0")
     from edgebake_targets._coreml_quantizer import build
 
-    return build(request.assignment, str(request.options["activation_range"]))
+    options = request.options
+    return build(request.assignment, str(options["activation_range"]), float(options["percentile"]))
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
@@ -268,21 +253,10 @@ def _refuse(request: LowerRequest) -> None:
 
 
 def _encodings(request: LowerRequest, written: Written) -> dict[str, Any]:
-    from edgebake_targets._coreml_options import precision_of
-    from edgebake_targets._coreml_schemes import is_compressed
-
-    precision = precision_of(request)
-    schemes = request.assignment.by_scheme()
-    notes = []
-    if any(map(is_compressed, schemes)) and precision == "fp16":
-        notes.append("weights that are not compressed, biases and activations are float16")
-    found = {
-        "schemes": schemes,
-        "compute_precision": precision,
-        "decomposition": ", ".join(sorted(written.decompositions)),
-        "notes": notes,
-    }
-    if any(parse(name).palette for name in schemes):
+    found = encodings(request, "weights that are not compressed")
+    found["decomposition"] = ", ".join(sorted(written.decompositions))
+    notes = found["notes"]
+    if any(parse(name).palette for name in found["schemes"]):
         found["palettes"] = request.options["palettes"]
     if float32 := sorted(written.kept):
         found["float32_modules"] = float32
@@ -294,12 +268,9 @@ def _encodings(request: LowerRequest, written: Written) -> dict[str, Any]:
     }
     if read:
         found["quantised_inputs"] = read
-        lies = {"fp16": "float16", "fp32": "float32"}[precision]
+        lies = {"fp16": "float16", "fp32": "float32"}[found["compute_precision"]]
         notes.append(f"the inputs of w8a8 modules are uint8; what lies between them computes in {lies}")
-    kept = {file: dict(names) for file, names in written.states.items() if names}
-    if kept:
-        found["states"] = kept
-        notes.append("states are float16 between predictions, whatever the operators compute in")
+    add_states(found, written.states)
     return found
 
 

@@ -11,48 +11,22 @@ from typing import Any
 
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import LowerRequest, Missing, Option, Support, unmet
-from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict, rule_for
+from edgebake.types import Lowered, Signature, Traced, Verdict, rule_for
 from edgebake_targets import _executorch
+from edgebake_targets._coreml_rows import ALL, FP32, INT4, W8, add_states, encodings, grouped_palettes, palette
 
 FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "coremltools", "numpy", "protobuf")
 SOURCES = _executorch.SOURCES
 
-_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
-_IOS18 = {"minimum_os": ("iOS18", "macOS15")}
-
 SUPPORTS = (
-    Support(scheme="fp32", kinds=_ALL, note="runs on CPU and GPU; the Neural Engine computes in float16 only"),
-    Support(scheme="fp16", kinds=_ALL, note="operators that Core ML does not take stay float32, outside"),
-    Support(
-        scheme="w8", kinds=_ALL, note="int8 per output channel, decompressed at load or on the fly; computes in float16"
-    ),
-    Support(scheme="w4", kinds=_ALL, needs=_IOS18, note="int4 per output channel; from iOS 18, macOS 15"),
-    *(
-        Support(
-            scheme=f"w4g{group}",
-            kinds=_ALL,
-            needs=_IOS18,
-            note=f"int4, one scale per output channel and {group} input channels, which must be divisible by {group}; "
-            "from iOS 18, macOS 15",
-        )
-        for group in (16, 32, 64, 128)
-    ),
-    *(
-        Support(scheme=f"palette{bits}", kinds=_ALL, note=f"one table of {2**bits} values per weight")
-        for bits in (2, 4, 6, 8)
-    ),
-    *(
-        Support(
-            scheme=f"palette4g{group}",
-            kinds=_ALL,
-            needs=_IOS18,
-            note=f"one table of 16 values per {group} output channels, which must be divisible by {group}; "
-            "from iOS 18, macOS 15",
-        )
-        for group in (8, 16, 32)
-    ),
+    FP32,
+    Support(scheme="fp16", kinds=ALL, note="operators that Core ML does not take stay float32, outside"),
+    Support(scheme="w8", kinds=ALL, note=W8),
+    *INT4,
+    *(Support(scheme=f"palette{bits}", kinds=ALL, note=palette(bits)) for bits in (2, 4, 6, 8)),
+    *grouped_palettes(((4, 8), (4, 16), (4, 32))),
 )
 
 OPTIONS = (
@@ -169,18 +143,8 @@ def _quiet_logs() -> Iterator[None]:
 
 
 def _encodings(request: LowerRequest, states: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    from edgebake_targets._coreml_options import precision_of
-    from edgebake_targets._coreml_schemes import is_compressed
-
-    schemes = request.assignment.by_scheme()
-    notes = []
-    if any(map(is_compressed, schemes)) and precision_of(request) == "fp16":
-        notes.append("weights of the Core ML parts that are not compressed, biases and activations are float16")
-    found: dict[str, Any] = {"schemes": schemes, "compute_precision": precision_of(request), "notes": notes}
-    kept = {method: dict(names) for method, names in states.items() if names}
-    if kept:
-        found["states"] = kept
-        notes.append("states are float16 between predictions, whatever the operators compute in")
+    found = encodings(request, "weights of the Core ML parts that are not compressed")
+    add_states(found, states)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn, _ranges
+from edgebake_targets import _qnn, _qnn_refusals, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SOURCES = (
             "_quantize",
             "_ranges",
             "_static",
+            "_units",
             "_wide",
             "_widths",
         )
@@ -40,7 +41,10 @@ SOURCES = (
     *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
     "edgebake_targets._qnn",
     "edgebake_targets._ranges",
+    "edgebake_targets._units",
+    "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
+    "edgebake_targets._qnn_refusals",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
@@ -98,14 +102,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    for name in asked.varying:
-        what = f"the NPU takes fixed shapes only, and {name!r} varies"
-        yield Refusal(
-            what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
-        )
-    if len(asked.inputs) > 1:
-        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
+    yield from _qnn_refusals.refusals("onnx-qnn", asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
@@ -134,9 +131,10 @@ def _mixed(asked: Asked) -> Iterator[Refusal]:
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.onnx`` with the context binary for ``request.device``, and ``model.plain.onnx`` it was compiled from."""
     from edgebake_targets._onnx import fixed, refuse_states, save
-    from edgebake_targets._onnx_lower import compressed_models, summary
+    from edgebake_targets._onnx_lower import compressed_models, readers, summary
     from edgebake_targets._onnx_qnn_compile import compile_context
     from edgebake_targets._onnx_qnn_rewrites import rewrite
+    from edgebake_targets.inspectors.onnx import inspect
 
     refuse_states(traced)
     device: Mapping[str, Any] = request.device or {}
@@ -153,12 +151,19 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         cpu_fallback=bool(request.options["cpu_fallback"]),
     )
     files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    weights = sum(w.bytes + w.scale_bytes for w in inspect(request.folder / PLAIN_FILE).weights)
     return Lowered(
         files=(CONTEXT_FILE, *written),
         entry=CONTEXT_FILE,
         signature=signature,
         delegation=compiled.delegation,
-        encodings={**summary(traced, request), "files": files, "runtime": _runtime(compiled.facts, device)},
+        encodings={
+            **summary(traced, request),
+            "files": files,
+            "runtime": _runtime(compiled.facts, device),
+            "plain_runtime": readers(model),
+            "compiled_from": weights,
+        },
         notes=tuple(notes),
     )
 

@@ -91,7 +91,7 @@ def test_samples_that_do_not_suffice_or_fit_are_refused_before_anything_is_loade
         return edgebake("check", baked.recipe, *(f"--set={each}" for each in settings))
 
     refused(with_("samples.evaluation.count=100"), EXIT_RECIPE, "tiny.yaml", "has 24 samples", "asks for 100 after")
-    refused(with_("inputs.input.shape=[1, 8]"), EXIT_RECIPE, "rows of [1, 16], the recipe declares [1, 8]")
+    refused(with_("inputs.input.shape=[1, 8]"), EXIT_RECIPE, "rows of [1, 16], [1, 8] is declared")
     refused(with_("inputs={x: {shape: [1, 16]}}"), EXIT_RECIPE, "has the arrays input, the recipe's inputs are x")
     broken = tmp_path / "broken.npz"
     broken.write_bytes((baked.recipe.parent / "samples.npz").read_bytes()[:300])

@@ -53,7 +53,7 @@ def test_wrong_arguments_end_with_2_and_name_themselves(edgebake: Edgebake, argu
 def test_a_defect_of_ours_is_one_line_and_a_log(
     edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def defect() -> None:
+    def defect(_names: object) -> None:
         raise ZeroDivisionError("a\x1b[31m b\nc")
 
     monkeypatch.setattr("edgebake.commands.targets.rows", defect)
@@ -68,7 +68,7 @@ def test_a_defect_of_ours_is_one_line_and_a_log(
 
 
 def test_a_refusal_of_the_system_is_no_defect(edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(_names: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere/secret")
 
     monkeypatch.setattr("edgebake.commands.targets.rows", refuse)
@@ -81,7 +81,7 @@ def test_a_refusal_of_the_system_is_no_defect(edgebake: Edgebake, monkeypatch: p
 def test_an_interrupt_ends_with_130_and_one_line(
     edgebake: Edgebake, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...], line: str
 ) -> None:
-    def interrupt() -> None:
+    def interrupt(_names: object) -> None:
         raise KeyboardInterrupt(*kept)
 
     monkeypatch.setattr("edgebake.commands.targets.rows", interrupt)

@@ -22,7 +22,19 @@ def test_targets_are_listed_with_their_schemes(edgebake: Edgebake) -> None:
         assert name in said.out
     found = {row["target"]: row for row in edgebake("targets", "--json").json}
     assert set(found) == set(TARGETS.names())
+    assert max(map(len, said.out.splitlines())) < 120
     assert "8da4w" in next(s for s in found["onnx-cpu"]["schemes"] if s["scheme"] == "w4g32a8d")["aliases"]
+
+
+def test_a_target_in_full_explains_its_schemes_and_options(edgebake: Edgebake) -> None:
+    full = edgebake("targets", "onnx-cpu").out
+    assert full.startswith("onnx-cpu  ready\n  runs here: onnxruntime-cpu (executed)\n")
+    assert "\n  w4g32a8d (8da4w" in full
+    assert "\n  option calibrate=minmax: " in full
+    assert "coreml" not in full
+    one = edgebake("targets", "onnx-cpu", "--json").json
+    assert [row["target"] for row in one] == ["onnx-cpu"]
+    refused(edgebake("targets", "onnx-cup"), EXIT_RECIPE, "did you mean 'onnx-cpu'")
 
 
 def test_devices_in_short_are_a_table(edgebake: Edgebake) -> None:

@@ -18,6 +18,7 @@ def test_inspect_says_what_an_artifact_folder_holds(edgebake: Edgebake, baked: B
     assert "built as tiny/model@onnx-cpu#fp32 by edgebake" in said.out
     assert "inputs:\n  input float32[1, 16]\n" in said.out
     assert "operators: Gemm x3, Relu x2" in said.out
+    assert "units:\n  CPU by CPUExecutionProvider: 1 part, 5 operators (Gemm 3, Relu 2), 5,632 MACs\n" in said.out
     assert "float32: 6 tensors, 22.5 KiB" in said.out
 
 

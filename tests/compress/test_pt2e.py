@@ -38,7 +38,7 @@ def quantised(schemes: dict[str, str], calibration: list[tuple[Any, ...]]) -> to
     program = torch.export.export(network(), (torch.randn(4, 16),), dynamic_shapes=shapes, strict=False)
     quantizer = _xnnpack_quantizer.build(Assignment(schemes=schemes, kinds={}), "histogram")
     return pt2e.apply(
-        GraphRequest(program=program, dynamic_shapes=shapes, quantizer=quantizer, calibration=calibration, options={})
+        GraphRequest(program=program, dynamic_shapes=shapes, quantizer=quantizer, calibration=[calibration], options={})
     )
 
 
@@ -104,7 +104,7 @@ def test_a_clamp_behind_a_convolution_shares_its_scale() -> None:
     program = torch.export.export(layers, (image,), strict=False)
     quantizer = _xnnpack_quantizer.build(Assignment(schemes={"0": "w8a8", "2": "w8a8"}, kinds={}), "minmax")
     done = pt2e.apply(
-        GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[(image,)], options={})
+        GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[[(image,)]], options={})
     )
     first = next(node for node in done.graph.nodes if "conv2d" in str(node.target))
     (clamp,) = first.users
@@ -136,11 +136,15 @@ class Sum(torch.nn.Module):
         return self.seen + 1  # type: ignore[operator]
 
 
-def observed_inputs(net: torch.nn.Module, module: str, x: torch.Tensor) -> torch.export.ExportedProgram:
-    """``net`` with the input of ``module`` quantised, as the Core ML target asks for it."""
+def observed_inputs(
+    net: torch.nn.Module, module: str, x: torch.Tensor, samples: int = 1, calls: int = 1
+) -> torch.export.ExportedProgram:
+    """``net`` with the input of ``module`` quantised, as the Core ML target asks for it; every call is of ``x``."""
     program = torch.export.export(net.eval(), (x,), strict=False)
     quantizer = _coreml_quantizer.build(Assignment(schemes={module: "w8a8"}, kinds={}), "minmax")
-    request = GraphRequest(program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[(x,)], options={})
+    request = GraphRequest(
+        program=program, dynamic_shapes=None, quantizer=quantizer, calibration=[[(x,)] * calls] * samples, options={}
+    )
     done = pt2e.apply(request)
     assert any("dequantize" in name for name in operators(done))
     return done
@@ -153,6 +157,29 @@ def test_states_begin_where_they_began_before_calibration() -> None:
     assert not program.state_dict["seen"].any() and not net.seen.any()  # type: ignore[operator]
     with torch.no_grad():
         assert torch.allclose(program.module()(x), net.layer(x) + 1, atol=0.02)
+
+
+class Total(torch.nn.Module):
+    """A layer that reads the sum of all that came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 4)
+        self.register_buffer("seen", torch.zeros(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (16,)."""
+        self.seen.add_(x)  # type: ignore[operator]
+        return self.layer(self.seen)
+
+
+@pytest.mark.parametrize(("samples", "calls"), [(1, 1), (1, 3), (4, 3), (4, 1)])
+def test_every_calibration_sample_begins_with_the_states_at_their_start(samples: int, calls: int) -> None:
+    """A scale of the sums over all samples would leave fewer levels to those of one."""
+    program = observed_inputs(Total(), "layer", torch.ones(16), samples, calls)
+    (scale,) = [n.args[1] for n in program.graph.nodes if str(n.target).endswith("quantize_per_tensor.default")][:1]
+    assert scale == pytest.approx(calls / 255, rel=1e-5)  # of unsigned bytes from 0 to the largest sum
+    assert not program.state_dict["seen"].any()
 
 
 def norm(channels: int) -> torch.nn.BatchNorm1d:

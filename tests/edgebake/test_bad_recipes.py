@@ -134,6 +134,7 @@ def test_every_problem_is_reported_at_once(folder: Path) -> None:
     error = refusal(folder, text.replace("scheme: w8a8}", "schem: w8a8}"))
     assert [int(problem.where.split(":")[1]) for problem in error.problems] == [7, 17, 23]
     options = "minimum_os: macOS12, compute_precision: fp32, compute_units: cpu_and_ne, keep_float32: auto, labels: ','"
+    options += ", percentile: 0"
     asked = GOOD.replace("minimum_os: iOS17", options).replace("scheme: palette6", "scheme: fp16")
     error = refusal(folder, asked.replace("of_float: 0.35", "of_float: 1"))
     assert [problem.what[:24] for problem in error.problems] == [
@@ -141,6 +142,7 @@ def test_every_problem_is_reported_at_once(folder: Path) -> None:
         "apps ask for the CPU and",
         "the Neural Engine comput",
         "label 0 is empty",
+        "percentile is a share in",
     ]
     text = GOOD.replace("coreml, device: m4-max", "corml, device: m9").replace("path: model", "path: ./no")
     assert {int(problem.where.split(":")[1]) for problem in refusal(folder, text).problems} == {4, 24}

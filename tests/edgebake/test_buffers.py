@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from edgebake import locate, signatures, trace
 from edgebake.buffers import Snapshot, untouched
+from edgebake.errors import StageFailed
 from edgebake.reference_run import run_float
 from edgebake.types import Call, Loaded, MethodSignature, Sample, Signature, TensorSpec
 
@@ -91,6 +94,84 @@ def test_tracing_leaves_buffers_alone_and_names_those_that_are_written(loaded: L
     seen = loaded.methods["forward"].get_buffer("seen")
     assert float(seen[0, 0]) == 3
     assert not seen.requires_grad
+
+
+class Held(nn.Module):
+    """Writes to a buffer that it reaches through a list, and to one that nothing reads before it is overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, 4), persistent=False)
+        self.register_buffer("place", torch.zeros(1, 4))
+        self.caches = [self.get_buffer("seen")]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """x: (1, 4)."""
+        here = self.get_buffer("place").copy_(x[0, :1].to(torch.int64))
+        here.add_(1)
+        return (self.caches[0].add_(x) * here,)
+
+
+def loaded_of(network: nn.Module) -> Loaded:
+    x, y = (TensorSpec(name=name, shape=(1, 4), dtype="float32") for name in "xy")
+    method = MethodSignature(inputs=(x,), outputs=(y,))
+    return Loaded(methods={"forward": network.eval()}, signature=Signature(methods={"forward": method}), facts={})
+
+
+def test_a_buffer_that_a_list_holds_is_kept_and_one_that_nothing_reads_is_none() -> None:
+    network = Held()
+    traced = trace.trace(loaded_of(network))
+    assert traced.signature.methods["forward"].buffers == ("seen",)
+    assert not any(tensor.any() for tensor in network.buffers())
+    program = traced.programs["forward"]
+    assert "place" not in program.graph_signature.buffers
+    with untouched(program.module()):
+        ((_, twice),) = run_float(
+            Loaded(methods={"forward": program.module()}, signature=traced.signature, facts={}), [sample(2, 3)]
+        )
+    assert float(twice.outputs["y"][0, 0]) == (2 + 3) * (3 + 1)
+    functional = program.run_decompositions({})
+    assert list(functional.graph_signature.buffers_to_mutate.values()) == ["seen"]
+
+
+class Forgetful(nn.Module):
+    """Writes, but not while it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, 4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """x: (1, 4)."""
+        if not torch.compiler.is_exporting():
+            self.get_buffer("seen").add_(x)
+        return (x + 1,)
+
+
+def test_a_write_that_the_program_lacks_is_named() -> None:
+    with pytest.raises(
+        StageFailed, match=r"forward: the exported program loses .* writes to its buffer seen"
+    ) as caught:
+        trace.trace(loaded_of(Forgetful()))
+    assert "as an input with role state" in str(caught.value)
+
+
+class Stray(nn.Module):
+    """Keeps a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(1, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """x: (1, 4)."""
+        return (self.seen.add_(x) * 2,)
+
+
+def test_a_tensor_that_is_written_and_no_buffer_is_refused() -> None:
+    with pytest.raises(StageFailed, match="the module inside writes to a tensor that is none of its buffers") as caught:
+        trace.trace(loaded_of(nn.Sequential(OrderedDict(inside=Stray()))))
+    assert "self.register_buffer" in str(caught.value)
 
 
 def test_locating_an_error_leaves_buffers_alone(loaded: Loaded) -> None:

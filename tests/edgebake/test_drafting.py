@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgebake.drafting import draft, write_out
 from edgebake.errors import EdgebakeError, UsageError
@@ -167,3 +168,30 @@ def test_no_code_and_no_weight_of_the_model_is_looked_at(tmp_path: Path) -> None
 def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
     with pytest.raises(EdgebakeError, match="there is no"):
         draft("./nowhere", tmp_path)
+
+
+class Two(torch.nn.Module):
+    """Two inputs, the first as long as one likes."""
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return x.sum() + ids
+
+
+def test_a_program_says_its_inputs_itself(tmp_path: Path) -> None:
+    shapes = {"x": {1: torch.export.Dim("length", min=2, max=77)}, "ids": None}
+    given = (torch.zeros(1, 9, 4), torch.zeros(3, dtype=torch.int64))
+    torch.export.save(torch.export.export(Two(), given, dynamic_shapes=shapes), tmp_path / "two.pt2")
+    component = recipe(tmp_path, "two.pt2").components["model"]
+    assert {n: (s.shape, s.dtype) for n, s in component.inputs.items()} == {
+        "x": ((1, "dim0", 4), "float32"),
+        "ids": ((3,), "int64"),
+    }
+    assert (component.dims["dim0"].min, component.dims["dim0"].max) == (2, 77)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive"])
+def test_a_program_that_cannot_be_read_is_drafted_without_inputs(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "net.pt2").write_bytes(content)
+    found = draft("net.pt2", tmp_path)
+    assert found.inputs == {}
+    assert found.notes[-1] == "name the inputs of the program in the recipe"

@@ -11,6 +11,7 @@ import pytest
 from edgebake.keys import STAGES, StageKey, stage_keys
 from edgebake.recipe import Component
 from edgebake.store_files import sha256_file
+from edgebake.target import find_target
 from edgebake.units import Unit
 
 MODEL = "import torch\n\ndef model():\n    return torch.nn.Linear(4, 2)\n"
@@ -110,6 +111,15 @@ def test_options_change_what_the_targets_quantizer_is_asked_for(base: Path) -> N
     ranges = (replace(unit, options={"activation_range": kind}) for kind in ("minmax", "histogram"))
     assert _differ(*ranges) == {"compress", "lower", "validate", "locate"}
     assert stage_keys(unit, sha256_file, {"name": "a"})["compress"].key != _keys(unit)["compress"].key
+
+
+def test_a_private_toolchain_is_part_of_what_made_an_artifact(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, target = _unit(base, "executorch-qnn", "fp16"), find_target("executorch-qnn")
+    before = _keys(unit)
+    assert before["lower"].parts["versions"]["qnn"]
+    monkeypatch.setattr(target, "versions", lambda: {"qnn": "another"})
+    after = _keys(unit)
+    assert {stage for stage in STAGES if before[stage].key != after[stage].key} == {"lower", "validate", "locate"}
 
 
 def test_options_and_devices_change_the_artifact(base: Path) -> None:

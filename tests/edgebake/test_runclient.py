@@ -85,3 +85,11 @@ def test_only_what_is_used_after_the_start_counts() -> None:
     held = np.ones(8 * MIB)
     assert 60 * MIB < weighing.peak() - base < 72 * MIB
     assert held.all()
+
+
+def test_a_runner_says_what_its_process_is_started_with(
+    artifact: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_cpu, "environment", lambda: {"PYTHONHOME": "/nowhere"}, raising=False)
+    with pytest.raises(StageFailed, match="ended with exit code 1 while asked to open"):
+        measured(artifact, inside=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgebake.size import duplicates, measure
-from edgebake.types import Assignment, Inspection, Module, WeightRecord
+from edgebake.types import COMPILED, Assignment, Inspection, Module, WeightRecord
 
 LINEAR = Module(name="encoder.linear", kind="linear", parameters=512 * 256)
 TABLE = Module(name="embeddings", kind="embedding", parameters=1000 * 64)
@@ -132,6 +132,32 @@ def test_tied_weights_have_one_floor() -> None:
     tied = [TABLE, Module(name="lm_head", kind="linear", parameters=TABLE.parameters)]
     found = _measure([], {}, modules=tied, float_bytes=4 * TABLE.parameters)
     assert found["floor_bytes"] == 4 * TABLE.parameters
+
+
+def compiled(size: int) -> WeightRecord:
+    return WeightRecord(name="EPContext.0", shape=(size,), dtype=COMPILED, bytes=size, digest="c")
+
+
+def test_a_compiled_part_is_neither_weights_nor_graph() -> None:
+    """Its weights and programs are one; what it was made from is told where the target knows it."""
+    found = _measure([compiled(400_000)], {LINEAR.name: "w8"}, graph=50, compiled_from=133_120)
+    assert (found["weights"], found["graph"], found["compiled"], found["compiled_from"]) == (0, 50, 400_000, 133_120)
+    assert found["reasons"] == [
+        {"why": "compiled parts, above the weights they were made from (0.3 MiB)", "bytes": 400_000 - 133_120}
+    ]
+    (reason,) = _measure([compiled(400_000)], {LINEAR.name: "w8"}, graph=50)["reasons"]
+    assert reason["why"] == "compiled parts, whose weights and programs cannot be told apart (0.4 MiB)"
+
+
+def test_files_that_the_one_that_runs_does_not_read_are_told_apart() -> None:
+    records = [LINEAR_INT8, TABLE_RECORD, NORM_RECORD]
+    inspection = Inspection(
+        format="onnx", inputs=(), outputs=(), operators={}, delegates={}, weights=tuple(records), total_bytes=400_000
+    )
+    found = measure(inspection, disk_bytes=1_000_000, float_bytes=FLOAT_BYTES)
+    assert found["beside"] == 600_000
+    assert found["weights"] + found["scales"] + found["graph"] == 400_000
+    assert {"why": "files beside the one that runs (0.6 MiB)", "bytes": 600_000} in found["reasons"]
 
 
 def test_convolutions_have_their_first_axis_as_channels() -> None:

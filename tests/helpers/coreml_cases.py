@@ -103,7 +103,7 @@ def ask(
     scheme: str = "fp16",
     system: str = "iOS17",
     precision: str = "auto",
-    **options: str,
+    **options: str | float,
 ) -> LowerRequest:
     folder.mkdir(parents=True, exist_ok=True)
     return lower_request(
@@ -165,7 +165,7 @@ def calibrated(traced: Traced, request: LowerRequest, calls: Sequence[tuple[torc
                 program=program,
                 dynamic_shapes=dynamic_shapes(signature.methods[name], signature.dims),
                 quantizer=coreml.quantizer(request),
-                calibration=calls,
+                calibration=[[call] for call in calls],
                 options={},
             )
         )

@@ -92,18 +92,28 @@ def padded_text(count: int) -> Inputs:
 
 
 def lower(
-    traced: Traced, module: torch.nn.Module, folder: Path, scheme: str, calibration: Inputs, **options: Any
+    traced: Traced,
+    module: torch.nn.Module,
+    folder: Path,
+    scheme: str,
+    calibration: Inputs,
+    target: Any = onnx_qnn,
+    device: str = "sm8650",
+    **options: Any,
 ) -> Lowered:
-    """``scheme`` for every module that takes it, for a Snapdragon 8 Gen 3."""
+    """``scheme`` for every module that takes it, for a Snapdragon 8 Gen 3 if nothing else is said."""
     kinds = kinds_of(module)
-    row = next(row for row in onnx_qnn.SUPPORTS if row.scheme == scheme)
+    row = next(row for row in target.SUPPORTS if row.scheme == scheme)
     assignment = Assignment(schemes={n: scheme for n, kind in kinds.items() if kind in row.kinds}, kinds=kinds)
-    given = defaults(onnx_qnn) | options
+    given = defaults(target) | options
     request = lower_request(folder, given, scheme=scheme, assignment=assignment, calibration=samples(calibration))
-    return onnx_qnn.lower(traced, replace(request, device=devices.row("sm8650")))
+    lowered: Lowered = target.lower(traced, replace(request, device=devices.row(device)))
+    return lowered
 
 
-def sqnr(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs) -> float:
+def sqnr(
+    module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs, runner: str = "onnxruntime-qnn"
+) -> float:
     """Signal to noise over all outputs on the simulator, in dB; it runs in a process of its own."""
     names = [spec.name for spec in lowered.signature.methods["forward"].outputs]
     wanted = []
@@ -117,7 +127,7 @@ def sqnr(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Inputs
     reference.write(kept, samples(inputs), wanted, {})
     signature = signatures.to_json(lowered.signature)
     signal = noise = 0.0
-    with runclient.opened("onnxruntime-qnn", folder / lowered.entry, signature, kept, inside=True) as client:
+    with runclient.opened(runner, folder / lowered.entry, signature, kept, inside=True) as client:
         found = client.outputs()
         for index, (call,) in enumerate(wanted):
             for name, value in call.outputs.items():

@@ -149,7 +149,7 @@ def build(
                 program=program,
                 dynamic_shapes=shapes,
                 quantizer=target.quantizer(request),
-                calibration=[(sample,) for sample in samples],
+                calibration=[[(sample,)] for sample in samples],
                 options={},
             )
         )

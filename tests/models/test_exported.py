@@ -65,3 +65,22 @@ def test_a_half_precision_program_and_a_damaged_file_are_refused(tmp_path: Path)
     (tmp_path / "net.pt2").write_bytes(b"not a program")
     with pytest.raises(RecipeError, match="cannot be loaded"):
         load(tmp_path)
+
+
+class Nested(torch.nn.Module):
+    def forward(self, both: tuple[torch.Tensor, torch.Tensor], *, scale: torch.Tensor) -> torch.Tensor:
+        return (both[0] - both[1]) * scale
+
+
+def test_inputs_are_put_back_into_the_tuples_and_keywords_of_the_export(tmp_path: Path) -> None:
+    network = Nested()
+    a, b, c = torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3)
+    torch.export.save(torch.export.export(network, ((a, b),), {"scale": c}), tmp_path / "net.pt2")
+    component = Component.model_validate(
+        {
+            "model": {"source": "exported", "path": "net.pt2"},
+            "inputs": {"a": {"shape": [2, 3]}, "b": {"shape": [2, 3]}, "c": {"shape": [2, 3]}},
+        }
+    )
+    loaded = exported.load(LoadRequest(model=component.model, component=component, base=tmp_path, trust=True))
+    torch.testing.assert_close(loaded.methods["forward"](a, b, c)[0], (a - b) * c)

@@ -121,6 +121,23 @@ def failing() -> Result:
                 "share": 0.912,
                 "partitions": 4,
                 "left_out": [{"op": "GatherND", "count": 2, "macs": 0, "reason": "2-D mask"}],
+                "units": [
+                    {
+                        "unit": "NPU",
+                        "by": "QNNExecutionProvider",
+                        "operators": {"FullyConnected": 36},
+                        "macs": 1_234_567,
+                        "subgraphs": 4,
+                    },
+                    {
+                        "unit": "CPU",
+                        "by": "CPUExecutionProvider",
+                        "operators": {"GatherND": 2},
+                        "macs": 0,
+                        "subgraphs": 0,
+                    },
+                ],
+                "border_bytes": 98_304,
             },
         ),
         verdicts=(

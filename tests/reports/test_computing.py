@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgebake.reports._computing import computing
+from edgebake.reports._computing import computing, unit_texts
 
 
 def outputs(*decibels: float | None) -> dict[str, dict[str, float | None]]:
@@ -47,3 +47,28 @@ def test_placement_names_what_is_not_on_the_neural_engine() -> None:
 
 def test_nothing_is_said_where_nothing_was_measured() -> None:
     assert list(computing({"modes": {}, "compute_units": None})) == []
+
+
+NPU = {"unit": "NPU", "by": "QnnBackend", "operators": {"Conv2d": 4, "Relu": 1}, "macs": 12_345, "subgraphs": 2}
+CPU = {"unit": "CPU", "by": "ExecuTorch's kernels", "operators": {"aten.topk": 1}, "macs": 0, "subgraphs": 0}
+
+
+def test_work_on_several_units_is_one_line_with_what_passes_between_them() -> None:
+    told = list(computing({"delegation": {"share": 1.0, "units": [NPU, CPU], "border_bytes": 4096}}))
+    assert told == [
+        (
+            "units",
+            "NPU by QnnBackend: 2 parts, 5 operators (Conv2d 4, Relu 1), 12,345 MACs; "
+            "CPU by ExecuTorch's kernels: 1 operator (aten.topk 1), 0 MACs; 4,096 bytes pass between parts in a call",
+        )
+    ]
+
+
+def test_work_on_one_unit_needs_no_line() -> None:
+    assert list(computing({"delegation": {"share": 1.0, "units": [NPU], "border_bytes": 0}})) == []
+    assert list(computing({"delegation": {"share": 1.0}})) == []  # written by an older edgebake
+
+
+def test_a_part_that_hides_its_operators_says_so() -> None:
+    hidden = {**NPU, "operators": {}, "macs": None, "subgraphs": 1}
+    assert list(unit_texts([hidden], None)) == ["NPU by QnnBackend: 1 part, operators not shown"]

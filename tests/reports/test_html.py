@@ -84,3 +84,9 @@ def test_stages_stand_in_the_order_of_a_build(passing: Result) -> None:
     text = " ".join(_read([result]).text)
     found = [text.rindex(f" {name} ") for name in ("load", "trace", "lower", "validate", "deliver")]
     assert found == sorted(found)
+
+
+def test_operators_are_counted_by_unit(failing: Result) -> None:
+    text = " ".join(_read([failing]).text)
+    for words in ("Operators by unit", "36 operators (FullyConnected 36)", "1,234,567", "98,304 bytes in a call"):
+        assert words in text

@@ -23,7 +23,7 @@ from edgebake.compress import cast
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import About, ModuleRequest, NotMeasured, runners_of
 from edgebake.types import Assignment, DimBounds, Lowered, MethodSignature, Signature, Traced
-from edgebake_targets import _coreai_session, coreai
+from edgebake_targets import _coreai_packages, _coreai_session, coreai
 from edgebake_targets._coreai_asset import open_asset
 from edgebake_targets._coreai_constants import decode, weights_of
 from edgebake_targets._coreai_program import open_program
@@ -330,8 +330,8 @@ def test_runners_are_ranked_and_say_what_they_need(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
     old = coreai_macos.missing()
     assert old is not None and old.reason == "Core AI's framework is part of macOS 27, this is 15.5"
+    monkeypatch.setattr(_coreai_packages, "find_spec", lambda _name: None)
     for module in (coreai, coreai_runtime, aimodel):
-        monkeypatch.setattr(module, "find_spec", lambda _name: None)
         gone = module.missing()
         assert gone is not None and gone.remedy == "pip install 'edgebake[coreai]'"
 

@@ -76,6 +76,7 @@ def test_every_scheme_keeps_a_text_network_close(text: Any, tmp_path: Path, sche
     lowered = lower(traced, module, tmp_path, schemes, default=scheme, calibration=calibration)
     assert sqnr(module, tmp_path, lowered, text_inputs(6)) > floor
     assert lowered.delegation.share == 1.0
+    assert lowered.delegation.units[0].macs == 32 * (4 * 64 * 64 + 2 * 32 * 64 + 64 * 96)
     assert "pooler" in " ".join(lowered.encodings["notes"]) or scheme == "fp32"
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from edgebake import devices
 from edgebake.errors import ArtifactDamaged, StageFailed
-from edgebake_targets import _qnn, onnx_qnn
+from edgebake.types import COMPILED
+from edgebake_targets import _onnx_qnn_compile, _qnn, onnx_qnn
 from edgebake_targets._onnx_qnn_compile import compile_context
 from edgebake_targets.inspectors.onnx import inspect
 from edgebake_targets.runners import onnxruntime_qnn
@@ -92,8 +93,11 @@ def test_the_artifact_names_its_files_and_who_reads_them(built: tuple[Path, Any]
     assert runtime["written_by"] == runtime["oldest_reader"]
     assert runtime["written_by"].startswith("QAIRT 2.")
     assert (runtime["device"], runtime["soc_model"]) == ("sm8650", "57")
+    assert lowered.encodings["plain_runtime"]["written_by"] == f"onnx {onnx.__version__}"
+    assert lowered.encodings["plain_runtime"]["oldest_reader"] == "ONNX 1.18 (operator set 23, file format 10)"
     plain = inspect(folder / "model.plain.onnx")
     assert {w.dtype for w in plain.weights if len(w.shape) > 1} == {"int8"}
+    assert lowered.encodings["compiled_from"] == sum(w.bytes + w.scale_bytes for w in plain.weights)
 
 
 def test_inspect_shows_what_a_context_binary_was_compiled_for(built: tuple[Path, Any]) -> None:
@@ -103,6 +107,9 @@ def test_inspect_shows_what_a_context_binary_was_compiled_for(built: tuple[Path,
     assert found.facts["soc_model"] == "57"
     assert found.facts["compiled_by"].startswith("QAIRT 2.")
     assert 1000 < found.facts["context_bytes"] < found.total_bytes
+    assert [(w.name, w.dtype, w.bytes) for w in found.weights] == [
+        ("EPContext.0", COMPILED, found.facts["context_bytes"])
+    ]
     assert [(i.name, i.shape) for i in found.inputs] == [("image", (1, 3, 16, 16))]
 
 
@@ -136,6 +143,14 @@ def test_with_fallback_what_runs_on_the_cpu_is_listed_with_the_vendors_reason(tm
     assert "not supported by QNN EP" in by_operator["Det"].reason
     assert lowered.delegation.partitions == 2
     assert lowered.delegation.share == 1.0  # a determinant has no multiply-accumulates that we count
+    npu, cpu = lowered.delegation.units
+    assert (npu.unit, npu.subgraphs, npu.macs) == ("NPU", 2, 64 * 64 + 64 * 8)
+    assert npu.operators["FullyConnected"] == 2  # the vendor's names: what was compiled
+    assert (cpu.unit, dict(cpu.operators), cpu.macs) == ("CPU", {"Det": 1}, 0)
+    assert lowered.delegation.border_bytes == 2 * 64 * 2 + 2  # halves: hidden to both others, the determinant
+    found = inspect(tmp_path / "model.onnx")
+    assert found.border_bytes == lowered.delegation.border_bytes
+    assert [(row.unit, row.subgraphs, row.macs) for row in found.units] == [("NPU", 2, None), ("CPU", 0, 0)]
 
 
 def test_a_chip_that_qnn_does_not_know_is_refused_not_run_on_the_cpu(built: tuple[Path, Any], tmp_path: Path) -> None:
@@ -144,6 +159,17 @@ def test_a_chip_that_qnn_does_not_know_is_refused_not_run_on_the_cpu(built: tupl
         compile_context(model, tmp_path / "out.onnx", {"soc_model": "9999"}, "sm0000", cpu_fallback=False)
     with pytest.raises(StageFailed, match="the whole graph stayed on the CPU"):
         compile_context(model, tmp_path / "out2.onnx", {"soc_model": "9999"}, "sm0000", cpu_fallback=True)
+
+
+def test_a_binary_for_another_chip_than_asked_is_refused(built: tuple[Path, Any], tmp_path: Path) -> None:
+    """What a compiler that does not honour the chip would leave: a whole file for another one."""
+    plain, compiled = (onnx.load_model(built[0] / name) for name in ("model.plain.onnx", "model.onnx"))
+    other = tmp_path / "out.onnx"
+    onnx.save_model(compiled, other)
+    with pytest.raises(StageFailed, match=r"compiled for QNN's chip 57, not 69 \(sm8750\)\n.*onnxruntime-qnn=="):
+        _onnx_qnn_compile.read_back(plain, other, {"soc_model": "69"}, {}, "sm8750", [])
+    with pytest.raises(StageFailed, match=r"wrote nothing for sm8750"):
+        _onnx_qnn_compile.read_back(plain, tmp_path / "none.onnx", {"soc_model": "69"}, {}, "sm8750", [])
 
 
 def test_an_option_that_the_provider_would_ignore_is_an_error(built: tuple[Path, Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from baking import digests, kitchen
+from baking import digests, finish, kitchen, start
 from edgebake_targets import onnx_qnn
 
 RULE: dict[str, Any] = {"target": "onnx-qnn", "device": "sm8650", "scheme": "w8a16"}
@@ -55,3 +55,52 @@ def test_without_the_toolchain_the_build_says_what_to_install_and_does_the_rest(
     assert done.code == 3, done.err
     assert "pip install" in done.out + done.err and "onnxruntime-qnn==2.7.0" in done.out + done.err
     assert (made.out / "tiny" / "model" / "onnx-cpu" / "any" / "fp32" / "model.onnx").is_file()
+
+
+DETERMINED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 8)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.second(hidden * torch.linalg.det(hidden.reshape(1, 8, 8)))
+
+def build():
+    return Net()
+"""
+
+
+@installed
+@pytest.mark.slow
+def test_an_operator_that_the_npu_lacks_ends_one_unit_and_shows_in_the_other(tmp_path: Path) -> None:
+    """Stage, operator and remedy; with fallback the limit of 100 % names what lies outside, and the table its unit."""
+    half = {**RULE, "scheme": "fp16"}
+    rules = [half, {**half, "name": "fallback", "options": {"cpu_fallback": True}}]
+    made = kitchen(tmp_path, rules, model={"source": "python", "path": "det_net:build"}, limits={"delegated": "100%"})
+    (made.recipe.parent / "det_net.py").write_text(DETERMINED)
+    done = made.build()
+    assert done.code == 4, done.err
+    refused, fallback = done.results
+    (problem,) = refused["failure"]["problems"]
+    assert refused["failure"]["stage"] == "lower"
+    assert "1 operators do not run on the NPU of sm8650: Det " in problem["what"]
+    assert "options: {cpu_fallback: true}" in problem["fix"]
+    (verdict,) = (v for v in fallback["verdicts"] if v["limit"] == "delegated")
+    assert (verdict["state"], verdict["value"]) == ("fail", 1.0)
+    assert "outside the backend: Det x1" in verdict["reason"]
+    folder = made.out / "tiny" / "model" / "onnx-qnn" / "sm8650" / "fallback"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [(row["unit"], row["subgraphs"]) for row in manifest["delegation"]["units"]] == [("NPU", 2), ("CPU", 0)]
+    assert manifest["delegation"]["border_bytes"] > 0
+    size = json.loads((folder / "measurements.json").read_text())["size"]
+    assert size["compiled"] > size["compiled_from"] >= 2 * (32 * 64 + 64 * 8)
+    assert size["beside"] == (folder / "model.plain.onnx").stat().st_size
+    assert size["bytes"] == sum(size[part] for part in ("weights", "scales", "graph", "compiled", "beside"))
+    said = finish(start("inspect", folder))
+    assert "  CPU by CPUExecutionProvider: 1 operator (Det 1), 0 MACs\n" in said.out
+    assert "  outside: Det x1, Operators of type `Det` are not supported by QNN EP" in said.out

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgebake import devices
 from edgebake.check import check
-from edgebake.errors import RecipeError
 from edgebake.recipe_yaml import read
 from edgebake.target import Asked
 from edgebake_targets import _qnn, onnx_qnn
@@ -22,26 +21,7 @@ from edgebake_targets._onnx_macs import macs_of, shapes_of
 from edgebake_targets._onnx_qnn_rewrites import bound_masks, rewrite
 from onnx_cases import Wrapper, seeded
 from qnn_cases import Normed, text, traced_vector, vector, vectors
-
-RECIPE = """\
-name: one
-model: {{source: python, path: "net:make"}}
-inputs: {{x: {{shape: [1, seq]}}}}
-dims: {{seq: {{min: 4, max: 64}}}}
-samples: {{calibration: {{noise: true}}, evaluation: {{noise: true, seed: 1}}}}
-targets:
-  - {rule}
-"""
-FIXED = "dims: {seq: {min: 64}}"
-
-
-def refused(folder: Path, rule: str) -> str:
-    (folder / "net.py").write_text("def make(): pass\n")
-    path = folder / "one.yaml"
-    path.write_text(RECIPE.format(rule=rule))
-    with pytest.raises(RecipeError) as caught:
-        check([read(path)], trust=False)
-    return str(caught.value)
+from qnn_rules import FIXED, RECIPE, refused
 
 
 def test_dimensions_that_vary_are_refused_with_the_rule_that_fixes_them(tmp_path: Path) -> None:

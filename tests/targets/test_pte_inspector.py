@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from edgebake.errors import ArtifactDamaged
+from edgebake.types import Delegation
+from edgebake_targets import _executorch
 from edgebake_targets.inspectors import pte
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -27,8 +29,8 @@ class Network(torch.nn.Module):
         return self.norm(self.linear(x)), count + 1
 
 
-def programs(xnnpack: bool) -> bytes:
-    """What ExecuTorch's own calls write, with a constant method beside the network."""
+def programs(xnnpack: bool) -> tuple[bytes, Delegation]:
+    """What ExecuTorch's own calls write, with a constant method beside the network; what lowering counts of it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -40,20 +42,26 @@ def programs(xnnpack: bool) -> bytes:
         partitioner=[XnnpackPartitioner()] if xnnpack else [],
         constant_methods={"get_vocab_size": 32000, "use_kv_cache": True, "name": "tiny"},
     )
-    return bytes(edge.to_executorch().buffer)
+    counted = _executorch.delegation(edge, {}, "left")
+    return bytes(edge.to_executorch().buffer), counted
 
 
 @pytest.fixture(scope="module")
-def delegated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made() -> dict[str, tuple[bytes, Delegation]]:
+    return {"delegated": programs(xnnpack=True), "portable": programs(xnnpack=False)}
+
+
+@pytest.fixture(scope="module")
+def delegated(made: dict[str, tuple[bytes, Delegation]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pte") / "delegated.pte"
-    path.write_bytes(programs(xnnpack=True))
+    path.write_bytes(made["delegated"][0])
     return path
 
 
 @pytest.fixture(scope="module")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def portable(made: dict[str, tuple[bytes, Delegation]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pte") / "portable.pte"
-    path.write_bytes(programs(xnnpack=False))
+    path.write_bytes(made["portable"][0])
     return path
 
 
@@ -76,6 +84,32 @@ def test_weights_inside_a_delegate_are_counted_with_their_bytes(delegated: Path)
     assert by_shape[(16, 32)].dtype == "float32"
     assert by_shape[(16, 32)].bytes == 4 * 16 * 32
     assert sum(record.bytes for record in found.weights if record.shape == (16,)) == 3 * 64
+
+
+def test_a_delegate_and_the_kernels_around_it_are_rows_of_their_own(
+    made: dict[str, tuple[bytes, Delegation]], delegated: Path
+) -> None:
+    """The file tells what lowering counted: a product of 2 x 16 floats goes to the norm outside."""
+    counted, found = made["delegated"][1], pte.inspect(delegated)
+    assert [(row.unit, row.by, row.subgraphs) for row in found.units] == [
+        ("CPU", "XnnpackBackend", 1),
+        ("CPU", "ExecuTorch's kernels", 0),
+    ]
+    assert [(row.unit, row.by, row.subgraphs) for row in counted.units] == [
+        (row.unit, row.by, row.subgraphs) for row in found.units
+    ]
+    assert found.units[0].operators == {"fully_connected": 1}
+    assert counted.units[0].operators == {"aten.linear": 1}
+    assert counted.units[0].macs == 2 * 32 * 16
+    assert set(counted.units[1].operators) == {"aten.native_layer_norm", "aten.add"}
+    assert found.border_bytes == counted.border_bytes == 4 * 2 * 16
+
+
+def test_without_delegates_nothing_passes_a_border(made: dict[str, tuple[bytes, Delegation]], portable: Path) -> None:
+    counted, found = made["portable"][1], pte.inspect(portable)
+    assert found.border_bytes == counted.border_bytes == 0
+    assert [row.by for row in found.units] == [row.by for row in counted.units] == ["ExecuTorch's kernels"]
+    assert (counted.share, counted.partitions) == (0.0, 0)
 
 
 def test_a_portable_program_has_the_same_weights_outside(portable: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgebake_targets.runners import executorch_runtime
 
 # ExecuTorch tells everybody that it keeps no start of such buffers; the target refuses those that need one.
 pytestmark = pytest.mark.filterwarnings("ignore:Mutation on a buffer in the model is detected:UserWarning")
+APPLE = ("coreml", "executorch-coreml")
 ONES = {"x": np.ones((1, 4), np.float32)}
 
 
@@ -151,3 +153,69 @@ def test_a_network_with_a_cache_in_buffers_is_built_and_judged(tmp_path: Path) -
         assert [v["state"] for v in by_target[target]["verdicts"] if v["limit"].startswith("parity")] == ["pass"]
         assert by_target[target]["measurements"]["samples"]["calls"] == calls
     assert "an ONNX model keeps nothing between calls" in str(by_target["onnx-cpu"]["failure"])
+
+
+LLAMA = """
+    import numpy as np
+    from torch import nn
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
+    from edgebake.types import Call, Sample
+
+    LENGTH, WORDS = 32, 96
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            config = LlamaConfig(
+                vocab_size=WORDS,
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=LENGTH,
+                attn_implementation="eager",
+            )
+            network = LlamaForCausalLM(config)
+            network.generation_config = GenerationConfig(use_cache=True, cache_implementation="static")
+            self.cached = TorchExportableModuleWithStaticCache(network, batch_size=1, max_cache_len=LENGTH)
+
+        def forward(self, token, position):
+            return self.cached(input_ids=token, cache_position=position)
+
+    def build():
+        return Decoder()
+
+    def samples(request):
+        found = []
+        for index in range(request.count):
+            tokens = np.random.default_rng(index).integers(0, WORDS, (24, 1, 1))
+            calls = tuple(Call(inputs={"token": t, "position": np.array([n])}) for n, t in enumerate(tokens))
+            found.append(Sample(calls=calls, source=str(index)))
+        return found
+"""
+
+
+@pytest.mark.slow
+def test_a_llama_with_the_cache_of_transformers_decodes_on_core_ml(tmp_path: Path) -> None:
+    """24 calls each from a zero state: its keys and values are states, of the package and of the part in the .pte."""
+    kitchen = baking.kitchen(
+        tmp_path,
+        [{"target": name, "scheme": "fp16", "options": {"minimum_os": "iOS18"}} for name in APPLE],
+        model={"source": "python", "path": "llama_net:build"},
+        inputs={"token": {"shape": [1, 1], "dtype": "int64"}, "position": {"shape": [1], "dtype": "int64"}},
+        samples={"evaluation": {"python": "llama_net:samples", "count": 2}},
+        limits={"parity": {"sqnr_db": 55}},
+    )
+    (kitchen.recipe.parent / "llama_net.py").write_text(textwrap.dedent(LLAMA))
+    done = kitchen.build("--strict")
+    assert done.code == 0, done.err
+    for result in done.results:
+        assert result["measurements"]["samples"]["calls"] == 48
+        assert [v["state"] for v in result["verdicts"] if v["limit"].startswith("parity")] == ["pass"]
+        kept = json.loads((Path(result["folder"]) / "manifest.json").read_text())["encodings"]["states"]
+        (named,) = kept.values()
+        assert sorted(named.values()) == [
+            f"cached.{what}_cache_{layer}" for what in ("key", "value") for layer in range(2)
+        ]

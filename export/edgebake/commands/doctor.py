@@ -22,7 +22,7 @@ def findings() -> dict[str, Any]:
         target = find_target(name)
         missing = target.missing()
         targets[name] = {
-            "versions": {d: version(d) for d in target.DISTRIBUTIONS},
+            "versions": {d: version(d) for d in target.DISTRIBUTIONS} | getattr(target, "versions", dict)(),
             "missing": None if missing is None else {"reason": missing.reason, "remedy": missing.remedy},
             "runners": {
                 n: None if (gap := r.missing()) is None else {"reason": gap.reason, "remedy": gap.remedy}

@@ -10,6 +10,7 @@ from typing import Any
 from edgebake.commands import _shared
 from edgebake.errors import ArtifactDamaged, EdgebakeError, ToolchainMissing, UsageError
 from edgebake.target import INSPECTORS
+from edgebake.types import COMPILED
 
 TIMEOUT_S = 120.0
 MEMORY_MIB = 4096.0
@@ -37,7 +38,7 @@ def _refuse(path: Path) -> None:
     """What needs no process of its own to be refused."""
     from edgebake.delivery import MANIFEST
 
-    kinds = "a .pte, .onnx, .mlpackage, .aimodel or an artifact folder"
+    kinds = "a .pte, .onnx, .ort, .mlpackage, .aimodel or an artifact folder"
     if not path.exists():
         raise UsageError(f"{path} does not exist", fix=f"give {kinds}")
     if path.is_dir() and (path / MANIFEST).is_file():
@@ -114,10 +115,26 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     for title in ("delegates", "operators"):
         if found[title]:
             yield f"{title}: {_counts(found[title])}"
+    yield from _units(found)
     yield from _weights(found)
     for key, value in found["facts"].items():
         if value not in ({}, [], "", None):
             yield f"{key.replace('_', ' ')}: {_short(value)}"
+
+
+def _units(found: Mapping[str, Any]) -> Iterator[str]:
+    """What runs where: as the build counted it, which knew the graph, else as the file shows it."""
+    from edgebake.reports._computing import unit_texts
+    from edgebake.reports._text import plain
+
+    counted = (found["manifest"] or {}).get("delegation") or {}
+    told = counted if counted.get("units") else found
+    if told["units"]:
+        yield "units:"
+        yield from (f"  {plain(line)}" for line in unit_texts(told["units"], told.get("border_bytes")))
+        for left in told.get("left_out", ()):
+            why = f", {left['reason']}" if left.get("reason") else ""
+            yield plain(f"outside: {left['op']} x{left['count']}{why}").join(("  ", ""))
 
 
 def _weights(found: Mapping[str, Any]) -> Iterator[str]:
@@ -131,7 +148,8 @@ def _weights(found: Mapping[str, Any]) -> Iterator[str]:
     for dtype, (count, size, scales) in sorted(totals.items(), key=lambda item: -item[1][1]):
         share = size / max(found["total_bytes"], 1)
         more = f", and {_shared.kib_or_mib(scales)} of scales" if scales else ""
-        yield f"  {dtype}: {_shared.counted(count, 'tensor')}, {_shared.kib_or_mib(size)} ({share:.0%}){more}"
+        what = "part" if dtype == COMPILED else "tensor"
+        yield f"  {dtype}: {_shared.counted(count, what)}, {_shared.kib_or_mib(size)} ({share:.0%}){more}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from edgebake.commands import _shared
 from edgebake.scheme import aliases_of
 from edgebake.target import TARGETS, find_target, runners_of
+from edgebake.wording import written
 
 
-def rows() -> list[dict[str, Any]]:
-    """Plain data of all targets."""
+def rows(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Plain data of the targets called ``names``."""
     found = []
-    for name in TARGETS.names():
+    for name in names:
         target = find_target(name)
         missing = target.missing()
         found.append(
@@ -38,23 +41,42 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def run(*, as_json: bool) -> int:
-    """Print them."""
+def run(*, name: str | None, as_json: bool) -> int:
+    """All targets with the names of their schemes, or one in full."""
+    found = rows((name,) if name else TARGETS.names())
     if as_json:
-        _shared.print_json(rows())
+        _shared.print_json(found)
         return 0
-    for row in rows():
-        missing = row["missing"]
-        _shared.say(f"{row['target']}  " + ("ready" if missing is None else f"missing: {missing['reason']}"))
-        if missing:
-            _shared.say(f"  remedy: {missing['remedy']}")
-        for scheme in row["schemes"]:
-            alias = f" ({', '.join(scheme['aliases'])})" if scheme["aliases"] else ""
-            only = ", only in compress.modules" if scheme["only_as_override"] else ""
-            note = f": {scheme['note']}" if scheme["note"] else ""
-            _shared.say(f"  {scheme['scheme']}{alias}  {' '.join(scheme['modules']) or 'whole graph'}{only}{note}")
-        for name, option in row["options"].items():
-            _shared.say(f"  option {name}={option['default']}: {option['help']}")
-        runners = ", ".join(f"{n} ({r['kind']})" for n, r in row["runners"].items() if r["usable"])
-        _shared.say(f"  runs here: {runners or 'not at all: outputs are not measured'}")
+    for line in _in_full(found[0]) if name else _in_short(found):
+        _shared.say(line)
     return 0
+
+
+def _in_short(found: list[dict[str, Any]]) -> Iterator[str]:
+    for row in found:
+        yield from _state(row)
+        schemes = ", ".join(scheme["scheme"] for scheme in row["schemes"])
+        yield textwrap.fill(schemes, 100, initial_indent="  ", subsequent_indent="  ")
+    yield ""
+    yield "edgebake targets NAME says what each scheme needs and lists the options"
+
+
+def _in_full(row: dict[str, Any]) -> Iterator[str]:
+    yield from _state(row)
+    for scheme in row["schemes"]:
+        alias = f" ({', '.join(scheme['aliases'])})" if scheme["aliases"] else ""
+        only = ", only in compress.modules" if scheme["only_as_override"] else ""
+        note = f": {scheme['note']}" if scheme["note"] else ""
+        yield f"  {scheme['scheme']}{alias}  {' '.join(scheme['modules']) or 'whole graph'}{only}{note}"
+    for name, option in row["options"].items():
+        choices = f" (one of {', '.join(map(written, option['choices']))})" if option["choices"] else ""
+        yield f"  option {name}={written(option['default'])}: {option['help']}{choices}"
+
+
+def _state(row: dict[str, Any]) -> Iterator[str]:
+    missing = row["missing"]
+    yield f"{row['target']}  " + ("ready" if missing is None else f"missing: {missing['reason']}")
+    if missing:
+        yield f"  remedy: {missing['remedy']}"
+    runners = ", ".join(f"{n} ({r['kind']})" for n, r in row["runners"].items() if r["usable"])
+    yield f"  runs here: {runners or 'not at all: outputs are not measured'}"

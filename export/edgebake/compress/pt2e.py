@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edgebake.buffers import untouched
+from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
 from edgebake.target import GraphRequest
 from edgebake.types import ActsOn
@@ -25,20 +25,27 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
     """The program with quantise/dequantise pairs and integer weights; inputs, outputs and dynamic shapes stay.
 
     Scales of static activations come from ``request.calibration``; StageFailed when they are needed and there is none.
+    Buffers that the network writes to hold in every sample what they held at first.
     """
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     example = _example(request)
     module = request.program.module(check_guards=False)
+    calls = sum(map(len, request.calibration))
     with torch.no_grad(), untouched(module):  # the programs share the network's buffers
+        own = list(module.buffers())
         _part_norms(module)
         observed = prepare_pt2e(module, request.quantizer)
+        start = Snapshot.of((observed,)).only(own)  # what observers have seen is to stay
         # Observers on weights see them when the program runs: it has to run once even where no activation is observed.
-        for inputs in request.calibration or (example,):
-            observed(*inputs)
+        for sample in request.calibration if calls else ((example,),):
+            start.restore()
+            for inputs in sample:
+                observed(*inputs)
+        start.restore()
         converted = convert_pt2e(observed)
-        _refuse_uncalibrated(converted, len(request.calibration))
+        _refuse_uncalibrated(converted, calls)
         return torch.export.export(
             converted,
             example,
@@ -75,8 +82,9 @@ def _example(request: GraphRequest) -> tuple[Any, ...]:
     example = request.program.example_inputs
     if example is not None:
         return tuple(example[0])
-    if request.calibration:
-        return request.calibration[0]
+    for sample in request.calibration:
+        if sample:
+            return sample[0]
     raise StageFailed(
         "the exported program carries no example inputs and there are no calibration samples",
         where="compress: pt2e",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from edgebake import trace
 from edgebake.models import _shared
 from edgebake.recipe import Component
-from edgebake.types import DimBounds, MethodSignature, Signature
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +29,9 @@ def settle_norms(network: torch.nn.Module, component: Component, constants: Mapp
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over what it sees
         norm.train()
-    dims = {n: DimBounds(min=d.min, max=d.max) for n, d in component.dims.items()}
     with torch.no_grad():
-        for method, inputs in component.all_methods.items():
-            signature = Signature(
-                methods={method: MethodSignature(inputs=_shared.input_specs(inputs), outputs=())}, dims=dims
-            )
+        for method in component.all_methods:
+            signature = _shared.inputs_alone(component, method)
             given = trace.example_inputs(signature, method, seed)
             network(**dict(zip((s.name for s in signature.methods[method].inputs), given, strict=True)), **constants)
     for norm, momentum in zip(norms, kept, strict=True):

@@ -31,6 +31,13 @@ def input_specs(inputs: Mapping[str, Input]) -> tuple[TensorSpec, ...]:
     )
 
 
+def inputs_alone(component: Component, method: str) -> Signature:
+    """What goes into ``method``, before anybody knows what comes out."""
+    dims = {name: DimBounds(min=d.min, max=d.max) for name, d in component.dims.items()}
+    specs = input_specs(component.all_methods[method])
+    return Signature(methods={method: MethodSignature(inputs=specs, outputs=())}, dims=dims)
+
+
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Named tensors of a network's output: ModelOutput and dict keys, nested by path (``past.0.key``).
 
@@ -118,22 +125,21 @@ def finish(
 
     ``invoke(network, inputs)`` calls the network with the inputs by name.
     """
-    dims = {name: DimBounds(min=d.min, max=d.max) for name, d in component.dims.items()}
     methods, signatures = {}, {}
-    for method, inputs in component.all_methods.items():
-        specs = input_specs(inputs)
+    dims: Mapping[str, DimBounds] = {}
+    for method in component.all_methods:
+        alone = inputs_alone(component, method)
+        specs, dims = alone.methods[method].inputs, alone.dims
         module = positional(networks[method], [s.name for s in specs], invoke)
         methods[method] = module
-        signatures[method] = MethodSignature(inputs=specs, outputs=_outputs(module, invoke, method, specs, dims))
+        signatures[method] = MethodSignature(inputs=specs, outputs=_outputs(module, invoke, method, alone))
         _check_states(signatures[method])
     return Loaded(methods=methods, signature=Signature(methods=signatures, dims=dims), facts=facts)
 
 
-def _outputs(
-    module: torch.nn.Module, invoke: Invoke, method: str, specs: tuple[TensorSpec, ...], dims: Mapping[str, DimBounds]
-) -> tuple[TensorSpec, ...]:
+def _outputs(module: torch.nn.Module, invoke: Invoke, method: str, alone: Signature) -> tuple[TensorSpec, ...]:
     """Run at two sizes of every dimension and name the axes that follow it."""
-    alone = Signature(methods={method: MethodSignature(inputs=specs, outputs=())}, dims=dims)
+    specs, dims = alone.methods[method].inputs, alone.dims
     base = trace.sizes(dims, "small")
     first = _run(module, invoke, method, alone, base)
     shapes: dict[str, list[int | str]] = {name: list(t.shape) for name, t in first.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError, TrustError
@@ -28,6 +28,8 @@ def load(request: LoadRequest) -> Loaded:
         )
     import torch
 
+    from edgebake.models import _layers
+
     try:
         program = torch.export.load(file)
     except Exception as error:  # torch, zipfile and json each raise their own on a damaged file
@@ -37,6 +39,7 @@ def load(request: LoadRequest) -> Loaded:
             fix="export it again with torch.export.save of this torch version",
         ) from error
     network = _float32(program.module(check_guards=False))
+    _layers.restore(network)
     facts = {
         "class": "ExportedProgram",
         "parameters": _shared.parameters_of(network),
@@ -45,14 +48,25 @@ def load(request: LoadRequest) -> Loaded:
         "revision": None,
     }
     methods = request.component.all_methods
-    return _shared.finish(request.component, dict.fromkeys(methods, network), _invoke, facts)
+    return _shared.finish(request.component, dict.fromkeys(methods, network), _invoking(program), facts)
 
 
-def _invoke(network: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Any:
-    return network(*given.values())
+def _invoking(program: torch.export.ExportedProgram) -> Callable[[torch.nn.Module, Mapping[str, torch.Tensor]], Any]:
+    """Inputs in the recipe's order, put into the tuples, dicts and keywords that the program was exported with."""
+    from torch.utils._pytree import tree_unflatten
+
+    spec = program.call_spec.in_spec
+
+    def invoke(network: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Any:
+        if spec is None or spec.num_leaves != len(given):
+            return network(*given.values())
+        args, kwargs = tree_unflatten(list(given.values()), spec)
+        return network(*args, **kwargs)
+
+    return invoke
 
 
-def _float32(network: torch.fx.GraphModule) -> torch.nn.Module:
+def _float32(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``network`` as a plain frozen module; RecipeError where its operators were recorded in another float type."""
     import torch
 
@@ -66,4 +80,5 @@ def _float32(network: torch.fx.GraphModule) -> torch.nn.Module:
     # torch.export forbids eval() on its modules; the mode is baked into the operators, so the plain one does no harm.
     for name in ("train", "eval"):
         vars(network).pop(name, None)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network

@@ -19,7 +19,7 @@ from edgebake.models import _hub, _masks, _paths, _pooling, _shared
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component, Model
-from edgebake.types import DimBounds, Loaded, MethodSignature, Signature
+from edgebake.types import Loaded
 
 if TYPE_CHECKING:
     import torch
@@ -261,13 +261,12 @@ def _mask_kind(
     windows = ("sliding_window", "attention_chunk_size", "local_attention")
     if longest > _LONGEST_MASK_CHECK and any(getattr(config, name, None) for name in windows):
         return "own"  # a window could begin to matter beyond what is compared here
-    dims = {n: DimBounds(min=d.min, max=d.max) for n, d in component.dims.items()}
     size = {n: max(d.min, min(d.max, _LONGEST_MASK_CHECK)) for n, d in component.dims.items()}
     kinds: set[_masks.Kind] = set()
-    for method, inputs in component.all_methods.items():
-        specs = _shared.input_specs(inputs)
-        signature = Signature(methods={method: MethodSignature(inputs=specs, outputs=())}, dims=dims)
-        trace.varying(signature.methods[method], dims)
+    for method in component.all_methods:
+        signature = _shared.inputs_alone(component, method)
+        specs = signature.methods[method].inputs
+        trace.varying(signature.methods[method], signature.dims)
         examples = trace.example_inputs(signature, method, 0, size)
         kinds.add(_masks.choose(network, dict(zip((s.name for s in specs), examples, strict=True)), constants))
     return kinds.pop() if len(kinds) == 1 else "own"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgebake.errors import EdgebakeError
-from edgebake.result import Result
+from edgebake.result import AS_IT_IS, Result
 from edgebake.scheme import Scheme, parse
 from edgebake.target import find_target
 from edgebake.types import Verdict, rule_for
@@ -16,6 +16,8 @@ QUALITY = ("parity.", "agreement.", "task.")
 
 def advice(result: Result) -> tuple[str, ...]:
     """Up to four steps for the limits that ``result`` missed; only schemes that its target has are named."""
+    if result.scheme == AS_IT_IS:
+        return ()
     missed = [verdict for verdict in result.verdicts if verdict.state == "fail"]
     scheme, there = parse(result.scheme), _schemes(result.target)
     steps: list[str] = []

@@ -12,7 +12,7 @@ from edgebake.limits import AT_MOST, ENOUGH_DECISIONS
 from edgebake.reports._advice import advice
 from edgebake.reports._computing import computing
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
-from edgebake.result import Result, State
+from edgebake.result import AS_IT_IS, Result, State
 from edgebake.scheme import shown
 from edgebake.types import Verdict
 
@@ -267,7 +267,8 @@ def _unmeasured(result: Result) -> list[Line]:
     """One line per reason, however many limits share it."""
     if not result.verdicts and result.failure is None:
         why = result.measurements.get("not_measured")
-        text = "the recipe sets no limits" + (f"; {why}" if why else "")
+        unlimited = "no --limit is given" if result.scheme == AS_IT_IS else "the recipe sets no limits"
+        text = unlimited + (f"; {why}" if why else "")
         return [Line(kind="unmeasured", label="unmeasured", text=text)]
     by_reason: dict[str, list[str]] = {}
     for verdict in result.verdicts:

@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from edgebake.reports._computing import operators_text
 from edgebake.reports._rows import COLUMNS, Row, amount, bound_text, in_order, row_of, stage_counts, summary
 from edgebake.reports._text import mib, number, plain
 from edgebake.result import Result
@@ -141,6 +142,7 @@ def _tables(result: Result) -> Iterator[Table]:
         yield caption, _OUTPUT_HEAD, _outputs(found.get(key) or {})
     yield "Where the error begins", ("module", "SQNR dB", "before it"), _located(found)
     yield "Outside the backend", ("operator", "count", "MACs", "reason"), _left_out(found)
+    yield "Operators by unit", ("unit", "by", "parts", "operators", "MACs"), _units(found)
     yield "Size", ("part", "MiB"), _size(found)
     yield "Stages", ("stage", "state", "seconds", "peak MiB"), _stages(result)
     yield "Where it ran", ("fact", "value"), _facts(result)
@@ -169,6 +171,22 @@ def _left_out(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     return [(each.get("op"), each.get("count"), f"{each.get('macs') or 0:,}", each.get("reason", "")) for each in left]
 
 
+def _units(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    delegation = found.get("delegation") or {}
+    told: list[tuple[object, ...]] = [
+        (
+            row.get("unit"),
+            row.get("by"),
+            row.get("subgraphs") or "",
+            operators_text(row.get("operators") or {}) if row.get("operators") else "not shown",
+            "unknown" if row.get("macs") is None else f"{row['macs']:,}",
+        )
+        for row in delegation.get("units") or ()
+    ]
+    moved = delegation.get("border_bytes")
+    return [*told, ("between parts", "", "", f"{moved:,} bytes in a call", "")] if told and moved is not None else told
+
+
 def _size(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     size = found.get("size") or {}
     names = {
@@ -176,10 +194,13 @@ def _size(found: Mapping[str, Any]) -> list[tuple[object, ...]]:
         "weights": "weights",
         "scales": "scales and tables",
         "graph": "graph and metadata",
+        "compiled": "compiled parts, weights and programs in one",
+        "compiled_from": "weights and scales that these were made from",
+        "beside": "files beside the one that runs",
         "floor_bytes": "smallest possible with these schemes",
         "float_bytes": "float32 weights",
     }
-    told: list[tuple[object, ...]] = [(label, mib(size[key])) for key, label in names.items() if key in size]
+    told: list[tuple[object, ...]] = [(label, mib(size[key])) for key, label in names.items() if size.get(key)]
     told += [(f"why: {reason['why']}", mib(reason["bytes"])) for reason in size.get("reasons") or ()]
     dtypes = (size.get("dtypes") or {}).items()
     return told + [(f"{each['count']} constants of {dtype}", mib(each["bytes"])) for dtype, each in dtypes]

@@ -88,6 +88,16 @@ class Table:
         """Elements of a vector of ``size`` bytes each."""
         return self._vector(field, size)[1]
 
+    def texts(self, field: int) -> tuple[str, ...]:
+        """A vector of strings."""
+        found = []
+        for place in self.tables(field):  # a string lies where a table would: its length, then its bytes
+            end = place.position + 4 + integer(self.data, place.position, "I")
+            if end > len(self.data):
+                raise Malformed(f"a text reaches beyond its {len(self.data)} bytes")
+            found.append(bytes(self.data[place.position + 4 : end]).decode("utf-8", "replace"))
+        return tuple(found)
+
     def tables(self, field: int) -> tuple[Table, ...]:
         """A vector of tables."""
         start, count = self._vector(field, 4)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgebake.target import Missing
 from edgebake.types import Inspection, WeightRecord
+from edgebake_targets import _coreai_packages
 from edgebake_targets._coreai_constants import Weight, weights_of
 from edgebake_targets._coreai_program import Program, inputs_of, open_program, operators, outputs_of
 
@@ -17,11 +17,7 @@ SUFFIXES = (".aimodel",)
 
 def missing() -> Missing | None:
     """coreai-core reads the program; torch is not needed."""
-    if find_spec("coreai") is None:
-        return Missing(
-            reason="the Python package 'coreai-core' is not installed", remedy="pip install 'edgebake[coreai]'"
-        )
-    return None
+    return _coreai_packages.missing(_coreai_packages.CORE)
 
 
 def inspect(path: Path) -> Inspection:

@@ -6,13 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
-from edgebake.types import Inspection, TensorSpec, WeightRecord
-from edgebake_targets._qnn import PROVIDER, ContextFacts, facts_of
+from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
+from edgebake_targets._onnx_units import CONTEXT, compiled_units, moved_bytes
+from edgebake_targets._qnn import ContextFacts, facts_of
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".onnx",)
 FIX = "fetch or build the file again"
 MESSAGE_LIMIT = 2**31  # protobuf's own
+_LONGEST_NAME = 256  # bytes; file systems take no more
 
 
 def missing() -> Missing | None:
@@ -34,7 +36,11 @@ def inspect(path: Path) -> Inspection:
 
     External data is read only from files inside the model's own folder.
     """
-    model = _parse(path)
+    return described(_parse(path), path)
+
+
+def described(model: onnx.ModelProto, path: Path) -> Inspection:
+    """What ``model``, read from ``path``, holds."""
     graphs = list(_graphs(model.graph, 0))
     tensors = [t for g in graphs for t in g.initializer]
     tensors += [a.t for g in graphs for n in g.node for a in n.attribute if n.op_type == "Constant" and a.HasField("t")]
@@ -42,14 +48,16 @@ def inspect(path: Path) -> Inspection:
     scales = _scales(graphs)
     given = {i.name for i in model.graph.initializer}
     external = {_external(t, path)[0] for t in tensors if t.data_location == t.EXTERNAL}
-    context = facts_of(model)
+    context, compiled = facts_of(model), compiled_units(model)
+    parts = _compiled_parts(model, path)
+    external |= {path.parent / name for name, part in parts.items() if not part.digest}
     return Inspection(
         format="onnx",
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in given),
         outputs=tuple(_spec(v) for v in model.graph.output),
         operators=dict(sorted(Counter(_operator(n) for g in graphs for n in g.node).items())),
-        delegates={PROVIDER: context.partitions} if context else {},
-        weights=_records(tensors, payloads, scales, graphs),
+        delegates={row.by: row.subgraphs for row in compiled if row.subgraphs},
+        weights=(*_records(tensors, payloads, scales, graphs), *parts.values()),
         total_bytes=path.stat().st_size + sum(p.stat().st_size for p in external),
         facts={
             "ir_version": model.ir_version,
@@ -57,6 +65,8 @@ def inspect(path: Path) -> Inspection:
             "opsets": {_text(o.domain) or "ai.onnx": o.version for o in model.opset_import},
             **(_compiled(context) if context else {}),
         },
+        units=compiled,
+        border_bytes=moved_bytes(model) if compiled else None,
     )
 
 
@@ -68,6 +78,24 @@ def _compiled(context: ContextFacts) -> dict[str, Any]:
         "context_bytes": context.embedded_bytes,
         **({"context_files": list(context.files)} if context.files else {}),
     }
+
+
+def _compiled_parts(model: onnx.ModelProto, path: Path) -> dict[str, WeightRecord]:
+    """What a provider compiled, weights and programs in one, by file name where it lies beside the model."""
+    found: dict[str, WeightRecord] = {}
+    for number, node in enumerate(model.graph.node):
+        given = {a.name: a for a in node.attribute} if node.op_type == CONTEXT else {}
+        held = given["ep_cache_context"].s if "ep_cache_context" in given else b""
+        if "embed_mode" not in given or given["embed_mode"].i:
+            name, size, digest = f"{CONTEXT}.{number}", len(held), hashlib.sha256(held).hexdigest()
+        else:
+            name, digest = held.decode("utf-8", "replace"), ""
+            # A name that leads elsewhere is only shown.
+            plain = PurePath(name).name == name and len(held) < _LONGEST_NAME and (path.parent / name).is_file()
+            size = (path.parent / name).stat().st_size if plain else 0
+        if size:
+            found[name] = WeightRecord(name=name, shape=(size,), dtype=COMPILED, bytes=size, digest=digest)
+    return found
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -225,6 +253,9 @@ _SCALE_SLOTS: dict[str, dict[int, tuple[int, ...]]] = {
     "GatherBlockQuantized": {0: (2, 3)},
     "QLinearConv": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
     "QLinearMatMul": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QLinearAdd": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QLinearMul": {0: (1, 2), 3: (4, 5), 9: (6, 7)},
+    "QGemm": {0: (1, 2), 3: (4, 5), 9: (7, 8)},
     "MatMulInteger": {0: (2,), 1: (3,)},
     "ConvInteger": {0: (2,), 1: (3,)},
     "DynamicQuantizeMatMul": {1: (2, 3)},

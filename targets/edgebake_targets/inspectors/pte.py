@@ -14,7 +14,7 @@ from typing import Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
-from edgebake.types import Inspection, TensorSpec, WeightRecord
+from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
 from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
@@ -34,6 +34,7 @@ from edgebake_targets.inspectors._pte_file import (
     opened,
     stored,
 )
+from edgebake_targets.inspectors._pte_units import moved_bytes, units_of
 
 SUFFIXES = (".pte",)
 
@@ -71,14 +72,16 @@ def _inspect(program: Program) -> Inspection:
     weights: dict[str, WeightRecord] = {}
     known: frozenset[str] = frozenset()
     facts: dict[str, Any] = {"delegate_operators": {}, "delegate_bytes": {}}
+    inside: dict[str, Counter[str]] = {}
     for plan in methods:
         operators.update(_operators(plan))
         for call in _delegate_calls(plan):
             delegates[at(plan.tables(7), call, "delegate").text(0)] += 1
         for number, delegate in enumerate(plan.tables(7)):
-            found, scales = _inside(program, delegate, f"{plan.text(0)}.delegate{number}", facts)
+            found, scales = _inside(program, delegate, f"{plan.text(0)}.delegate{number}", facts, inside)
             weights, known = {**found, **weights}, known | scales
         weights = {**_constants(program, plan), **weights}
+    facts["delegate_operators"] = dict(sorted(sum(inside.values(), Counter()).items()))
     weights = {**weights, **_others(program, {*weights, *known})}
     return Inspection(
         format="pte",
@@ -94,34 +97,40 @@ def _inspect(program: Program) -> Inspection:
             "planned_bytes": {plan.text(0): sum(plan.wholes(8, "q")) for plan in methods},
             **facts,
         },
+        units=units_of(delegates, inside, operators),
+        border_bytes=moved_bytes(program, methods),
     )
 
 
 def _inside(
-    program: Program, delegate: Table, label: str, facts: dict[str, Any]
+    program: Program, delegate: Table, label: str, facts: dict[str, Any], inside: dict[str, Counter[str]]
 ) -> tuple[Mapping[str, WeightRecord], frozenset[str]]:
-    """Weights of a delegate and keys of shared data that are its scales; adds to ``facts`` what else is known."""
+    """Weights of a delegate and keys of shared data that are its scales.
+
+    Adds its operators to ``inside``, by backend, and to ``facts`` what else is known.
+    """
     backend, blob = delegate.text(0), blob_of(program, delegate)
-    sizes = facts["delegate_bytes"]
+    operators, sizes = inside.setdefault(backend, Counter()), facts["delegate_bytes"]
     sizes[backend] = sizes.get(backend, 0) + len(blob)
     if backend == "XnnpackBackend":
         graph = _xnnpack_graph.read(blob, program.named, label)
-        _add(facts, graph.operators)
+        operators.update(graph.operators)
         return graph.weights, frozenset(graph.scale_keys)
     if backend == _coreml_delegate.BACKEND:
         package = _coreml_delegate.read(blob, program.named, label)
-        _add(facts, package.operators)
+        operators.update(package.operators)
         facts.setdefault("coreml", {})[label] = package.facts
         return package.weights, package.shared
     if backend == _mlx_graph.BACKEND:
         mlx = _mlx_graph.read(blob, program.named)
-        _add(facts, mlx.operators)
+        operators.update(mlx.operators)
         return {f"named:{key}": record for key, record in mlx.weights.items()}, mlx.keys
-    return {}, frozenset()
-
-
-def _add(facts: dict[str, Any], operators: Mapping[str, int]) -> None:
-    facts["delegate_operators"] = dict(sorted((Counter(facts["delegate_operators"]) + Counter(operators)).items()))
+    if not len(blob):
+        return {}, frozenset()
+    digest = sha256(blob).hexdigest()
+    return {
+        label: WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
+    }, frozenset()
 
 
 def _kernel_calls(plan: Table) -> Iterator[tuple[str, tuple[int, ...]]]:

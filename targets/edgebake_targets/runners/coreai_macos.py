@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from importlib.util import find_spec
-from pathlib import Path
 
-from edgebake.target import Missing, Session
-from edgebake.types import RunnerKind, Signature
+from edgebake.target import Missing
+from edgebake.types import RunnerKind
+from edgebake_targets import _coreai_packages, _coreai_session
 
 RUNS = ("coreai",)
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coreai-core",)
-SOURCES = ("edgebake_targets._coreai_session", "edgebake_targets._coreai_asset", "edgebake_targets._coreai_program")
+SOURCES = tuple(f"edgebake_targets._coreai_{part}" for part in ("asset", "packages", "program", "session"))
 _SINCE = 27  # the first macOS with the framework
+
+warm_up = _coreai_session.warm_up
+open = _coreai_session.opened  # noqa: A001 - the contract's name
 
 
 def missing() -> Missing | None:
@@ -29,20 +31,4 @@ def missing() -> Missing | None:
             reason=f"Core AI's framework is part of macOS {_SINCE}, this is {version}",
             remedy=f"run `edgebake verify` on a Mac with macOS {_SINCE}",
         )
-    if find_spec("coreai") is None:
-        return Missing(
-            reason="the Python package 'coreai-core' is not installed", remedy="pip install 'edgebake[coreai]'"
-        )
-    return None
-
-
-def warm_up() -> None:
-    """Import the bindings of the framework."""
-    import coreai.authoring  # noqa: F401
-
-
-def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
-    """Specialise and load the asset at ``entry`` for this Mac."""
-    from edgebake_targets._coreai_session import opened
-
-    return opened(entry, signature)
+    return _coreai_packages.missing(_coreai_packages.CORE)

@@ -65,11 +65,13 @@ class _Runnable:
         random = sorted(self.model.random_operators())
         if random:
             raise NotMeasured(f"the program draws random numbers ({', '.join(random)}), others on every system")
-        if self.model.interface.states:
-            kept = ", ".join(sorted(self.model.interface.states))
-            raise NotMeasured(f"the program keeps the state {kept}, and nothing says where a sequence begins")
         self.part = part
         self.recorded = recorded
+        self.begin()
+
+    def begin(self) -> None:
+        """Fresh states, all zero: ExecuTorch makes them for each part that it loads, none are shared."""
+        self.state = self.model.make_state()
 
     def given(self, values: list[Any]) -> dict[str, Any]:
         """The delegate's inputs as ExecuTorch's runtime copies them into those of the package: type and rank."""
@@ -94,6 +96,12 @@ class InterpreterSession:
         self._signature = signature
         half = any(one.model.holds("float16") for held in parts.values() for one in held.values())
         self.modes = ("fp32", "declared", "fp16-worst") if half else ()
+
+    def begin(self) -> None:
+        """A sequence of calls begins: the states of all parts are zero."""
+        for held in self._parts.values():
+            for one in held.values():
+                one.begin()
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once, every value inside the Core ML parts rounded to its declared type."""
@@ -139,7 +147,7 @@ class InterpreterSession:
         def delegate(number: int, values: list[Any]) -> dict[int, Any]:
             one = self._parts[method][number]
             count = len(one.part.inputs)
-            results = one.model.predict(one.given(values[:count]), mode=mode, watch=watches.get(number))
+            results = one.model.predict(one.given(values[:count]), one.state, mode=mode, watch=watches.get(number))
             places = enumerate(one.part.outputs, start=count)
             return {place: _pte_plan.as_declared(results[name], values[place]) for place, name in places}
 

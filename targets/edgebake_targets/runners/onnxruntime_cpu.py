@@ -1,4 +1,4 @@
-"""Runs ONNX files with ONNX Runtime's CPU provider on this machine."""
+"""Runs ONNX files, and those in ONNX Runtime's own format, with its CPU provider on this machine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
-from edgebake.target import Missing
-from edgebake.types import RunnerKind, Signature
+from edgebake.target import Missing, NotMeasured
+from edgebake.types import MethodSignature, RunnerKind, Signature
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-RUNS = ("onnx-cpu",)
+RUNS = ("onnx-cpu", "onnx-mobile")
 KIND: RunnerKind = "executed"
 DISTRIBUTIONS = ("onnx", "onnxruntime", "numpy")
+SOURCES = ("edgebake_targets.inspectors._flatbuffers", "edgebake_targets.inspectors._ort_model")
+# Products whose sums saturate where has_vnni() is false.
+_INT8_PRODUCTS = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
 
 
 def missing() -> Missing | None:
@@ -33,8 +46,10 @@ def warm_up() -> None:
     import onnxruntime  # noqa: F401
 
 
-def open(entry: Path, signature: Signature) -> OnnxSession:  # noqa: A001 - the contract's name
-    """Open ``entry``: a ``.onnx`` file, or a folder with ``<method>.onnx`` for each method of ``signature``."""
+def open(entry: Path, signature: Signature) -> OnnxSession | OrtSession:  # noqa: A001 - the contract's name
+    """Open ``entry``: a file, or a folder with ``<method>.onnx`` for each method of ``signature``."""
+    if entry.suffix == ".ort":
+        return OrtSession(entry, signature)
     paths = {m: entry / f"{m}.onnx" if entry.is_dir() else entry for m in signature.methods}
     for path in paths.values():
         if not path.is_file():
@@ -52,16 +67,9 @@ class OnnxSession:
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
-        import numpy as np
-
         if method not in self.sessions:
             self.sessions[method] = _session(self.paths[method])
-        session = self.sessions[method]
-        taken = {i.name for i in session.get_inputs()}
-        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
-        specs = self.signature.methods[method].outputs
-        values = session.run([spec.name for spec in specs], feed)
-        return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in zip(specs, values, strict=True)}
+        return _run(self.sessions[method], self.signature.methods[method], inputs)
 
     def intermediates(
         self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
@@ -83,6 +91,53 @@ class OnnxSession:
         taken = {i.name for i in session.get_inputs()}
         values = dict(zip(wanted, session.run(wanted, {k: v for k, v in inputs.items() if k in taken}), strict=True))
         return {module: np.asarray(values[name], np.float32) for module, name in results.items()}
+
+
+class OrtSession:
+    """A file in ONNX Runtime's own format; its graph was fused when it was written and shows no modules."""
+
+    def __init__(self, path: Path, signature: Signature) -> None:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        if not path.is_file():
+            raise ArtifactDamaged("the artifact's file is not there", where=str(path), fix="build it again")
+        if not has_vnni():
+            _refuse_saturation(path)
+        self.signature = signature
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
+            first = str(error).strip().splitlines()[0]
+            what = f"ONNX Runtime cannot load the file: {first}"
+            raise ArtifactDamaged(what, where=str(path), fix="build it again") from error
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; outputs by the signature's names in the signature's dtypes."""
+        return _run(self.session, self.signature.methods[method], inputs)
+
+
+def _refuse_saturation(path: Path) -> None:
+    """NotMeasured for int8 products, which the file fixes in a form that this processor computes wrongly."""
+    from edgebake_targets.inspectors import _ort_model
+
+    operators = {operator for _, _, operator in _ort_model.read(memoryview(path.read_bytes())).operators}
+    found = sorted(operators & _INT8_PRODUCTS)
+    if found:
+        raise NotMeasured(f"{found[0]} in int8 saturates on this processor, which lacks VNNI; phones' do not")
+
+
+def _run(session: Any, method: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    taken = {i.name for i in session.get_inputs()}
+    feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
+    values = session.run([spec.name for spec in method.outputs], feed)
+    named = zip(method.outputs, values, strict=True)
+    return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in named}
 
 
 def result_of(model: onnx.ModelProto, module: str) -> str:

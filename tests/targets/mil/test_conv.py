@@ -142,8 +142,66 @@ def test_conv_refusals() -> None:
         run("conv", x=x, weight=weight, pad_type="reflect")
     with pytest.raises(ValueError, match="conv of rank 3 by a kernel of rank 4"):
         run("conv", x=x, weight=np.ones((1, 1, 2, 2)))
-    with pytest.raises(Unsupported, match="conv_quantized: an experimental operator"):
-        run("conv_quantized", x=x, weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "outputs", "groups", "bits", "per_channel"),
+    [
+        ((1, 2, 9), (3,), 4, 1, 8, True),
+        ((2, 4, 6, 5), (3, 2), 6, 2, 8, True),
+        ((1, 3, 5, 5), (1, 1), 2, 1, 4, False),
+        ((1, 4, 4, 4), (2, 2), 4, 4, 1, True),
+        ((1, 2, 3, 4, 3), (2, 2, 2), 3, 1, 6, True),
+        ((1, 1, 1), (1,), 1, 1, 2, False),
+    ],
+)
+def test_conv_quantized(
+    x_shape: tuple[int, ...], kernel: tuple[int, ...], outputs: int, groups: int, bits: int, per_channel: bool
+) -> None:
+    """Each element of the kernel is its integer times the scale, plus the offset, of its output channel."""
+    random = np.random.default_rng(bits)
+    stored = random.integers(0, 2**bits, (outputs, x_shape[1] // groups, *kernel), dtype=np.uint8)
+    scale, offset = random.uniform(0.1, 2, outputs), random.uniform(-1, 1, outputs)
+    if not per_channel:
+        scale[:], offset[:] = scale[0], offset[0]
+    weight = np.stack([stored[i] * scale[i] + offset[i] for i in range(outputs)])
+    sizes = [size - extent + 1 for size, extent in zip(x_shape[2:], kernel, strict=True)]
+    ones = [1] * len(kernel)
+    expected = _convolve(_random(x_shape), weight, None, ones, ones, groups, [(0, 0)] * len(kernel), sizes)
+    given = (scale, offset) if per_channel else (float(scale[0]), [float(offset[0])])
+    found = run(
+        "conv_quantized",
+        x=_random(x_shape),
+        weight=stored,
+        quantization_type="linear",
+        nbits=bits,
+        quant_scale=given[0],
+        quant_bias=given[1],
+        groups=groups,
+    )
+    assert_close(found, expected)
+
+
+def test_conv_quantized_in_half_sums_rounds_the_kernel_too() -> None:
+    weight = np.array([[[255]]], np.uint8)
+    given = {"quantization_type": "linear", "quant_scale": 1 / 255, "quant_bias": 1e-4}
+    x = np.full((1, 1, 1), 1000.0)
+    found = run("conv_quantized", x=x, weight=weight, **given, **WORST)
+    assert float(found) == 1000.0  # 1.0001 is 1 in float16
+    assert float(run("conv_quantized", x=x, weight=weight, **given)) == pytest.approx(1000.1)
+
+
+def test_conv_quantized_refusals() -> None:
+    x, weight = np.ones((1, 1, 4)), np.ones((2, 1, 2), np.uint8)
+    given = {"x": x, "weight": weight, "quant_scale": 1.0, "quant_bias": 0.0}
+    with pytest.raises(Unsupported, match="quantization_type lut: it has no input for a table of values"):
+        run("conv_quantized", **given, quantization_type="lut")
+    with pytest.raises(Unsupported, match="a bias of uint8, of which nothing says what it stands for"):
+        run("conv_quantized", **given, quantization_type="linear", bias=np.ones(2, np.uint8))
+    with pytest.raises(ValueError, match="nbits 9, not 1 to 8"):
+        run("conv_quantized", **given, quantization_type="linear", nbits=9)
+    with pytest.raises(ValueError, match="3 values of quant_scale for 2 output channels"):
+        run("conv_quantized", **{**given, "quant_scale": np.ones(3)}, quantization_type="linear")
 
 
 @CUSTOM

@@ -41,7 +41,11 @@ def _geometry(call: Call) -> _Geometry:
 
 
 def _conv(call: Call) -> Tensor:
-    x, weight, bias, geometry = call["x"], call["weight"], call.get("bias"), _geometry(call)
+    return _convolved(call, call["weight"], call.get("bias"))
+
+
+def _convolved(call: Call, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, geometry = call["x"], _geometry(call)
     amounts = padding(call, x.shape[2:], geometry.extents, geometry.strides)
     inside = 0 if call.half_sums or any(a != b or a < 0 for a, b in amounts) else [a for a, _ in amounts]
     if inside == 0:
@@ -104,7 +108,30 @@ def _column(bias: Tensor, x: Tensor) -> Tensor:
 
 
 def _conv_quantized(call: Call) -> Tensor:
-    raise Unsupported(f"{call.operator}: an experimental operator that no ML Program writer emits")
+    """A convolution by ``weight * quant_scale + quant_bias``, one of each for all or one per output channel.
+
+    coremltools' documentation of the operator says no more. It has no parameter for the table of ``lut``, and takes a
+    ``bias`` of uint8 without a word on its scale.
+    """
+    kind, bits = call.text("quantization_type"), call.integer("nbits", 8)
+    if kind != "linear":
+        raise Unsupported(f"conv_quantized with the quantization_type {kind}: it has no input for a table of values")
+    if call.get("bias") is not None:
+        raise Unsupported("conv_quantized with a bias of uint8, of which nothing says what it stands for")
+    if not 1 <= bits <= 8:
+        raise ValueError(f"conv_quantized with nbits {bits}, not 1 to 8")
+    stored = call["weight"]
+    scale, offset = (_per_channel(call, name, stored) for name in ("quant_scale", "quant_bias"))
+    weight = stored.float() * scale + offset
+    return _convolved(call, to_half(weight) if call.half_sums else weight, None)
+
+
+def _per_channel(call: Call, name: str, weight: Tensor) -> Tensor:
+    """The parameter ``name``, broadcast over ``weight``."""
+    value = call[name].float().reshape(-1)
+    if value.numel() not in (1, weight.shape[0]):
+        raise ValueError(f"conv_quantized with {value.numel()} values of {name} for {weight.shape[0]} output channels")
+    return value.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 OPERATORS: Mapping[str, Operator] = {

@@ -1,0 +1,117 @@
+"""ExecuTorch on Qualcomm's NPU (Snapdragon, HTP): a .pte with a context binary for one chip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgebake.errors import StageFailed
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
+from edgebake.types import Lowered, ModuleKind, Traced
+from edgebake_targets import _executorch, _qnn_refusals, _qnn_toolchain
+
+FORMAT = "pte"
+DISTRIBUTIONS = _executorch.DISTRIBUTIONS
+SOURCES = (
+    *_executorch.SOURCES,
+    *(
+        f"edgebake_targets._qnn_{part}"
+        for part in ("graph", "lowerer", "lowering", "quantizer", "refusals", "toolchain")
+    ),
+)
+# QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
+CHIPS = (30, 36, 39, 42, 43, 45, 46, 52, 53, 57, 58, 69, 72, 75, 77, 87, 93, 95, 96, 97)
+DEVICES = {"vendor": ("qualcomm",), "soc_model": CHIPS, "htp_arch": ()}
+_ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
+
+SUPPORTS = (
+    Support(
+        scheme="fp16",
+        kinds=_ALL,
+        needs_device={"htp_fp16": (True,)},
+        note="half precision, which some chips' NPU lacks; needs no calibration",
+    ),
+    Support(
+        scheme="w8a16",
+        kinds=_ALL,
+        note="int8 weights per channel, tables of 16 bits, 16-bit activations",
+    ),
+    Support(
+        scheme="w8a8",
+        kinds=_ALL,
+        note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
+    ),
+    Support(
+        scheme="w4a16",
+        kinds=("linear", "conv"),
+        note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
+    ),
+)
+
+OPTIONS = (
+    Option(
+        name="activation_range",
+        default="histogram",
+        help="how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
+        choices=("histogram", "minmax"),
+    ),
+)
+
+_PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
+fix = _qnn_toolchain.fix
+versions = _qnn_toolchain.versions
+
+
+def missing() -> Missing | None:
+    """None when executorch and Qualcomm's libraries, private or the user's, are here."""
+    return _executorch.missing_packages(_PACKAGES) or _qnn_toolchain.missing()
+
+
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """What no weight needs to be read for: fixed shapes, one method, one scheme."""
+    yield from _qnn_refusals.refusals("executorch-qnn", asked)
+    for scheme in dict.fromkeys(asked.module_schemes):
+        if scheme != asked.scheme:
+            what = f"{scheme} in a network of {asked.scheme}: executorch-qnn gives all modules one scheme"
+            yield Refusal(what=what, fix="leave the rule out, or build for onnx-qnn", key="modules")
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """``model.pte`` with a context binary for ``request.device``; StageFailed when the NPU takes nothing."""
+    from edgebake_targets._qnn_lowering import lowered
+
+    device: Mapping[str, Any] = request.device or {}
+    _refuse_buffers(traced)
+    delegation, planned = lowered(traced, request, int(device["soc_model"]))
+    if not delegation.partitions:
+        names = ", ".join(row.op for row in delegation.left_out)
+        raise StageFailed(
+            f"the NPU of {device['name']} takes none of the network's operators: {names}",
+            where="lower",
+            fix="build this network for executorch-xnnpack",
+        )
+    return Lowered(
+        files=(_executorch.ARTIFACT,),
+        entry=_executorch.ARTIFACT,
+        signature=traced.signature,
+        delegation=delegation,
+        planned_memory_bytes=planned,
+        encodings={
+            "schemes": request.assignment.by_scheme(),
+            "runtime": {
+                "written_by": _qnn_toolchain.versions()["qnn"],
+                "device": str(device["name"]),
+                "soc_model": str(device["soc_model"]),
+            },
+        },
+    )
+
+
+def _refuse_buffers(traced: Traced) -> None:
+    written = [name for method in traced.signature.methods.values() for name in method.buffers]
+    if written:
+        raise StageFailed(
+            f"the network writes to {', '.join(written)}, and executorch-qnn keeps nothing between calls",
+            where="lower",
+            fix="hand it on as an input with role: state and an output",
+        )

@@ -1,0 +1,203 @@
+"""The executorch-qnn target on tiny networks: compiled for a Snapdragon and run on the vendor's simulator."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asking import defaults, lower_request
+from edgebake import devices, toolchains
+from edgebake.errors import ArtifactDamaged, StageFailed
+from edgebake.target import LowerRequest
+from edgebake.types import Lowered
+from edgebake_targets import _qnn_lowering, _qnn_toolchain, executorch_qnn
+from edgebake_targets.inspectors.pte import inspect
+from executorch_qnn_cases import RUNNER, toolchain
+from onnx_cases import Wrapper, image_inputs
+from qnn_cases import Determined, image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
+
+slow = pytest.mark.slow
+Built = tuple[Path, Lowered]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with toolchain(tmp_path_factory.mktemp("store")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("built")
+    module, traced = image()
+    return folder, lower(traced, module, folder, "w8a8", image_inputs(8, seed=2), executorch_qnn)
+
+
+def measured(module: torch.nn.Module, folder: Path, lowered: Lowered, inputs: Any) -> float:
+    return sqnr(module, folder, lowered, inputs, runner=RUNNER)
+
+
+# Floors are 4-6 dB below what was measured.
+@slow
+@pytest.mark.parametrize(("scheme", "floor"), [("fp16", 66), ("w8a16", 52), ("w4a16", 23)])
+def test_every_scheme_runs_a_convolutional_network_on_the_npu(
+    store: Path, tmp_path: Path, scheme: str, floor: float
+) -> None:
+    module, traced = image()
+    lowered = lower(traced, module, tmp_path, scheme, image_inputs(16, seed=2), executorch_qnn)
+    assert measured(module, tmp_path, lowered, image_inputs(4)) > floor
+    assert (lowered.delegation.share, lowered.delegation.partitions, lowered.delegation.left_out) == (1.0, 1, ())
+
+
+@slow
+def test_eight_bits_keep_what_a_clamp_lets_through(built: Built) -> None:
+    """With ReLU6 unknown to the quantizer and scales from before the clamp it is 30 dB."""
+    folder, lowered = built
+    assert measured(image()[0], folder, lowered, image_inputs(4)) > 41
+    assert lowered.delegation.left_out == ()
+
+
+@slow
+@pytest.mark.parametrize(("scheme", "floor"), [("fp16", 62), ("w8a16", 41)])
+def test_attention_with_padding_stays_on_the_npu_and_close(
+    store: Path, tmp_path: Path, scheme: str, floor: float
+) -> None:
+    module, traced = text()
+    lowered = lower(traced, module, tmp_path, scheme, padded_text(12), executorch_qnn)
+    assert measured(module, tmp_path, lowered, padded_text(4)) > floor
+    assert lowered.delegation.left_out == ()
+
+
+@slow
+def test_two_folders_and_processes_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
+    module, traced = image()
+    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), executorch_qnn)
+    assert (tmp_path / "model.pte").read_bytes() == (built[0] / "model.pte").read_bytes()
+
+
+@slow
+def test_the_artifact_names_its_chip_and_who_wrote_it(built: Built) -> None:
+    folder, lowered = built
+    assert lowered.encodings["runtime"]["device"] == "sm8650"
+    assert lowered.encodings["runtime"]["soc_model"] == "57"
+    assert lowered.encodings["runtime"]["written_by"] == executorch_qnn.versions()["qnn"]
+    found = inspect(folder / "model.pte")
+    assert found.delegates == {"QnnBackend": 1}
+    assert [i.shape for i in found.inputs] == [(1, 3, 16, 16)]
+
+
+@slow
+def test_another_chip_gives_another_binary(built: Built, tmp_path: Path) -> None:
+    module, traced = image()
+    lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), executorch_qnn, device="sm8750")
+    assert (tmp_path / "model.pte").read_bytes() != (built[0] / "model.pte").read_bytes()
+
+
+class Norms(torch.nn.Module):
+    """Two norms whose epsilon matters, one behind a convolution and one that nothing can be folded into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.behind, self.alone = torch.nn.BatchNorm2d(16, eps=1e-3), torch.nn.BatchNorm2d(16, eps=1e-3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.behind(self.stem(image))
+        classes: torch.Tensor = torch.nn.functional.pad(self.alone(torch.relu(x)).mean((2, 3)), (0, 0))[:, :8]
+        return classes
+
+
+@slow
+def test_norms_keep_their_epsilon(store: Path, tmp_path: Path) -> None:
+    """The builder takes 1e-9 for every network: channels with little variance come out many times too big."""
+    torch.manual_seed(0)
+    module = Wrapper(Norms()).eval()
+    for norm in (child for child in module.modules() if isinstance(child, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.get_buffer("running_var"), 1e-5, 1e-3)
+    traced = replace(
+        image()[1], programs={"forward": torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False)}
+    )
+    lowered = lower(traced, module, tmp_path, "fp16", [], executorch_qnn)
+    assert measured(module, tmp_path, lowered, image_inputs(4)) > 55
+
+
+# --- what the NPU does not take, and what goes wrong ------------------------------------------------------------------
+
+
+@slow
+def test_operators_that_the_npu_lacks_are_listed(store: Path, tmp_path: Path) -> None:
+    module = Wrapper(Determined()).eval()
+    traced = traced_vector(module, vector(8, 1))
+    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1), executorch_qnn)
+    left = {row.op: row for row in lowered.delegation.left_out}
+    assert left["aten._linalg_det"].count == 1
+    assert "does not take it" in left["aten._linalg_det"].reason
+    assert lowered.delegation.partitions == 2
+
+
+def request_for(folder: Path) -> LowerRequest:
+    asked = lower_request(folder, defaults(executorch_qnn), scheme="fp16")
+    return replace(asked, device=devices.row("sm8650"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for the interpreter")
+def test_a_compiler_that_crashes_is_one_clear_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho '[QnnPartitioner] aten.convolution.default | True'\nkill -SEGV $$\n")
+    dying.chmod(dying.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    monkeypatch.setattr(_qnn_toolchain, "environment", dict)
+    with pytest.raises(StageFailed) as caught:
+        _qnn_lowering.lowered(image()[1], request_for(tmp_path), 57)
+    said = str(caught.value)
+    assert "backend ended with signal 11 while starting for sm8650 in fp16" in said
+    assert "the last operator it looked at: aten.convolution.default" in said
+    assert "build for onnx-qnn" in said
+
+
+@slow
+def test_a_chip_that_the_backend_does_not_know_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageFailed) as caught:
+        _qnn_lowering.lowered(image()[1], request_for(tmp_path), 68)
+    said = str(caught.value)
+    assert "ended with exit code 1 while compiling for sm8650 in fp16" in said
+    assert "68 is not a valid QcomChipset" in said
+
+
+# --- the runner and the toolchain -------------------------------------------------------------------------------------
+
+
+@slow
+def test_a_binary_that_was_changed_is_an_error_not_another_answer(built: Built, tmp_path: Path) -> None:
+    folder, lowered = built
+    data = bytearray((folder / "model.pte").read_bytes())
+    start = data.index(b"\xcd\xab\x78\x56") + 64
+    data[start : start + 20_000] = bytes(20_000)
+    (tmp_path / "model.pte").write_bytes(data)
+    with pytest.raises((ArtifactDamaged, StageFailed), match=r"cannot load method|ended with"):
+        measured(image()[0], tmp_path, lowered, image_inputs(1))
+
+
+@slow
+def test_the_toolchain_is_made_from_nothing_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(_qnn_toolchain.VARIABLE, raising=False)
+    monkeypatch.setenv("EDGEBAKE_STORE", str(tmp_path))
+    at = tmp_path / "toolchains" / _qnn_toolchain.NAME
+    assert executorch_qnn.fix(tmp_path / "toolchains") == f"made {at}"
+    assert executorch_qnn.missing() is None
+    libraries = Path(_qnn_toolchain.environment()["LD_LIBRARY_PATH"].split(os.pathsep)[0])
+    assert {"libQnnHtp.so", "libHtpPrepare.so", "libQnnSystem.so"} <= {file.name for file in libraries.iterdir()}
+    assert list((at / "licences").iterdir())
+    with (libraries / "libHtpPrepare.so").open("r+b") as file:
+        file.write(b"damage")
+    assert "libHtpPrepare.so is not what was installed" in (toolchains.damage(at) or "")
+    assert executorch_qnn.fix(tmp_path / "toolchains") == f"made {at}"
+    assert toolchains.damage(at) is None

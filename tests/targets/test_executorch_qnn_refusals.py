@@ -1,0 +1,260 @@
+"""What executorch-qnn refuses before a weight is read, its toolchain's remedies, and its rewrites."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from asking import defaults, lower_request
+from edgebake import devices, toolchains
+from edgebake.errors import StageFailed, ToolchainMissing
+from edgebake.target import Asked
+from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
+from edgebake_targets import _qnn_graph, _qnn_lowering, _qnn_toolchain, executorch_qnn
+from edgebake_targets.runners import executorch_qnn_simulator
+from qnn_rules import FIXED, refused
+
+
+def test_dimensions_that_vary_are_refused_with_the_rule_that_fixes_them(tmp_path: Path) -> None:
+    said = refused(tmp_path, "{target: executorch-qnn, device: sm8650, scheme: fp16}")
+    assert "the NPU takes fixed shapes only, and 'seq' varies" in said
+    assert "dims: {seq: {min: 64, max: 64}}" in said
+    assert "one.yaml:4" in said
+
+
+CANNOT = {
+    "{target: executorch-qnn, scheme: fp16, %s}": ("executorch-qnn", "device: "),
+    "{target: executorch-qnn, device: m4, scheme: fp16, %s}": ("executorch-qnn does not run on m4", "fit: sm8450"),
+    "{target: executorch-qnn, device: sm8635, scheme: w8a8, %s}": ("does not run on sm8635", "its soc_model is 68"),
+    "{target: executorch-qnn, device: sm1, scheme: fp16, %s}": ("there is no device 'sm1'",),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a8d, %s}": ("cannot do w8a8d", "w8a16"),
+    "{target: executorch-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}": ("has no option 'soc'",),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': fp16}}}": (
+        "fp16 in a network of w8a8: executorch-qnn gives all modules one scheme",
+        "build for onnx-qnn",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", CANNOT)
+def test_what_cannot_be_is_refused_by_name_with_a_remedy(tmp_path: Path, rule: str) -> None:
+    said = refused(tmp_path, rule % FIXED)
+    assert all(word in said for word in (*CANNOT[rule], "one.yaml:7")), said
+
+
+def test_several_methods_are_refused_by_name() -> None:
+    asked = Asked(
+        scheme="fp16",
+        module_schemes=(),
+        options=defaults(executorch_qnn),
+        device=devices.row("sm8650"),
+        inputs={"prefill": (), "decode": ()},
+        varying=(),
+        channels=None,
+    )
+    said = [refusal.what for refusal in executorch_qnn.refusals(asked)]
+    assert said == ["executorch-qnn takes networks of one method, not prefill, decode"]
+
+
+def test_the_chips_are_those_that_executorch_knows() -> None:
+    found = find_spec("executorch")
+    assert found is not None and found.submodule_search_locations
+    schema = Path(next(iter(found.submodule_search_locations))) / "backends/qualcomm/serialization/qc_schema.py"
+    tree = ast.parse(schema.read_text())
+    (chips,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "QcomChipset")
+    numbers = [ast.literal_eval(node.value) for node in chips.body if isinstance(node, ast.Assign)]
+    assert set(executorch_qnn.CHIPS) == set(numbers) - {0}
+
+
+def cell(x: torch.Tensor) -> Traced:
+    module = torch.nn.BatchNorm1d(4).train()
+    program = torch.export.export(module, (x,), strict=False)
+    taken = TensorSpec(name="x", shape=tuple(x.shape), dtype="float32")
+    method = MethodSignature(inputs=(taken,), outputs=(taken,), buffers=("running_mean",))
+    return Traced(programs={"forward": program}, signature=Signature(methods={"forward": method}))
+
+
+def test_a_network_that_writes_to_its_buffers_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match=r"writes to running_mean.*\n?.*role: state"):
+        executorch_qnn.lower(cell(torch.randn(2, 4)), lower_request(tmp_path, defaults(executorch_qnn)))
+
+
+def test_integers_without_calibration_samples_are_refused(tmp_path: Path) -> None:
+    request = lower_request(tmp_path, defaults(executorch_qnn), scheme="w8a8")
+    with pytest.raises(StageFailed, match=r"calibration samples\n?.*samples.calibration"):
+        _qnn_lowering._calibration(cell(torch.randn(2, 4)), request, "forward", tmp_path / "calls.npz")
+
+
+# --- the toolchain ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEBAKE_STORE", str(tmp_path))
+    monkeypatch.delenv(_qnn_toolchain.VARIABLE, raising=False)
+    monkeypatch.setattr(_qnn_toolchain.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(_qnn_toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(_qnn_toolchain, "_backend", lambda: [Path("found.so")])
+    return tmp_path
+
+
+@pytest.mark.parametrize("part", [executorch_qnn, executorch_qnn_simulator])
+def test_without_libraries_the_remedy_is_the_command_that_makes_them(empty_store: Path, part: object) -> None:
+    found = part.missing()  # type: ignore[attr-defined]
+    assert found is not None
+    assert found.reason == "the private toolchain qnn-onnxruntime-qnn-2.5.0 cannot be used: it has not been made"
+    assert found.remedy.startswith("edgebake doctor --fix (installs onnxruntime-qnn==2.5.0")
+    with pytest.raises(ToolchainMissing, match="edgebake doctor --fix"):
+        _qnn_toolchain.environment()
+
+
+def test_an_interrupted_toolchain_is_named(empty_store: Path) -> None:
+    left = empty_store / "toolchains" / "qnn-onnxruntime-qnn-2.5.0.making"
+    left.mkdir(parents=True)
+    found = executorch_qnn.missing()
+    assert found is not None and f"making it was interrupted, {left}" in found.reason
+
+
+def sdk(folder: Path) -> Path:
+    (folder / "lib" / _qnn_toolchain.HOST).mkdir(parents=True)
+    (folder / "lib" / _qnn_toolchain.HOST / "libQnnHtp.so").write_bytes(b"library")
+    return folder
+
+
+def test_the_users_own_sdk_serves_as_well(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = sdk(empty_store / "qairt")
+    monkeypatch.setenv("QNN_SDK_ROOT", str(root))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    monkeypatch.setattr(_qnn_toolchain, "find_spec", lambda _: object())
+    assert executorch_qnn.missing() is None
+    libraries = root / "lib" / "x86_64-linux-clang"
+    told = _qnn_toolchain.environment()
+    assert told == {"QNN_SDK_ROOT": str(root), "LD_LIBRARY_PATH": f"{libraries}:/elsewhere"}
+    assert executorch_qnn.fix(empty_store) == f"nothing made, QNN_SDK_ROOT names {root}"
+    first = executorch_qnn.versions()["qnn"]
+    (libraries / "libQnnHtp.so").write_bytes(b"another library")
+    assert executorch_qnn.versions()["qnn"] != first, "two SDKs share no key"
+    monkeypatch.delenv("QNN_SDK_ROOT")
+    assert executorch_qnn.versions()["qnn"] == "qnn-onnxruntime-qnn-2.5.0"
+
+
+def test_what_an_sdk_lacks_is_said_with_the_remedy(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QNN_SDK_ROOT", str(empty_store / "nowhere"))
+    found = executorch_qnn.missing()
+    assert found is not None
+    assert f"QNN_SDK_ROOT is {empty_store / 'nowhere'}, and there is no " in found.reason
+    assert "unset QNN_SDK_ROOT; edgebake doctor --fix" in found.remedy
+    assert executorch_qnn.versions() == {"qnn": "absent"}
+    monkeypatch.setenv("QNN_SDK_ROOT", str(sdk(empty_store / "qairt")))
+    monkeypatch.setattr(_qnn_toolchain, "find_spec", lambda _: None)
+    found = executorch_qnn.missing()
+    assert found is not None and found.reason == "not installed: py-cpuinfo"
+    assert found.remedy == "pip install py-cpuinfo==9.0.0"
+
+
+def test_systems_and_wheels_without_the_backend_say_so(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_qnn_toolchain, "_backend", list)
+    found = executorch_qnn.missing()
+    assert found is not None and "no executorch with a Qualcomm backend" in found.reason
+    assert "pip install" in found.remedy
+    monkeypatch.setattr(_qnn_toolchain.platform, "system", lambda: "Darwin")
+    found = executorch_qnn.missing()
+    assert found is not None and "not on Darwin" in found.reason and "Linux x86-64" in found.remedy
+    assert executorch_qnn.fix(empty_store).startswith("nothing made, ExecuTorch compiles for Qualcomm on Linux")
+
+
+def test_pip_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed) as caught:
+        _qnn_toolchain._install("-no-such-option", tmp_path / "into")
+    said = str(caught.value)
+    assert "pip could not install -no-such-option into a private folder" in said
+    assert "no such option" in said and "QNN_SDK_ROOT" in said
+    assert toolchains.fault(tmp_path / "into") == "it has not been made"
+
+
+# --- rewrites ---------------------------------------------------------------------------------------------------------
+
+
+class Norms(torch.nn.Module):
+    """A norm behind a convolution without bias, one behind a product that others read, one alone; ReLU6 between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.Conv2d(8, 8, 3, groups=2)
+        self.alone, self.behind = torch.nn.BatchNorm2d(3, eps=0.5), torch.nn.BatchNorm2d(8, eps=0.5)
+        self.shared = torch.nn.BatchNorm2d(8, eps=0.5, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.relu6(self.behind(self.first(self.alone(x))))
+        y = self.second(x)
+        return y + self.shared(y)
+
+
+def exported(module: torch.nn.Module, *inputs: torch.Tensor) -> torch.fx.GraphModule:
+    module.eval().requires_grad_(requires_grad=False)
+    return torch.export.export(module, inputs, strict=False).module(check_guards=False)
+
+
+def decibels(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    noise = ((wanted - got).double() ** 2).sum().clamp(min=1e-30)
+    return float(10 * torch.log10((wanted.double() ** 2).sum() / noise))
+
+
+def test_norms_go_into_convolutions_and_the_rest_leave_no_epsilon_behind() -> None:
+    torch.manual_seed(0)
+    module = Norms()
+    for norm in (module.alone, module.behind, module.shared):
+        torch.nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2)
+        torch.nn.init.normal_(norm.get_buffer("running_mean"))
+    x = torch.randn(1, 3, 8, 8)
+    graph = exported(module, x)
+    wanted = module(x)
+    _qnn_graph.rewrite(graph)
+    assert decibels(wanted, graph(x)) > 100
+    norms = [node for node in graph.graph.nodes if _qnn_graph.name_of(node) == "batch_norm"]
+    assert [node.args[7] for node in norms] == [0.0, 0.0]
+    names = [_qnn_graph.name_of(node) for node in graph.graph.nodes if node.op == "call_function"]
+    assert names.count("hardtanh") == 1 and "relu6" not in names
+
+
+class Masked(torch.nn.Module):
+    """Scores with keys hidden in each of the usual ways."""
+
+    def forward(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = scores.masked_fill(mask == 0, torch.finfo(torch.float32).min)
+        added = scores + (1.0 - mask) * -10000.0
+        chosen = torch.where(mask > 0, scores, torch.tensor(float("-inf")))
+        return hidden.softmax(-1) + added.softmax(-1) + chosen.softmax(-1)
+
+
+def lowest(graph: torch.fx.GraphModule) -> float:
+    """The lowest number that the operators read."""
+    scalars = [a for node in graph.graph.nodes for a in node.args if type(a) in (int, float)]
+    constants = [_qnn_graph.value_of(graph, node) for node in graph.graph.nodes]
+    return min(scalars + [float(value.min()) for value in constants if value is not None])
+
+
+def test_masks_come_near_the_scores_and_the_outputs_stay() -> None:
+    torch.manual_seed(0)
+    scores, mask = torch.randn(1, 4, 8), torch.tensor([[[1.0, 1, 1, 1, 1, 0, 0, 0]]])
+    graph = exported(Masked(), scores, mask)
+    wanted = graph(scores, mask)
+    assert lowest(graph) < -9999
+    _qnn_graph.rewrite(graph)
+    assert lowest(graph) == -100
+    assert decibels(wanted, graph(scores, mask)) > 100
+
+
+def test_a_large_number_that_is_no_mask_stays() -> None:
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = x + -1e4
+            return hidden.softmax(-1), hidden.relu()
+
+    graph = exported(Both(), torch.randn(1, 4))
+    _qnn_graph.rewrite(graph)
+    assert lowest(graph) == -1e4
