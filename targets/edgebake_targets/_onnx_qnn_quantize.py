@@ -48,10 +48,9 @@ class Ready:
         import onnx
         from onnxruntime.quantization import quantize_static
 
-        config = self._config(self.values(modules))
         result = self.folder / "integers.onnx"
         with silent():
-            quantize_static(self.folded, result, None, **config)
+            quantize_static(self.folded, result, None, **self._config(self.values(modules)))
         quantized = onnx.load_model(result)
         clean_keeping_scopes(quantized)
         return quantized
@@ -67,18 +66,20 @@ class Ready:
 
         bits = activation_bits(self.nodes)
         widths = overrides(self.folded, wide, self.seen, self.left_float) if wide else {}
+        types = _weight_types(self.folded, self.nodes) | widths
         rules = get_qnn_qdq_config(
             self.folded,
             None,
             activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits],
             weight_type=QuantType.QInt8,
             per_channel=True,
-            init_overrides=_weight_types(self.folded, self.nodes) | widths,
+            init_overrides=types,
             add_qtype_converts=not widths,
             keep_removable_activations=True,  # those that could go are gone
             nodes_to_exclude=list(self.left_float),
         )
-        large = wide if bits == 8 else self.seen
+        narrow = {name for name, given in types.items() if given[0].get("quant_type") is QuantType.QUInt8}
+        large = [name for name in (wide if bits == 8 else self.seen) if name not in narrow]
         anywhere = (-math.inf, math.inf)
         ranges = ranges_of(self.seen, self.options) | {
             name: wide_range(self.seen[name], self.options, self.ends.get(name, anywhere)) for name in large

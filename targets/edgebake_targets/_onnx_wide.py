@@ -69,7 +69,8 @@ def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found
     if now > enough:
         alone = {module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))) for module in others}
         order = sorted((m for m in others if alone[m] > 0.0), key=lambda module: -alone[module])
-        count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
+        if order:
+            count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
     found = (*ends, *order[:count])
     text = f"{_db(loss)} on calibration samples, {_db(now)} with the outputs alone, {_db(best)} with 16 bits everywhere"
     named = ", ".join("the network itself" if module == ITSELF else module for module in found)
@@ -114,7 +115,7 @@ class _Meter:
             for index, (value, right) in enumerate(zip(got, wanted, strict=True)):
                 noise[index] += float(((value.astype("float64") - right) ** 2).sum())
                 signal[index] += float((right.astype("float64") ** 2).sum())
-        return max(lost / there for lost, there in zip(noise, signal, strict=True) if there)
+        return max((lost / there for lost, there in zip(noise, signal, strict=True) if there), default=0.0)
 
 
 def as_written(model: onnx.ModelProto) -> Any:
