@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.target import LowerRequest
 from edgebake.types import Delegation, Lowered, Traced
-from edgebake_targets import _onnx_kernels
+from edgebake_targets import _onnx_kernels, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ SOURCES = _onnx_kernels.SOURCES
 SUPPORTS = _onnx_kernels.SUPPORTS
 OPTIONS = (_onnx_kernels.OPSET, *CALIBRATION)
 
+refusals = _ranges.refused
 missing = _onnx_kernels.missing
 
 

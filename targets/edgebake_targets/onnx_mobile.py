@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edgebake.target import Asked, LowerRequest, Option, Refusal
 from edgebake.types import Delegation, Lowered, Traced
-from edgebake_targets import _onnx_kernels
+from edgebake_targets import _onnx_kernels, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 FORMAT = "ort"
@@ -43,7 +43,8 @@ missing = _onnx_kernels.missing
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """One method: a file holds one graph."""
+    """One method: a file holds one graph. No percentile that is none."""
+    yield from _ranges.refused(asked)
     if len(asked.inputs) > 1:
         what = f"onnx-mobile takes networks of one method, not {', '.join(asked.inputs)}"
         yield Refusal(what=what, fix="make a component of each method, or take onnx-cpu")
