@@ -100,12 +100,13 @@ def drop_overwritten(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     a static cache). ``program`` is changed in place, as torch.export returned it: not functional yet.
     """
     signature, graph = program.graph_signature, program.graph_module.graph
+    nodes = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    buffers = dict(signature.inputs_to_buffers)
     dropped = []
-    for spec in list(signature.input_specs):
-        name = signature.inputs_to_buffers.get(getattr(spec.arg, "name", ""))
-        node = next((n for n in graph.find_nodes(op="placeholder") if n.name == getattr(spec.arg, "name", "")), None)
-        write = _only_write(node) if name is not None and node is not None else None
-        if name is None or node is None or write is None:
+    for spec in [spec for spec in signature.input_specs if spec.arg.name in buffers]:
+        name, node = buffers[spec.arg.name], nodes[spec.arg.name]
+        write = _only_write(node)
+        if write is None:
             continue
         write.replace_all_uses_with(_as_written(graph, write, node.meta["val"]))
         graph.erase_node(write)

@@ -106,18 +106,29 @@ def trace(loaded: Loaded, seed: int = 0) -> Traced:
 
 def _trace_method(loaded: Loaded, name: str, seed: int) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The program, and names of the buffers that the method writes to."""
-    lost: tuple[str, ...] = ()
-    for strict in (False, True):  # strict finds buffers that are reached by other roads, such as a list of caches
-        program = _export(loaded, name, seed, strict=strict)
-        dropped = drop_overwritten(program)
-        written, lost = _hold_against_eager(loaded, name, seed, program, dropped)
-        if not lost:
-            return without_provenance(program), written
-    raise StageFailed(
-        f"{name}: the exported program loses what the network writes to its buffer {lost[0]}",
-        fix="write to it as the attribute of its module, whenever it runs; or pass it as an input with role state and "
-        "return its new value",
-    )
+    program, written, lost = _exported(loaded, name, seed, strict=False)
+    if lost:
+        told = StageFailed(
+            f"{name}: the exported program loses what the network writes to its buffer {lost[0]}",
+            fix="write to it as the attribute of its module, whenever it runs; or pass it as an input with role state "
+            "and return its new value",
+        )
+        try:  # strict finds buffers that are reached by other roads, such as a list of caches
+            program, written, lost = _exported(loaded, name, seed, strict=True)
+        except StageFailed as error:
+            raise told from error
+        if lost:
+            raise told
+    return without_provenance(program), written
+
+
+def _exported(
+    loaded: Loaded, name: str, seed: int, *, strict: bool
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...], tuple[str, ...]]:
+    """The program, names of the buffers that it writes to, and of those that only the network writes to."""
+    program = _export(loaded, name, seed, strict=strict)
+    dropped = drop_overwritten(program)
+    return program, *_hold_against_eager(loaded, name, seed, program, dropped)
 
 
 def _export(loaded: Loaded, name: str, seed: int, *, strict: bool) -> torch.export.ExportedProgram:

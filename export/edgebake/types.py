@@ -270,7 +270,7 @@ class Inspection:
     weights: tuple[WeightRecord, ...]
     total_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    units: tuple[UnitWork, ...] = ()  # where parts of it are compiled; ``border_bytes`` as in Delegation
+    units: tuple[UnitWork, ...] = ()  # what runs it, where the file tells; ``border_bytes`` as in Delegation
     border_bytes: int | None = None
 
 

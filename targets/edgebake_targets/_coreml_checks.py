@@ -103,11 +103,12 @@ def record_inside(package: Package, inside: Mapping[str, str]) -> dict[str, str]
 
 def record_states(package: Package, states: Mapping[str, str]) -> dict[str, str]:
     """``states`` (name -> buffer) once ``package`` is seen to write to each; else StageFailed names it."""
-    _coreml_states.refuse_dropped(package, _declared_states(package), states)
+    _coreml_states.refuse_dropped(package, declared_states(package), states)
     return dict(states)
 
 
-def _declared_states(package: Package) -> tuple[str, ...]:
+def declared_states(package: Package) -> tuple[str, ...]:
+    """Names of the states of ``package``."""
     return tuple(spec.name for spec in inputs_of(package) if spec.role == "state")
 
 
@@ -237,7 +238,7 @@ def _of_method(
         _interface("structure.outputs", place.path, _promised(method.outputs, signature), outputs_of(package)),
         held_against(package, checks.get("packages", {}).get(place.key, {})),
         *_coreml_activations.verdicts(package, checks.get("activations", {}).get(place.key, {})),
-        *_coreml_states.verdict(package, _declared_states(package), checks.get("states", {}).get(place.key, {})),
+        *_coreml_states.verdict(package, declared_states(package), checks.get("states", {}).get(place.key, {})),
     )
     return [replace(verdict, subject=place.key) for verdict in found]
 

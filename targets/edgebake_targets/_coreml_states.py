@@ -7,7 +7,7 @@ shows it. So the writes of the package are held against those of the program tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, RecipeError, StageFailed
@@ -51,6 +51,22 @@ def states_of(program: torch.export.ExportedProgram, system: str) -> dict[str, s
     if problems:
         raise StageFailed(problems)
     return {re.sub(r"\W", "_", buffer): canonical_module_name(buffer) for buffer in buffers}
+
+
+def coarse(programs: Iterable[torch.export.ExportedProgram], states: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """A line for each buffer of integers among ``states`` (by place: name -> buffer), which float16 does not count."""
+    kept = {buffer for named in states.values() for buffer in named.values()}
+    held = {
+        canonical_module_name(name): value
+        for program in programs
+        for name, value in {**program.constants, **program.state_dict}.items()
+    }
+    for buffer in sorted(kept):
+        dtype = held[buffer].dtype
+        if not dtype.is_floating_point and dtype.itemsize > 1:
+            yield (
+                f"the buffer {buffer} holds integers, and Core ML's states are float16: beyond 2048 they are not exact"
+            )
 
 
 def name_writes(program: Any) -> None:

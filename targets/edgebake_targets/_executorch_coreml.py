@@ -19,7 +19,7 @@ from edgebake.target import LowerRequest
 from edgebake.types import module_of_stack_entry, rule_for
 from edgebake_targets import _coreml, _coreml_checks, _coreml_flattened, _coreml_modules, _coreml_rewrites
 from edgebake_targets._coreml_options import precision_of
-from edgebake_targets._coreml_package import open_package, write_package
+from edgebake_targets._coreml_package import Package, open_package, write_package
 from edgebake_targets._coreml_schemes import is_compressed, misfits
 from edgebake_targets._coreml_weights import FloatWeight, float_weights, folds_norms, locate
 
@@ -51,7 +51,32 @@ def partitioner(request: LowerRequest, programs: Iterable[torch.export.ExportedP
     # Shared packages lie under random names, and only where all methods fall into equally many parts.
     apart = MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED
     specs.append(CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec(apart))
-    return CoreMLPartitioner(compile_specs=specs)
+    made = CoreMLPartitioner(compile_specs=specs)
+    propose = made.partition
+
+    def partition(program: torch.export.ExportedProgram) -> Any:
+        found = propose(program)
+        _keep_outside(program)
+        return found
+
+    made.partition = partition
+    return made
+
+
+def _keep_outside(program: torch.export.ExportedProgram) -> None:
+    """Leave a buffer outside the parts unless one part does all that reads it and what writes it.
+
+    ExecuTorch 1.4 gives it to one of the parts that read it all the same: the others see its first value for ever, and
+    a write outside has no buffer to go to. ``program`` is tagged; its tags are changed in place.
+    """
+    signature = program.graph_signature
+    nodes = {node.name: node for node in program.graph.nodes}
+    writers = {buffer: nodes[name] for name, buffer in signature.buffers_to_mutate.items()}
+    for name, buffer in signature.inputs_to_buffers.items():
+        if buffer in writers and name in nodes:
+            tags = {user.meta.get("delegation_tag") for user in (*nodes[name].users, writers[buffer])}
+            if len(tags) > 1:
+                nodes[name].meta.pop("delegation_tag", None)
 
 
 def weights_of(program: torch.export.ExportedProgram, request: LowerRequest) -> tuple[FloatWeight, ...]:
@@ -75,11 +100,13 @@ def rewrite_packages(
     method: str,
     weights: tuple[FloatWeight, ...],
     specs: MethodSignature,
+    states: Mapping[str, str],
     request: LowerRequest,
 ) -> dict[str, dict[str, Any]]:
     """Compress, check and rewrite, in place, every package of ``method``; what to record of each, by its identifier.
 
-    StageFailed names each module to be compressed whose weight no package holds.
+    ``states``: the buffers that the method writes to, by the name of their state. StageFailed names each module to be
+    compressed whose weight no package holds, and each state that its package never writes to.
     """
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
@@ -88,7 +115,8 @@ def rewrite_packages(
     seen: set[str] = set()
     for part in graph.modules():
         if isinstance(part, LoweredBackendModule):
-            identifier, records_of, modules = _rewrite(part, f"lower: method {method}", weights, specs, request)
+            where = f"lower: method {method}"
+            identifier, records_of, modules = _rewrite(part, where, weights, specs, states, request)
             records[identifier] = records_of
             seen |= modules
     lost = sorted({weight.module for weight in weights if is_compressed(weight.scheme)} - seen)
@@ -102,7 +130,12 @@ def rewrite_packages(
 
 
 def _rewrite(
-    part: Any, where: str, weights: tuple[FloatWeight, ...], specs: MethodSignature, request: LowerRequest
+    part: Any,
+    where: str,
+    weights: tuple[FloatWeight, ...],
+    specs: MethodSignature,
+    states: Mapping[str, str],
+    request: LowerRequest,
 ) -> tuple[str, dict[str, Any], set[str]]:
     """Identifier of the package, what to record of it, and the modules whose weights it holds."""
     files = _coreml_flattened.read(memoryview(part.processed_bytes), where)
@@ -117,6 +150,7 @@ def _rewrite(
             "packages": _coreml_checks.record(package, named),
             "modules": _coreml_checks.record_modules(package, modules),
             "inside": _coreml_checks.record_inside(package, inside),
+            "states": _record_states(package, states),
         }
         held = {file.relative_to(scratch).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
         del package  # its weights are mapped from the folder that is about to go
@@ -126,6 +160,12 @@ def _rewrite(
     held[_coreml_flattened.METADATA] = json.dumps(names, sort_keys=True).encode()
     part._processed_bytes = _coreml_flattened.write(held)  # upstream's only other way is to convert again
     return identifier, record, {module for one in named.values() for module in one.modules}
+
+
+def _record_states(package: Package, states: Mapping[str, str]) -> dict[str, str]:
+    """Those of ``states`` that lie in ``package``."""
+    declared = _coreml_checks.declared_states(package)
+    return _coreml_checks.record_states(package, {name: states[name] for name in declared if name in states})
 
 
 def _identifier(held: Mapping[str, bytes]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.types import Signature, Verdict
-from edgebake_targets import _coreml_checks, _coreml_flattened, _executorch_checks
+from edgebake_targets import _coreml_checks, _coreml_flattened, _coreml_states, _executorch_checks
 from edgebake_targets._coreml_package import Package
 from edgebake_targets.inspectors import _coreml_delegate
 from edgebake_targets.inspectors import _pte_file as file
@@ -76,6 +76,7 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
         *_executorch_checks.structure(entry, signature),
         *_absent(kept, parts),
         *_weights(kept, parts),
+        *_states(kept, parts),
     )
 
 
@@ -84,6 +85,12 @@ def _absent(recorded: Mapping[str, Any], parts: Sequence[Part]) -> Iterator[Verd
     if lost:
         reason = f"the program lacks the Core ML part {lost[0]} that it was built with"
         yield Verdict(limit="structure.weights", state="fail", reason=reason)
+
+
+def _states(kept: Mapping[str, Any], parts: Sequence[Part]) -> Iterator[Verdict]:
+    for part in parts:
+        promised = kept.get(part.identifier, {}).get("states", {})
+        yield from _coreml_states.verdict(part.package, _coreml_checks.declared_states(part.package), promised)
 
 
 def _weights(kept: Mapping[str, Any], parts: Sequence[Part]) -> Iterator[Verdict]:

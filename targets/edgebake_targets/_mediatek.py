@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # The versions that ExecuTorch 1.4.1 was written for (backends/mediatek/README.md).
 VERSIONS = {"mtk_converter": "8.13.0", "mtk_neuron": "8.2.23"}
 SDK = "https://neuropilot.mediatek.com/resources/public/npexpress/en/docs/npexpress"
-PLATFORMS = ("mt6989", "mt6991", "mt6993")  # preprocess.py: SUPPORTED_PLATFORM_CONFIGS
+# Those of mt6989, mt6991 and mt6993, which ExecuTorch compiles for (preprocess.py: SUPPORTED_PLATFORM_CONFIGS).
+NPUS = ("apu-790", "npu-890", "npu-990")
 _PRECISIONS = {"w8a8": "A8W8", "w8a16": "A16W8", "w4a16": "A16W4"}
 
 

@@ -6,6 +6,26 @@ from importlib.util import find_spec
 
 from edgebake.target import Missing, Option, Support
 
+# What a target reaches that writes for these kernels, this module included.
+SOURCES = tuple(
+    f"edgebake_targets.{name}"
+    for name in (
+        "_onnx",
+        "_onnx_graph",
+        "_onnx_half",
+        "_onnx_kernels",
+        "_onnx_lower",
+        "_onnx_macs",
+        "_onnx_options",
+        "_onnx_quantize",
+        "_onnx_ranges",
+        "_onnx_static",
+        "_onnx_units",
+        "_ranges",
+        "_units",
+    )
+)
+
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear", "conv", "embedding")),
     Support(

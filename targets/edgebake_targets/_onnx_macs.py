@@ -24,9 +24,14 @@ def shapes_of(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) ->
     """
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(_light(model, sizes or {}), data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(_light(model, sizes or {}), data_prop=True)
+    return {**stated_shapes(inferred), **stated_shapes(model)}
+
+
+def stated_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of which ``model`` says it in full."""
     found = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             found.setdefault(value.name, tuple(d.dim_value for d in dims))
@@ -37,11 +42,10 @@ def _light(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
     """``model`` without its weights: inference serialises it, and a message with all of them may exceed 2 GiB."""
     from onnx import helper
 
-    graph = model.graph
+    graph = model.graph  # with sizes given, what it says of shapes with names is left out
     large = {i.name: i for i in graph.initializer if prod(i.dims) > _SMALL_CONSTANT}
     inputs = [_sized(value, sizes) for value in graph.input if value.name not in large]
     weights = [helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in large.values()]
-    known = {value.name: value for value in graph.value_info}
     extra: list[onnx.ValueInfoProto] = []
     nodes = [_standard(node, extra) for node in graph.node]
     return helper.make_model(
@@ -51,7 +55,7 @@ def _light(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
             [*inputs, *weights, *extra],
             [helper.make_empty_tensor_value_info(o.name) if sizes else o for o in graph.output],
             [i for i in graph.initializer if i.name not in large],
-            value_info=[] if sizes else known.values(),
+            value_info=[] if sizes else graph.value_info,
         ),
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
@@ -89,7 +93,7 @@ def macs_of(node: onnx.NodeProto, shapes: Shapes) -> int | None:
         return 0
     try:
         return count(node, shapes)
-    except KeyError:  # a tensor without a shape
+    except LookupError:  # a tensor without a shape, a node without its inputs
         return None
 
 
@@ -131,15 +135,11 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 def _einsum(node: onnx.NodeProto, shapes: Shapes) -> int:
     """Of two operands: one product for every combination of the letters."""
-    left = attribute(node, "equation", b"").decode().replace(" ", "").split("->")[0].split(",")
-    if len(left) != 2 or "." in "".join(left):
-        raise KeyError(node.op_type)
-    sizes = {
-        letter: size
-        for letters, name in zip(left, node.input, strict=True)
-        for letter, size in zip(letters, shapes[name], strict=True)
-    }
-    return prod(sizes.values())
+    operands = [shapes[name] for name in node.input]
+    letters = attribute(node, "equation", b"").decode().replace(" ", "").split("->")[0].split(",")
+    if len(operands) != 2 or [len(one) for one in letters] != [len(shape) for shape in operands]:
+        raise LookupError(node.op_type)
+    return prod(dict(zip("".join(letters), (*operands[0], *operands[1]), strict=True)).values())
 
 
 _MACS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgebake.target import Option
+from edgebake_targets._ranges import METHODS, PERCENTILE
 
 CALIBRATION = (
     Option(
@@ -10,7 +11,7 @@ CALIBRATION = (
         default="minmax",
         help="how ranges of static activations are chosen: all that calibration samples show, a share of it, or what "
         "costs the least divergence of distributions or the least squared error",
-        choices=("minmax", "percentile", "entropy", "mse"),
+        choices=METHODS,
     ),
-    Option(name="percentile", default=99.99, help="share of values inside the range, with calibrate: percentile"),
+    PERCENTILE,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from edgebake.target import LowerRequest
 from edgebake.types import Assignment
 from edgebake_targets._onnx import clean_keeping_scopes, module_of
 from edgebake_targets._onnx_graph import WEIGHT_SLOT, attribute
-from edgebake_targets._onnx_ranges import observed, store
+from edgebake_targets._onnx_ranges import observed, ranges_of, store, wide_range
 from edgebake_targets._onnx_static import Feed, silent, turn_weights
 from edgebake_targets._onnx_wide import Kept, searched
 from edgebake_targets._onnx_widths import SEARCH, fold_clamps, named, overrides, values_of, words
@@ -22,19 +23,20 @@ from edgebake_targets._onnx_widths import SEARCH, fold_clamps, named, overrides,
 if TYPE_CHECKING:
     import onnx
 
-    from edgebake_targets._ranges import Seen
+    from edgebake_targets._ranges import Range, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """A float graph that calibration samples have run through, to be rounded in one way or another.
 
-    ``folded``: the graph without the clamps that ranges replace. ``nodes``: names of the operators with integer weights
-    and their schemes; ``left_float``: of those that stay float.
+    ``folded``: the graph without the clamps that ranges replace; ``ends``: what they clamped to. ``nodes``: names of
+    the operators with integer weights and their schemes; ``left_float``: of those that stay float.
     """
 
     model: onnx.ModelProto
     folded: onnx.ModelProto
+    ends: Mapping[str, Range]
     folder: Path
     seen: Mapping[str, Seen]
     nodes: Mapping[str, str]
@@ -46,10 +48,9 @@ class Ready:
         import onnx
         from onnxruntime.quantization import quantize_static
 
-        config = self._config(self.values(modules))
         result = self.folder / "integers.onnx"
         with silent():
-            quantize_static(self.folded, result, None, **config)
+            quantize_static(self.folded, result, None, **self._config(self.values(modules)))
         quantized = onnx.load_model(result)
         clean_keeping_scopes(quantized)
         return quantized
@@ -65,23 +66,29 @@ class Ready:
 
         bits = activation_bits(self.nodes)
         widths = overrides(self.folded, wide, self.seen, self.left_float) if wide else {}
+        types = _weight_types(self.folded, self.nodes) | widths
         rules = get_qnn_qdq_config(
             self.folded,
             None,
             activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits],
             weight_type=QuantType.QInt8,
             per_channel=True,
-            init_overrides=_weight_types(self.folded, self.nodes) | widths,
+            init_overrides=types,
             add_qtype_converts=not widths,
             keep_removable_activations=True,  # those that could go are gone
             nodes_to_exclude=list(self.left_float),
         )
-        chosen_bits = {name: 16 if name in wide else bits for name in self.seen}
+        narrow = {name for name, given in types.items() if given[0].get("quant_type") is QuantType.QUInt8}
+        large = [name for name in (wide if bits == 8 else self.seen) if name not in narrow]
+        anywhere = (-math.inf, math.inf)
+        ranges = ranges_of(self.seen, self.options) | {
+            name: wide_range(self.seen[name], self.options, self.ends.get(name, anywhere)) for name in large
+        }
         names = ("activation_type", "weight_type", "op_types_to_quantize", "nodes_to_exclude", "per_channel")
         return {
             **{name: getattr(rules, name) for name in names},
             "extra_options": rules.extra_options,
-            "calibration_cache_path": store(self.seen, self.options, chosen_bits, self.folder / "ranges.json"),
+            "calibration_cache_path": store(ranges, self.folder / "ranges.json"),
         }
 
 
@@ -100,7 +107,7 @@ def quantize(
     turn_weights(model, list(nodes))
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # its preprocessing is done: folded at export
     left_float = _left_float(model, request.assignment)
-    folded = fold_clamps(model, left_float)
+    folded, ends = fold_clamps(model, left_float)
     wide, calls = named(request.options, folded), Kept(calls, count)
     with tempfile.TemporaryDirectory(prefix="edgebake-") as name:
         folder = Path(name)
@@ -111,6 +118,7 @@ def quantize(
         ready = Ready(
             model=model,
             folded=folded,
+            ends=ends,
             folder=folder,
             seen={name: seen[name] for name in seen if name in there},
             nodes=nodes,

@@ -14,7 +14,7 @@ from edgebake.errors import StageFailed
 from edgebake.types import SampleSet, Signature
 from edgebake_targets._onnx import EXTERNAL_DATA_FROM_BYTES, TRANSPOSED, clean_keeping_scopes, dimensions
 from edgebake_targets._onnx_graph import Graph, producers
-from edgebake_targets._onnx_ranges import observed, store
+from edgebake_targets._onnx_ranges import observed, ranges_of, store
 
 if TYPE_CHECKING:
     import onnx
@@ -103,7 +103,7 @@ def quantize(
             nodes_to_quantize=chosen,
             use_external_data_format=large,
             calibrate_method=CalibrationMethod.MinMax,
-            calibration_cache_path=store(seen, options, dict.fromkeys(seen, 8), Path(folder) / "ranges.json"),
+            calibration_cache_path=store(ranges_of(seen, options), Path(folder) / "ranges.json"),
             extra_options={
                 # A product whose result stays float needs no range and keeps its precision (MatMulIntegerToFloat).
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],

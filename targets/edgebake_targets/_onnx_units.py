@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from edgebake.types import UnitWork
-from edgebake_targets._onnx_macs import Shapes, macs_of, shapes_of
+from edgebake_targets._onnx_macs import Shapes, macs_of, shapes_of, stated_shapes
 from edgebake_targets._units import ONNX_RUNTIME_KERNELS, UNIT_OF, UNKNOWN, Tally, border_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def compiled_units(model: onnx.ModelProto) -> tuple[UnitWork, ...]:
         UnitWork(unit=UNIT_OF.get(by, UNKNOWN), by=by or UNKNOWN, operators={}, macs=None, subgraphs=count)
         for by, count in parts_of(model).items()
     ]
-    left = outside(model, {}, {}) if rows else Tally()
+    left = outside(model, stated_shapes(model), {}) if rows else Tally()  # inference is not for files of strangers
     return (*rows, *([left.work(ONNX_RUNTIME_KERNELS)] if left.operators else []))
 
 

@@ -1,10 +1,11 @@
 """``wide_activations: auto``: whose values need 16 bits, found by running rounded graphs on calibration samples.
 
-The outputs have them in any case: with 256 levels for a thousand classes, the first two are often equal. Each module's
-values are rounded alone in the float graph, as the graph of 8 bits rounds them: what the outputs lose by it says how
-much the module asks for. In that order, the fewest modules are made wide with which the whole graph comes within a
-decibel of one that is wide everywhere, or far enough that nobody asks for more. All graphs run on the CPU as they are
-written, without a kernel's shortcuts: what a vendor's processor rounds besides is not looked at.
+The outputs, and what is read for them, have them in any case: with 256 levels for a thousand classes, the first two
+are often equal. Each module's values are rounded alone in the float graph, as the graph of 8 bits rounds them: what
+the outputs lose by it says how much the module asks for. In that order, the fewest modules are made wide with which
+the whole graph comes within a decibel of one that is wide everywhere, or far enough that nobody asks for more. All
+graphs run on the CPU as they are written, without a kernel's shortcuts: what a vendor's processor rounds besides is
+not looked at.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgebake_targets._onnx_widths import ITSELF, home
+from edgebake_targets._onnx_widths import ITSELF, ends_of, home
 
 if TYPE_CHECKING:
     import onnx
@@ -55,11 +56,10 @@ class Found:
 
 
 def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found:
-    """The modules to make wide besides ``given``: those that make the outputs, then those that lose most."""
+    """The modules to make wide besides ``given``: those at the outputs, then those that lose most."""
     meter = _Meter(ready.model, feeds)
     nodes = ready.folded.graph.node
-    outputs = {value.name for value in ready.folded.graph.output}
-    ends = dict.fromkeys(home(node) for node in nodes if outputs & set(node.output) and home(node) not in given)
+    ends = [module for module in ends_of(ready.folded) if module not in given]
     base = [*given, *ends]
     narrow = ready.rounded(base)
     others = [m for m in dict.fromkeys(map(home, nodes)) if m not in base]
@@ -69,7 +69,8 @@ def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found
     if now > enough:
         alone = {module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))) for module in others}
         order = sorted((m for m in others if alone[m] > 0.0), key=lambda module: -alone[module])
-        count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
+        if order:
+            count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
     found = (*ends, *order[:count])
     text = f"{_db(loss)} on calibration samples, {_db(now)} with the outputs alone, {_db(best)} with 16 bits everywhere"
     named = ", ".join("the network itself" if module == ITSELF else module for module in found)
@@ -114,7 +115,7 @@ class _Meter:
             for index, (value, right) in enumerate(zip(got, wanted, strict=True)):
                 noise[index] += float(((value.astype("float64") - right) ** 2).sum())
                 signal[index] += float((right.astype("float64") ** 2).sum())
-        return max(lost / there for lost, there in zip(noise, signal, strict=True) if there)
+        return max((lost / there for lost, there in zip(noise, signal, strict=True) if there), default=0.0)
 
 
 def as_written(model: onnx.ModelProto) -> Any:

@@ -6,6 +6,7 @@ a value passes through unchanged (reshaped, transposed) alters nothing of its wi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -89,8 +90,27 @@ def overrides(
     return found
 
 
-def fold_clamps(model: onnx.ModelProto, left_float: Collection[str]) -> onnx.ModelProto:
+def ends_of(model: onnx.ModelProto) -> list[str]:
+    """Modules that make the outputs, and those that make what is read for them."""
+    made_by = producers(model)
+
+    def maker(name: str) -> onnx.NodeProto | None:
+        node = made_by.get(name)
+        while node is not None and node.op_type in PASSING:
+            node = made_by.get(node.input[0])
+        return node
+
+    last = [maker(value.name) for value in model.graph.output]
+    before = [maker(name) for node in last if node is not None for name in node.input]
+    return list(dict.fromkeys(home(node) for node in (*last, *before) if node is not None))
+
+
+def fold_clamps(
+    model: onnx.ModelProto, left_float: Collection[str]
+) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
     """A copy without each Relu, and each Clip around zero, behind an operator that feeds it alone: ranges do its work.
+
+    Also the ends, by value, that a range must not go beyond.
 
     ONNX Runtime's quantizer does this too, except where widths change behind it: a range chosen in front of the clamp
     would then leave most of the levels to what is thrown away.
@@ -101,25 +121,33 @@ def fold_clamps(model: onnx.ModelProto, left_float: Collection[str]) -> onnx.Mod
     readers = Counter(name for node in folded.graph.node for name in node.input)
     readers.update(value.name for value in folded.graph.output)
     kept = []
+    ends: dict[str, tuple[float, float]] = {}
     for node in folded.graph.node:
         source = made_by.get(node.input[0]) if node.op_type in CLAMPS else None
         alone = source is not None and readers[node.input[0]] == 1 and source.op_type not in PASSING
-        if source is None or not alone or {node.name, source.name} & set(left_float) or not _around_zero(graph, node):
+        low, high = _ends(graph, node)
+        if source is None or not alone or {node.name, source.name} & set(left_float) or not low <= 0.0 <= high:
             kept.append(node)
             continue
+        inner = ends.pop(node.input[0], (-math.inf, math.inf))
+        ends[node.output[0]] = (max(low, inner[0]), min(high, inner[1]))
         source.output[list(source.output).index(node.input[0])] = node.output[0]
         made_by[node.output[0]] = source
     copies = [type(node).FromString(node.SerializeToString()) for node in kept]
     del folded.graph.node[:]
     folded.graph.node.extend(copies)
-    return folded
+    return folded, ends
 
 
-def _around_zero(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether the range of what ``node`` clamps holds zero, as every range of integers does."""
-    ends = [name for name in node.input[1:] if name]
-    if any(name not in graph.initializers for name in ends):
-        return False
-    low = graph.value(node.input[1]) if len(node.input) > 1 and node.input[1] else 0.0
-    high = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
-    return bool(float(low) <= 0.0 <= float(high))
+def _ends(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
+    """Between what ``node`` clamps; nan where that is no constant."""
+    if node.op_type != "Clip":
+        return 0.0, math.inf
+    low, high = (*node.input[1:], "", "")[:2]
+    return _number(graph, low, -math.inf), _number(graph, high, math.inf)
+
+
+def _number(graph: Graph, name: str, absent: float) -> float:
+    if not name:
+        return absent
+    return float(graph.value(name)) if name in graph.initializers else math.nan

@@ -54,6 +54,7 @@ _NUMBERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "executorch_prim::sym_min": min,
 }
 _VIEW, _SIZE = "executorch_prim::et_view", "aten::sym_size"
+_WRITE = "aten::copy_"  # into a buffer, behind all that reads it
 
 # A delegate's number and its arguments, ``Declared`` where it writes, to what it writes by the argument's place.
 Delegates = Callable[[int, list[Any]], Mapping[int, Any]]
@@ -80,9 +81,19 @@ class Plan:
     delegates: tuple[Delegate, ...]
     named: Mapping[str, memoryview]  # the file's shared data
 
-    def run(self, inputs: Sequence[torch.Tensor], delegate: Delegates) -> list[torch.Tensor]:
-        """Outputs in the plan's order."""
-        held = dict(zip(self.inputs, inputs, strict=True))
+    def states(self) -> dict[int, torch.Tensor]:
+        """Zeros for each buffer outside the delegates that the plan writes to, by its number."""
+        import torch
+
+        calls = (call for kind, call in self.instructions if kind == file.KERNEL)
+        writes = (call.wholes(1, "i")[0] for call in calls if self.kernels[call.whole(0, "i")][0] == _WRITE)
+        return {number: torch.zeros(self.values[number].shape, dtype=self.values[number].dtype) for number in writes}
+
+    def run(
+        self, inputs: Sequence[torch.Tensor], delegate: Delegates, states: dict[int, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Outputs in the plan's order; ``states`` hold what was written afterwards."""
+        held: dict[int, Any] = {**states, **dict(zip(self.inputs, inputs, strict=True))}
         at = steps = 0
         while at < len(self.instructions):
             steps += 1
@@ -101,6 +112,7 @@ class Plan:
                 held[call.whole(1, "i")] = self._value(call.whole(0, "i"), held)
             elif kind == file.JUMP_FALSE and not bool(self._value(call.whole(0, "i"), held)):
                 at = call.whole(1, "i")
+        states.update({number: held[number] for number in states})
         return [self._value(number, held) for number in self.outputs]
 
     def _value(self, number: int, held: Mapping[int, Any]) -> Any:
@@ -123,6 +135,10 @@ class Plan:
         if name == _SIZE:
             source, axis, to = numbers
             held[to] = self._value(source, held).shape[self._value(axis, held)]
+            return
+        if name == _WRITE:
+            to, source = numbers[:2]
+            held[to] = held[to].clone().copy_(self._value(source, held))  # earlier readers keep what they were given
             return
         # The instruction lists every argument of the schema, ``out`` among them, then what the kernel returns.
         schema = kernel._schema.arguments
@@ -219,7 +235,7 @@ def _plan(program: Any, table: Table) -> Plan:
 
 
 def _own(name: str) -> bool:
-    return name in _NUMBERS or name in (_VIEW, _SIZE)
+    return name in _NUMBERS or name in (_VIEW, _SIZE, _WRITE)
 
 
 def _operator(name: str, overload: str) -> Any:
@@ -263,7 +279,7 @@ def _tensor(program: Any, table: Table) -> Any:
     if constant is None:
         return Declared(dtype, shape)
     if constant.mutable:
-        raise NotMeasured("the program keeps a state outside the delegates, and nothing says where a sequence begins")
+        raise NotMeasured("the program keeps a state outside the delegates that does not start at zero")
     order = list(table.blob(3))
     if order != sorted(order):
         raise NotMeasured("a constant outside the delegates lies in another order than that of its dimensions")

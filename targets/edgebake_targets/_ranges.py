@@ -7,9 +7,11 @@ value to a bin that does not hold it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from edgebake.target import Asked, Option, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,12 +19,21 @@ if TYPE_CHECKING:
 
 BINS = 2048
 METHODS = ("minmax", "percentile", "entropy", "mse")
+PERCENTILE = Option(
+    name="percentile", default=99.99, help="share of values inside a range that is a percentile, in percent"
+)
 _SHARES = 100  # ends that are tried for a range, evenly spread between nothing and the end of what was seen
 _ROUNDS = 2  # of trying one end while the other one stays
 _EMPTY = 1e-6  # probability of what the rounded distribution lacks: log(0) would forbid every cut
 
 Range = tuple[float, float]
 Cost = Callable[[float, float], float]
+
+
+def refused(asked: Asked) -> Iterator[Refusal]:
+    """A percentile that is none."""
+    if not 0 < asked.options["percentile"] <= 100:
+        yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
 
 
 @dataclass

@@ -39,6 +39,7 @@ UNFUSED = frozenset(
         "torchao.quantize_affine.default",
     }
 )
+_INT4 = 7  # the largest value
 _NO_KERNEL = "the Vulkan runtime has no such operator"
 _SKIPPED = re.compile(r"Due to \[(?P<why>.*)\], skipping .*? = (?P<op>[\w.:]+)\(")
 _OPERATOR_TEXT = re.compile(r" (for )?op .* = .*\(.*")  # how the partitioner shows an operator within a reason
@@ -98,10 +99,10 @@ def reasons_by_node(edge: EdgeProgramManager, by_operator: Mapping[str, str]) ->
 
 
 def per_channel_linears(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A copy where linear layers of one scale per row are written as Vulkan's fusion wants them.
+    """A copy where int8 linear layers are written as Vulkan's fusion wants them.
 
     It takes ``quantized_decomposed.dequantize_per_channel`` with scales (rows,), as PT2E writes it, not torchao's
-    ``dequantize_affine`` of whole rows with scales (rows, 1).
+    ``dequantize_affine`` of whole rows with scales (rows, 1). Int4 is left as it is: whole rows are groups to Vulkan.
     """
     import executorch.exir  # noqa: F401  registers quantized_decomposed
     import torch
@@ -114,7 +115,7 @@ def per_channel_linears(program: torch.export.ExportedProgram) -> torch.export.E
         weight, block, scale, zero, dtype, lowest, highest = node.args[:7]
         shape = tuple(weight.meta["val"].shape)
         users = [_executorch.op_name(user) for user in node.users]
-        if tuple(block) != (1, *shape[1:]) or set(users) != {"aten.linear"} or scale.op != "placeholder":
+        if highest == _INT4 or tuple(block) != (1, *shape[1:]) or set(users) != {"aten.linear"}:
             continue
         for constant, as_type in ((scale, None), (zero, torch.int64)):
             _flatten(program, constant, as_type)
@@ -129,31 +130,31 @@ def per_channel_linears(program: torch.export.ExportedProgram) -> torch.export.E
 
 
 def refused_linears(method: str, program: torch.export.ExportedProgram) -> Iterator[Problem]:
-    """What the runtime's checks would end the app for, in a program of ``per_channel_linears``.
+    """What ends the app when it loads a program of ``per_channel_linears``, or is computed in part.
 
-    The conditions: check_linear_qcsnw_args, can_use_tiled_impl (QuantizedLinearQCSNW.cpp) and the packing of
-    QuantizedLinear.cpp and Q4gswLinear.cpp, under backends/vulkan/runtime/graph/ops/impl of ExecuTorch 1.4.1.
+    The conditions, under backends/vulkan/runtime/graph/ops of ExecuTorch 1.4.1: check_linear_qcsnw_args in
+    impl/QuantizedLinearQCSNW.cpp (int8), prepack_q4_w_4x8_nc_buffer in impl/Q4gswLinear.cpp, whose columns are padded
+    to 8 (int4), and glsl/q4gsw_linear_gemm__w_4x8.glsl, which computes the first of several batches only (int4).
     """
     for node in program.graph.nodes:
         name = _executorch.op_name(node) if node.op == "call_function" else ""
-        rows = name == "quantized_decomposed.dequantize_per_channel"
-        if not rows and name != "torchao.dequantize_affine":
+        if name not in ("quantized_decomposed.dequantize_per_channel", "torchao.dequantize_affine"):
             continue
-        is_int4 = node.args[5 if rows else 6] == 7
+        is_int4 = node.args[5 if name.endswith("_per_channel") else 6] == _INT4
         outputs, inputs = node.args[0].meta["val"].shape[:2]
         for user in (user for user in node.users if _executorch.op_name(user) == "aten.linear"):
             shape = user.args[0].meta["val"].shape
             why = ""
-            if is_int4 and (outputs % 4 or inputs % 4):
-                why = f"has {outputs} output and {inputs} input features: int4 needs both divisible by 4"
-            elif rows and len(shape) not in (2, 3):
-                why = f"reads a tensor of {len(shape)} dimensions: integers per channel need 2 or 3"
-            elif rows and is_int4 and len(shape) == 3 and shape[0] != 1:
-                why = f"reads a batch of {shape[0]}: int4 per channel needs a batch of 1, or two dimensions"
+            if is_int4 and (outputs % 4 or inputs % 8):
+                why = f"has {outputs} output and {inputs} input features: int4 needs multiples of 4 and of 8"
+            elif len(shape) not in (2, 3):
+                why = f"reads a tensor of {len(shape)} dimensions: integer weights need 2 or 3"
+            elif is_int4 and len(shape) == 3 and shape[0] != 1:
+                why = f"reads a batch of {shape[0]}: of several, Vulkan's int4 kernels compute the first"
             if why:
                 module = _executorch.innermost_module(user) or "a linear layer"
                 yield Problem(
-                    what=f"{module} {why}, or the app ends when it loads the program",
+                    what=f"{module} {why}",
                     where=f"lower: method {method}",
                     fix=f'give it another scheme, for example modules: {{"{module}": fp32}}',
                 )

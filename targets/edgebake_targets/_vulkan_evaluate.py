@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from edgebake_targets.inspectors import _vulkan_graph as graph
@@ -84,15 +85,8 @@ def _constant(value: graph.Tensor) -> torch.Tensor:
     data = value.constant.data if value.constant is not None else memoryview(b"")
     if not len(data):
         return torch.empty(value.shape, dtype=dtype)
-    found = torch.frombuffer(data, dtype=dtype)[: _count(value.shape)].reshape(value.shape)
+    found = torch.frombuffer(data, dtype=dtype)[: prod(value.shape)].reshape(value.shape)
     return _rounded(found, value.dtype)
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _function(name: str) -> Callable[[list[Any]], Any] | None:
@@ -130,14 +124,6 @@ def _int8_linear(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
     """``weight``: (outputs, inputs); ``scales``: (outputs,)."""
     import torch
 
-    return torch.nn.functional.linear(x, weight.float() * scales[:, None])
-
-
-def _int4_linear(x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """``packed``: (outputs, inputs / 2), the even column in the high half; ``scales``: (outputs,)."""
-    import torch
-
-    weight = torch.stack([packed >> 4, packed & 15], -1).flatten(1) - 8
     return torch.nn.functional.linear(x, weight.float() * scales[:, None])
 
 
@@ -180,7 +166,6 @@ _OWN: Mapping[str, Callable[..., Any]] = {
     "dim_order_ops._to_dim_order_copy.default": _same,
     "et_vk.conv_with_clamp.default": _clamped_convolution,
     "aten._weight_int8pack_mm.default": _int8_linear,
-    "et_vk.linear_qcs4w.default": _int4_linear,
     "et_vk.linear_q4gsw.default": _int4_group_linear,
     "et_vk.embedding_q4gsw.default": _int4_embedding,
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgebake.types import Assignment, canonical_module_name
 from edgebake_targets._executorch import innermost_module, op_name
+from edgebake_targets._observers import observer
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ _TRANSPARENT = (
 _SMALLEST_SCALE = 2**-20
 
 
-def build(assignment: Assignment, activation_range: str) -> Quantizer:
+def build(assignment: Assignment, activation_range: str, percentile: float = 99.99) -> Quantizer:
     """A quantizer for the modules of w8a8 (static) and w8a8d (dynamic); everything else stays as it is."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -66,7 +67,7 @@ def build(assignment: Assignment, activation_range: str) -> Quantizer:
 
     quantizers = []
     static = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
-    static = _static(static, activation_range)
+    static = _static(static, activation_range, percentile)
     if assignment.of("w8a8"):
         quantizers.append(XNNPACKQuantizer().set_global(static).set_filter_function(StaticNodes(assignment).annotated))
     if assignment.of("w8a8d"):
@@ -109,11 +110,9 @@ def _annotate_clamped(model: torch.fx.GraphModule, assignment: Assignment, confi
             constant.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
 
 
-def _static(config: QuantizationConfig, activation_range: str) -> QuantizationConfig:
+def _static(config: QuantizationConfig, activation_range: str, percentile: float) -> QuantizationConfig:
     """``config`` with activation ranges from ``activation_range`` and scales as small as they have to be."""
-    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
-
-    kind = HistogramObserver if activation_range == "histogram" else MinMaxObserver
+    kind = observer(activation_range, percentile)
     spec = replace(config.input_activation, observer_or_fake_quant_ctr=kind.with_args(eps=_SMALLEST_SCALE))
     return replace(_fine_weights(config), input_activation=spec, output_activation=spec)
 

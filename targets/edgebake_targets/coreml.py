@@ -208,6 +208,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._coreml_checks import CHECKS_FILE
     from edgebake_targets._coreml_refusals import check_names
     from edgebake_targets._coreml_search import found_in, said
+    from edgebake_targets._coreml_states import coarse
     from edgebake_targets._coremltools import quiet
 
     request = _coreml_options.canonical(request)
@@ -228,7 +229,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         signature=lowered.signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
         encodings=_encodings(request, written),
-        notes=tuple(said(found)),
+        notes=(*said(found), *coarse(traced.programs.values(), written.states)),
     )
 
 

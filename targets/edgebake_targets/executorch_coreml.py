@@ -81,11 +81,12 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         programs = {method: _executorch_coreml.prepared(program) for method, program in traced.programs.items()}
         states = {method: _coreml_states.states_of(program, system) for method, program in programs.items()}
         edge = _executorch.to_edge(programs, (partitioner,))
-        parts: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {}
         for method, program in traced.programs.items():
-            weights = _executorch_coreml.weights_of(program, request)
-            specs = traced.signature.methods[method]
-            parts |= _executorch_coreml.rewrite_packages(edge, method, weights, specs, request)
+            weights, specs = _executorch_coreml.weights_of(program, request), traced.signature.methods[method]
+            found = _executorch_coreml.rewrite_packages(edge, method, weights, specs, states[method], request)
+            states[method] = {name: buffer for part in found.values() for name, buffer in part["states"].items()}
+            parts |= found
     delegation = _executorch.delegation(edge, {}, "Core ML's converter does not take it")
     program = _executorch.to_executorch(edge, fuse_quantised=False)
     entry = _executorch.write(program, request.folder)
@@ -98,6 +99,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         delegation=delegation,
         planned_memory_bytes=_executorch.planned_memory(program),
         encodings=_encodings(request, states),
+        notes=tuple(_coreml_states.coarse(traced.programs.values(), states)),
     )
 
 

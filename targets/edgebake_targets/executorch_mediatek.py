@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
 
 FORMAT = "pte"
-DEVICES = {"vendor": ("mediatek",), "name": _mediatek.PLATFORMS, "npu": ()}
+DEVICES = {"vendor": ("mediatek",), "npu": _mediatek.NPUS, "platform": ()}  # one file for one chip
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, *_mediatek.VERSIONS)
 SOURCES = (*_executorch.SOURCES, "edgebake_targets._mediatek")
 

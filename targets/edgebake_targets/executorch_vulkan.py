@@ -38,15 +38,15 @@ SUPPORTS = (
         scheme="w4",
         kinds=("linear",),
         method="quantize_weights",
-        note="int4 per channel; input and output features must be divisible by 4",
+        note="int4 per channel; input features must be divisible by 8, output features by 4, and a batch must be 1",
     ),
     *(
         Support(
             scheme=f"w4g{group}",
             kinds=_TABLES,
             method="quantize_weights",
-            note=f"int4 in groups of {group}; input features must be divisible by {group}, output features of linear "
-            "layers by 4",
+            note=f"int4 in groups of {group}; input features must be divisible by {group}; of linear layers, output "
+            "features by 4, and a batch must be 1",
         )
         for group in (32, 64, 128)
     ),
@@ -88,8 +88,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     _executorch_checks.refuse_lost_integers(
         request,
         traced,
-        fix="Vulkan takes integer weights of linear layers whose features are divisible by 4, and of embeddings of at "
-        "least 32 columns: give these modules fp32",
+        fix="Vulkan takes integer weights of linear layers and, in groups, of embeddings: give these modules fp32",
     )
     return Lowered(
         files=(entry,),
@@ -146,8 +145,8 @@ def _refuse_unloadable(request: LowerRequest) -> None:
         raise StageFailed(
             f"ExecuTorch delegated operators that its Vulkan runtime lacks: {', '.join(absent)}",
             where="lower",
-            fix="give the quantised modules another scheme: linear layers need input features divisible by 4 "
-            "(w4g..: and the network no other use of their weights)",
+            fix="give the quantised modules another scheme: Vulkan takes integer weights that only linear layers read, "
+            "and int4 ones that only embeddings read",
         )
 
 

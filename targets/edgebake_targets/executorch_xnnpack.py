@@ -13,7 +13,7 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-from edgebake_targets import _executorch
+from edgebake_targets import _executorch, _ranges
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
-SOURCES = (*_executorch.SOURCES, "edgebake_targets._xnnpack_quantizer")
+SOURCES = (
+    *_executorch.SOURCES,
+    *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_quantizer")),
+)
 
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear", "conv", "embedding")),
@@ -65,13 +68,17 @@ OPTIONS = (
     Option(
         name="activation_range",
         default="histogram",
-        help="w8a8: how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
-        choices=("histogram", "minmax"),
+        help="w8a8: how calibration chooses an activation's range; minmax keeps outliers, histogram is torchao's",
+        choices=("histogram", *_ranges.METHODS),
     ),
+    _ranges.PERCENTILE,
 )
 
 _PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
 _PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
+
+
+refusals = _ranges.refused
 
 
 def missing() -> Missing | None:
@@ -87,7 +94,7 @@ def quantizer(request: LowerRequest) -> Quantizer:
     """
     from edgebake_targets._xnnpack_quantizer import build
 
-    return build(request.assignment, str(request.options["activation_range"]))
+    return build(request.assignment, str(request.options["activation_range"]), float(request.options["percentile"]))
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.target import LowerRequest
 from edgebake.types import Delegation, Lowered, Traced
-from edgebake_targets import _onnx_kernels
+from edgebake_targets import _onnx_kernels, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -15,28 +15,11 @@ if TYPE_CHECKING:
 
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
-SOURCES = tuple(
-    f"edgebake_targets.{name}"
-    for name in (
-        "_onnx",
-        "_onnx_graph",
-        "_onnx_half",
-        "_onnx_kernels",
-        "_onnx_lower",
-        "_onnx_macs",
-        "_onnx_options",
-        "_onnx_quantize",
-        "_onnx_ranges",
-        "_onnx_static",
-        "_onnx_units",
-        "_ranges",
-        "_units",
-    )
-)
-
+SOURCES = _onnx_kernels.SOURCES
 SUPPORTS = _onnx_kernels.SUPPORTS
 OPTIONS = (_onnx_kernels.OPSET, *CALIBRATION)
 
+refusals = _ranges.refused
 missing = _onnx_kernels.missing
 
 

@@ -7,38 +7,27 @@ from dataclasses import replace
 
 from edgebake.target import Asked, LowerRequest, Option, Refusal
 from edgebake.types import Delegation, Lowered, Traced
-from edgebake_targets import _onnx_kernels
+from edgebake_targets import _onnx_kernels, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 FORMAT = "ort"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "flatbuffers")
-SOURCES = tuple(
-    f"edgebake_targets.{name}"
-    for name in (
-        "_onnx",
-        "_onnx_graph",
-        "_onnx_half",
-        "_onnx_kernels",
-        "_onnx_lower",
-        "_onnx_macs",
-        "_onnx_mobile",
-        "_onnx_options",
-        "_onnx_quantize",
-        "_onnx_ranges",
-        "_onnx_static",
-        "_onnx_units",
-        "_ort_format",
-        "_ranges",
-        "_units",
-        "inspectors._flatbuffers",
-        "inspectors._ort_model",
-    )
+SOURCES = (
+    *_onnx_kernels.SOURCES,
+    "edgebake_targets._onnx_mobile",
+    "edgebake_targets._ort_format",
+    "edgebake_targets.inspectors._flatbuffers",
+    "edgebake_targets.inspectors._ort_model",
 )
 DEVICES = {"platform": ("android", "ios")}
 ENTRY, CONFIG = "model.ort", "required_operators.config"
 
 # Not float16: the file is laid out where it is built, and processors without half arithmetic turn it into float32.
-SUPPORTS = tuple(row for row in _onnx_kernels.SUPPORTS if row.scheme != "fp16")
+SUPPORTS = tuple(
+    replace(row, note="float activations, whatever the app's session says") if row.scheme == "w8" else row
+    for row in _onnx_kernels.SUPPORTS
+    if row.scheme != "fp16"
+)
 OPTIONS = (
     _onnx_kernels.OPSET,
     *CALIBRATION,
@@ -54,7 +43,8 @@ missing = _onnx_kernels.missing
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """One method: a file holds one graph."""
+    """One method: a file holds one graph. No percentile that is none."""
+    yield from _ranges.refused(asked)
     if len(asked.inputs) > 1:
         what = f"onnx-mobile takes networks of one method, not {', '.join(asked.inputs)}"
         yield Refusal(what=what, fix="make a component of each method, or take onnx-cpu")

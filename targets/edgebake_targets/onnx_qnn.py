@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn, _qnn_refusals
+from edgebake_targets import _qnn, _qnn_refusals, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ SUPPORTS = (
     Support(
         scheme="w8a8",
         kinds=("linear", "conv", "embedding"),
-        note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
+        note="everything in 8 bits but what wide_activations names or finds; attention loses too much, take w8a16",
     ),
     Support(
         scheme="w4a16",
@@ -109,8 +109,7 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
     if asked.device is not None and there is not None and wanted > there:
         what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
         yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
-    if not 0 < asked.options["percentile"] <= 100:
-        yield Refusal(what="percentile is a share in percent", fix="99.99, say", key="options.percentile")
+    yield from _ranges.refused(asked)
     yield from _mixed(asked)
 
 

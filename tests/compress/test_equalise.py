@@ -75,11 +75,11 @@ def test_the_function_stays_and_channels_come_together(activation: Any, told: bo
     plain, (made, said) = block(activation), equalised(block(activation))
     with torch.no_grad():
         assert decibels(plain(images()), made(images())) > 100
-    assert spread(made, "depth") < 0.25 * spread(plain, "depth")
+    assert spread(made, "depth") < 0.3 * spread(plain, "depth")
     assert bool(said) == told
     assert not told or said == [
-        "equalise: of 2 pairs of layers 2 have a ReLU6 between them, through which scaling is exact on the "
-        "calibration samples only"
+        "equalise: of 2 pairs of layers 2 have a ReLU6 between them, through which scaling is exact up to 2 times "
+        "what the calibration samples show"
     ]
 
 

@@ -77,6 +77,11 @@ def test_a_changed_model_file_changes_every_stage(base: Path) -> None:
     assert all(before[stage].key != after[stage].key for stage in ("reference", "trace", "lower", "validate"))
 
 
+def test_who_reads_an_artifact_is_part_of_how_it_is_judged(base: Path) -> None:
+    for target, module in (("onnx-cpu", "onnx"), ("onnx-mobile", "ort"), ("executorch-xnnpack", "pte")):
+        assert f"edgebake_targets.inspectors.{module}" in _keys(_unit(base, target))["validate"].parts["sources"]
+
+
 def test_limits_are_judged_anew_without_running_anything(base: Path) -> None:
     assert _differ(_unit(base), _unit(base, limits={"parity": {"cosine": 0.5}, "size": {"mib": 1}})) == set()
 

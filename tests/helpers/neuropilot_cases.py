@@ -23,7 +23,7 @@ class PyTorchV2Converter:
 
     def convert_to_mlir(self):
         calls = [n for n in self.program.graph.nodes if n.op == "call_function"]
-        return "\\n".join(node.target.__name__ for node in calls)
+        return "\\n".join(f"{n.target.__name__} {getattr(n.meta['val'], 'dtype', '')}" for n in calls)
 """,
     "mtk_converter/python/__init__.py": "",
     "mtk_converter/python/converters/__init__.py": "",

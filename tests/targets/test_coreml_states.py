@@ -76,6 +76,32 @@ def test_what_a_network_keeps_is_kept_between_predictions(built: tuple[Path, Low
     assert meter.measurements()["y"]["sqnr_db"] > 50
 
 
+class Counting(nn.Module):
+    """Counts its calls in integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(4, dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (4,)."""
+        self.calls.add_(1)  # type: ignore[operator]
+        return x + self.calls  # type: ignore[operator]
+
+
+def test_a_state_that_counts_is_said_to_end_at_2048(tmp_path: Path) -> None:
+    lowered = coreml.lower(exported(Counting()), request(tmp_path, "fp32"))
+    assert lowered.notes == (
+        "the buffer calls holds integers, and Core ML's states are float16: beyond 2048 they are not exact",
+    )
+    model = MilModel(tmp_path / lowered.entry)
+    state = model.make_state()
+    for before, after in ((2046, 2047), (2047, 2048), (2048, 2048)):
+        state.write_state("wrapped_calls", np.full(4, before, np.float16))
+        model.predict({"x": np.zeros(4, np.float32)}, state)
+        assert state.read_state("wrapped_calls")[0] == after
+
+
 def without_write(folder: Path, lowered: Lowered, into: Path, state: str) -> Path:
     """The package as a converter leaves it that drops a write: everything else is whole."""
     package = open_package(folder / lowered.entry)

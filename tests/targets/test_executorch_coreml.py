@@ -324,44 +324,6 @@ def test_what_the_system_or_the_parts_cannot_hold_is_refused(tmp_path: Path) -> 
         lower(traced, tmp_path, "fp32", compute_units="cpu_and_ne")
 
 
-class Counter(nn.Module):
-    """A running sum, and the last input in the middle row of three."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(1, 4))
-        self.register_buffer("rows", torch.zeros(3, 4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (1, 4)."""
-        before = self.rows.sum(0)
-        self.seen.add_(x)
-        self.rows[1:2] = x
-        return self.seen * 2 + before
-
-
-def counting() -> Traced:
-    return traced_of(Counter().eval(), [spec("x", 1, 4)], [spec("y", 1, 4)])
-
-
-def test_states_are_refused_before_ios_18(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="writes to its buffer rows; packages hold states since iOS 18"):
-        lower(counting(), tmp_path, "fp16")
-
-
-def test_states_are_kept_between_calls_and_begin_at_zero(tmp_path: Path) -> None:
-    lowered = lower(counting(), tmp_path, "fp16", minimum_os="iOS18")
-    assert lowered.encodings["states"] == {"forward": {"wrapped_rows": "rows", "wrapped_seen": "seen"}}
-    session = opened(tmp_path, lowered)
-    xs = [np.full((1, 4), value, np.float32) for value in (1, 2, 3)]
-    for _ in range(2):
-        session.begin()
-        found = [float(session.call("forward", {"x": x})["y"][0, 0]) for x in xs]
-        assert found == [2, 7, 14]  # twice the sum so far, and the input before
-    session.begin()
-    assert session.call_mode("fp32", "forward", {"x": xs[0]})[0]["y"][0, 0] == 2
-
-
 def test_programs_of_other_backends_and_damaged_ones_are_told_apart(built: dict[str, Built], tmp_path: Path) -> None:
     from xnnpack_cases import VISION, VISION_KINDS, build, images, vision_network
 

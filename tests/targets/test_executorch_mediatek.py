@@ -13,10 +13,10 @@ import torch
 
 from asking import defaults, lower_request
 from baking import Done, kitchen, recipe
-from edgebake import devices
+from edgebake import devices, fitting
 from edgebake.compress import pt2e
 from edgebake.errors import StageFailed
-from edgebake.target import Asked, GraphRequest
+from edgebake.target import Asked, GraphRequest, find_target
 from edgebake.types import Assignment, Lowered, Traced
 from edgebake_targets import _mediatek
 from edgebake_targets import executorch_mediatek as target
@@ -25,6 +25,7 @@ from neuropilot_cases import neuropilot
 from xnnpack_cases import VISION, VISION_KINDS, images, vision_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+WEIGHTS = "quantized_decomposed.quantize_per_channel.default "
 needs_none = pytest.mark.skipif(find_spec("mtk_neuron") is not None, reason="MediaTek's packages are installed")
 
 
@@ -54,7 +55,7 @@ def lowered(schemes: Mapping[str, str], folder: Path) -> Lowered:
 
 
 def asked_of_the_compiler(folder: Path) -> tuple[str, list[str]]:
-    """Options and operators of the one NPU part, behind ExecuTorch's header of 13 bytes."""
+    """Options of the one NPU part, behind ExecuTorch's header of 13 bytes, and each operator with its result's type."""
     program = _pte_file.opened(_pte_file.mapped(folder / "model.pte"))
     (delegate,) = program.table.tables(1)[0].tables(7)
     options, *operators = bytes(_pte_file.blob_of(program, delegate))[13:].decode().splitlines()
@@ -74,8 +75,14 @@ def test_nothing_is_missing_where_the_packages_are(packages: None) -> None:
     assert target.missing() is None
 
 
+def test_it_lowers_for_the_chips_that_executorch_knows_and_wants_one_named() -> None:
+    found = find_target("executorch-mediatek")
+    assert fitting.fitting(fitting.of_target(found)) == ["mt6989", "mt6991", "mt6993"]
+    assert fitting.needs_one(found)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "widths"), [("w8a8", {"int8"}), ("w8a16", {"int8", "int16"})])
+@pytest.mark.parametrize(("scheme", "widths"), [("w8a8", {"torch.int8"}), ("w8a16", {"torch.int8", "torch.int16"})])
 def test_the_chip_and_the_quantised_network_reach_the_compiler(
     scheme: str, widths: set[str], packages: None, tmp_path: Path
 ) -> None:
@@ -83,7 +90,8 @@ def test_the_chip_and_the_quantised_network_reach_the_compiler(
     options, operators = asked_of_the_compiler(tmp_path)
     assert options == "--relax-fp32 --opt=3 --platform-config=mt6991"
     assert sum(name.startswith("aten.convolution") for name in operators) == 4
-    assert "quantized_decomposed.quantize_per_channel.default" in operators  # float weights and their scales, unfolded
+    assert sum(name.startswith(WEIGHTS) for name in operators) == 4  # float weights with their scales, unfolded
+    assert {name.split()[1] for name in operators if ".quantize_" in name} == widths
     assert made.delegation.share == 1.0
     assert made.encodings == {"schemes": {scheme: sorted(VISION_KINDS)}, "platform": "mt6991"}
     assert pte.inspect(tmp_path / "model.pte").delegates == {"NeuropilotBackend": 1}
@@ -97,7 +105,7 @@ def test_a_float_network_asks_for_no_scales_and_a_kept_module_has_none(packages:
     counts = []
     for schemes in (dict.fromkeys(VISION_KINDS, "w8a8"), kept):
         lowered(schemes, tmp_path)
-        counts.append(asked_of_the_compiler(tmp_path)[1].count("quantized_decomposed.quantize_per_channel.default"))
+        counts.append(sum(name.startswith(WEIGHTS) for name in asked_of_the_compiler(tmp_path)[1]))
     assert counts[0] - counts[1] == 1
 
 

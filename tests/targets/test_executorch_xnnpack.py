@@ -228,9 +228,10 @@ def test_two_methods_share_their_weights_in_one_file(tmp_path: Path) -> None:
     assert {spec.name for spec in inspection.inputs} == {"decode.input_0", "prefill.input_0"}
 
 
-def test_minmax_ranges_are_an_option(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pytest.param("minmax", marks=pytest.mark.slow), "mse"])
+def test_how_ranges_are_chosen_is_an_option(tmp_path: Path, kind: str) -> None:
     schemes = dict.fromkeys(VISION_KINDS, "w8a8")
-    built = build(vision_network(), VISION, schemes, VISION_KINDS, images(4), tmp_path, activation_range="minmax")
+    built = build(vision_network(), VISION, schemes, VISION_KINDS, images(4), tmp_path, activation_range=kind)
     session = executorch_runtime.open(tmp_path / built[0].entry, VISION)
     image = images(1, seed=5)[0]
     assert sqnr_db(vision_network()(image)[0], session.call("forward", {"image": image.numpy()})["scores"]) > 20

@@ -83,6 +83,19 @@ def test_binaries_beside_a_model_count_once_and_none_outside_its_folder(tmp_path
         assert inspect(path).total_bytes == path.stat().st_size
 
 
+def test_products_outside_count_by_the_shapes_that_the_file_states(tmp_path: Path) -> None:
+    model = split("QNNExecutionProvider")
+    model.graph.initializer.append(helper.make_tensor("w", FLOAT, [12, 4], [0.0] * 48))
+    model.graph.node.append(helper.make_node("MatMul", ["a", "w"], ["m"]))
+    model.graph.value_info.append(helper.make_tensor_value_info("m", FLOAT, [1, 4]))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert inspect(path).units[1].macs == 12 * 4
+    model.graph.value_info.pop()
+    path.write_bytes(model.SerializeToString())
+    assert inspect(path).units[1].macs is None
+
+
 def test_a_tensor_of_unknown_size_leaves_the_bytes_unknown() -> None:
     model = split("QNNExecutionProvider")
     del model.graph.value_info[:]

@@ -19,6 +19,7 @@ from asking import defaults, lower_request
 from edgebake.errors import RecipeError
 from edgebake.types import Assignment, MethodSignature, Signature, TensorSpec, Traced
 from edgebake_targets import onnx_qnn
+from edgebake_targets._onnx import module_of
 from edgebake_targets._onnx_lower import compressed_models
 from edgebake_targets._onnx_wide import as_written
 from onnx_cases import Wrapper, kinds_of, samples
@@ -83,8 +84,6 @@ def decibels(module: Wrapper, model: onnx.ModelProto) -> float:
 
 def widths(model: onnx.ModelProto) -> Mapping[str, int]:
     """Width of what each convolution reads and makes, by its module; an operator of two widths is no operator."""
-    from edgebake_targets._onnx import module_of
-
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     bits = {onnx.TensorProto.UINT8: 8, onnx.TensorProto.UINT16: 16}
     made_by = {name: node for node in model.graph.node for name in node.output}
@@ -111,7 +110,7 @@ def test_auto_finds_the_module_whose_values_8_bits_lose_and_takes_the_outputs(ne
     assert clamps(narrow) == clamps(model) == set()
     assert decibels(network[0], model) > decibels(network[0], narrow) + 6
     (text,) = said
-    assert text.startswith("wide_activations: auto: 2 of ") and text.endswith(": last, spiky")
+    assert text.startswith("wide_activations: auto: 3 of ") and text.endswith(": last, the network itself, spiky")
     assert " dB with the outputs alone, " in text and "with 16 bits everywhere" in text
 
 
@@ -126,7 +125,22 @@ def test_what_needs_no_16_bits_is_said_and_left(network: Any) -> None:
     model, said = rounded(network, wide_activations="spiky auto")
     assert widths(model)["calm"] == 8
     assert clamps(model) == set()
-    assert said[0].startswith("wide_activations: auto: 1 of ") and said[0].endswith(": last")
+    assert said[0].startswith("wide_activations: auto: 2 of ") and said[0].endswith(": last, the network itself")
+
+
+def test_ranges_of_16_bits_have_room_beyond_the_samples_but_not_beyond_a_clamp(network: Any) -> None:
+    ends = []
+    for wide in ("", "spiky"):
+        model, _ = rounded(network, wide_activations=wide)
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        conv = next(node for node in model.graph.node if node.op_type == "Conv" and module_of(node) == "spiky")
+        (rounding,) = (node for node in model.graph.node if conv.output[0] in node.input)
+        scale, zero = float(stored[rounding.input[1]]), int(stored[rounding.input[2]])
+        largest = np.iinfo(stored[rounding.input[2]].dtype).max
+        ends.append((-zero * scale, (largest - zero) * scale))
+    (low, high), (wide_low, wide_high) = ends
+    assert low == pytest.approx(-500, rel=0.01) and wide_low == pytest.approx(-500, rel=0.01)  # where it is clamped
+    assert wide_high == pytest.approx(2 * high, rel=0.01) and wide_high < 6000
 
 
 def test_a_glob_that_matches_nothing_names_the_nearest_module(network: Any) -> None:

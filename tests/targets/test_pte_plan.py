@@ -52,12 +52,13 @@ class Branching(torch.nn.Module):
         return torch.cond(x.sum() > 0, lambda v: v + 1, lambda v: v * 3, (x,))
 
 
-def written(module: torch.nn.Module, example: torch.Tensor, path: Path, shapes: Any = None) -> Path:
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+def written(module: torch.nn.Module, example: torch.Tensor, path: Path, shapes: Any = None, passes: Any = ()) -> Path:
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes, strict=False)
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
-    path.write_bytes(to_edge_transform_and_lower(program, compile_config=config).to_executorch().buffer)
+    made = ExecutorchBackendConfig(passes=list(passes))
+    path.write_bytes(to_edge_transform_and_lower(program, compile_config=config).to_executorch(made).buffer)
     return path
 
 
@@ -77,7 +78,7 @@ def test_a_plan_gives_what_executorchs_runtime_gives(portable: Path, length: int
     x = {"x": np.random.default_rng(length).standard_normal((1, length, 8)).astype(np.float32)}
     expected = executorch_runtime.open(portable, SIGNATURE).call("forward", x)
     plan = _pte_plan.open_plans(portable, ["forward"])["forward"]
-    found = plan.run(_pte_plan.tensors(plan, SPECS, x), no_delegate)
+    found = plan.run(_pte_plan.tensors(plan, SPECS, x), no_delegate, plan.states())
     for spec, value in zip(SPECS.outputs, found, strict=True):
         assert tuple(value.shape) == expected[spec.name].shape
         assert sqnr_db(expected[spec.name], value.numpy()) > 110
@@ -91,7 +92,7 @@ def test_both_sides_of_a_branch_are_run(tmp_path: Path) -> None:
     plan = _pte_plan.open_plans(path, ["forward"])["forward"]
     for sign in (1.0, -1.0):
         x = {"x": np.full(3, sign, np.float32)}
-        (found,) = plan.run(_pte_plan.tensors(plan, method, x), no_delegate)
+        (found,) = plan.run(_pte_plan.tensors(plan, method, x), no_delegate, plan.states())
         assert found.tolist() == runtime.call("forward", x)["y"].tolist() == [2.0 if sign > 0 else -3.0] * 3
 
 
@@ -104,18 +105,35 @@ def test_operators_that_torch_lacks_are_named(tmp_path: Path) -> None:
         _pte_plan.open_plans(path, ["forward"])
 
 
-def test_a_state_outside_the_delegates_is_not_measured(tmp_path: Path) -> None:
-    class Counter(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(3))
+class Counter(torch.nn.Module):
+    """Hands out the sum before this call, and writes to it."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen.add_(x)
-            return self.seen * 2
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (3,)."""
+        before = self.seen * 1
+        self.seen.add_(x)
+        return before + self.seen
+
+
+def test_a_state_outside_the_delegates_is_carried_on(tmp_path: Path) -> None:
     path = written(Counter(), torch.ones(3), tmp_path / "model.pte")
-    with pytest.raises(NotMeasured, match="outside the delegates"):
+    plan = _pte_plan.open_plans(path, ["forward"])["forward"]
+    for _ in range(2):
+        states = plan.states()
+        found = [plan.run([torch.ones(3)], no_delegate, states)[0][0].item() for _ in range(3)]
+        assert found == [1, 3, 5]
+        assert [value.tolist() for value in states.values()] == [[3.0] * 3]
+
+
+def test_a_state_with_a_start_of_its_own_is_not_measured(tmp_path: Path) -> None:
+    from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+
+    path = written(Counter(), torch.ones(3), tmp_path / "model.pte", passes=[InitializedMutableBufferPass(["seen"])])
+    with pytest.raises(NotMeasured, match="keeps a state outside the delegates that does not start at zero"):
         _pte_plan.open_plans(path, ["forward"])
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from asking import defaults
+from edgebake.target import Asked, find_target
 from edgebake_targets._ranges import BINS, METHODS, Seen, chosen
 
 
@@ -88,3 +92,16 @@ def test_every_method_keeps_zero_and_what_has_no_outliers(method: str) -> None:
 def test_with_16_bits_only_percentile_cuts_what_was_seen(method: str, heavy: np.ndarray) -> None:
     cut = chosen(seen_of(heavy), method, 16)[1] < 60.0
     assert cut == (method == "percentile")
+
+
+@pytest.mark.parametrize("name", ["executorch-xnnpack", "onnx-cpu", "onnx-mobile", "onnx-qnn"])
+def test_a_percentile_that_is_none_is_refused_by_every_target_that_has_the_option(name: str) -> None:
+    target: Any = find_target(name)
+    for percentile, refused in ((0.0, True), (100.5, True), (100.0, False)):
+        options = defaults(target) | {"percentile": percentile}
+        asked = Asked(
+            scheme="w8a8", module_schemes=(), options=options, device=None, inputs={}, varying=(), channels=None
+        )
+        found = [(refusal.what, refusal.fix, refusal.key) for refusal in target.refusals(asked)]
+        expected = ("percentile is a share in percent", "99.99, say", "options.percentile")
+        assert (expected in found) == refused

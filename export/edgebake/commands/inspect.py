@@ -134,7 +134,7 @@ def _units(found: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {plain(line)}" for line in unit_texts(told["units"], told.get("border_bytes")))
         for left in told.get("left_out", ()):
             why = f", {left['reason']}" if left.get("reason") else ""
-            yield plain(f"outside: {left['op']} x{left['count']}{why}").join(("  ", ""))
+            yield f"  outside: {plain(left['op'])} x{left['count']}{plain(why)}"
 
 
 def _weights(found: Mapping[str, Any]) -> Iterator[str]:

@@ -5,8 +5,8 @@ Nagel, van Baalen, Blankevoort, Welling 2019 (arXiv:1906.04721), section 4.1. Th
 weights with columns of the second (equation 11). All targets here give each row a scale of its own, for which the first
 weights do not matter; what shares a scale is the value between the layers, so that its largest magnitude ``a`` on
 calibration samples stands in their place: ``s = sqrt(a / max |w|)``, as in Xiao et al. 2023 (SmoothQuant,
-arXiv:2211.10438), equation 4. Behind ReLU6 a channel that reaches 6 keeps its scale and no other one is made to reach
-it: exact on what the samples show, not beyond.
+arXiv:2211.10438), equation 4. Behind ReLU6 a channel that comes near 6 keeps its scale, and no other one is brought
+nearer than half of it: exact on what the samples show, and on what is up to twice as large, not beyond.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
 _LARGEST = 64.0  # times that a channel is scaled up or down at most: what is hardly ever used would grow without bound
+_HEADROOM = 2.0  # of a clamp's ceiling over what calibration samples show
 # Operators that give f(s x) = s f(x) for each channel, and keep channels where they are.
 _HOMOGENEOUS = frozenset(
     f"aten.{name}"
@@ -97,7 +98,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
     if clamped:
         request.tell(
             f"equalise: of {len(pairs)} pairs of layers {clamped} have a ReLU6 between them, through which scaling is "
-            "exact on the calibration samples only"
+            f"exact up to {_HEADROOM:g} times what the calibration samples show"
         )
     return module
 
@@ -163,8 +164,8 @@ def _equalise(module: torch.nn.Module, pair: _Pair, watch: _Watch) -> None:
         return
     scale = scale / torch.exp(torch.log(scale[usable]).mean())
     scale = torch.clamp(scale, 1 / _LARGEST, _LARGEST)
-    scale = torch.maximum(scale, values / pair.ceiling)
-    scale = torch.where(usable & (values < pair.ceiling), scale, torch.ones_like(scale))
+    scale = torch.maximum(scale, values / (pair.ceiling / _HEADROOM))
+    scale = torch.where(usable & (values < pair.ceiling / _HEADROOM), scale, torch.ones_like(scale))
     _multiply(module.get_submodule(pair.norm) if pair.norm else first, 1 / scale)
     made = parted * scale.reshape(groups, 1, -1, 1)
     second.weight = torch.nn.Parameter(made.reshape(weight.shape), requires_grad=False)

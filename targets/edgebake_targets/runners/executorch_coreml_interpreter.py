@@ -96,9 +96,11 @@ class InterpreterSession:
         self._signature = signature
         half = any(one.model.holds("float16") for held in parts.values() for one in held.values())
         self.modes = ("fp32", "declared", "fp16-worst") if half else ()
+        self.begin()
 
     def begin(self) -> None:
-        """A sequence of calls begins: the states of all parts are zero."""
+        """A sequence of calls begins: the states of all parts and those outside them are zero."""
+        self._outside = {method: plan.states() for method, plan in self._plans.items()}
         for held in self._parts.values():
             for one in held.values():
                 one.begin()
@@ -152,7 +154,7 @@ class InterpreterSession:
             return {place: _pte_plan.as_declared(results[name], values[place]) for place, name in places}
 
         try:
-            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate)
+            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate, self._outside[method])
         except Unsupported as error:
             raise NotMeasured(str(error)) from error
         except RuntimeError as error:  # torch's word for shapes that do not go together

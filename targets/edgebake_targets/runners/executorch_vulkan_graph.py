@@ -88,7 +88,7 @@ class _Session:
             }
 
         try:
-            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate)
+            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate, plan.states())
         except RuntimeError as error:  # torch's word for shapes that do not go together
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
             raise StageFailed(f"the program cannot be run with {shapes}: {error}", where="validate") from error
