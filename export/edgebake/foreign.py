@@ -27,7 +27,13 @@ from edgebake.types import DimBounds, Inspection, MethodSignature, ReferenceCall
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TARGETS = {".mlpackage": "coreml", ".onnx": "onnx-cpu", ".pte": "executorch-xnnpack", ".aimodel": "coreai"}
+TARGETS = {
+    ".mlpackage": "coreml",
+    ".onnx": "onnx-cpu",
+    ".ort": "onnx-mobile",
+    ".pte": "executorch-xnnpack",
+    ".aimodel": "coreai",
+}
 _METHOD = "forward"
 _LONGEST = 64  # an open dimension in noise
 _HIGHEST = 100  # integers of noise are below: token numbers that every vocabulary has

@@ -39,7 +39,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     sizes = {name: bounds.max for name, bounds in traced.signature.dims.items()}
     return Lowered(
         files=tuple(files),
-        entry="model.onnx" if list(models) == ["forward"] else ".",
+        entry=file_name(next(iter(models)), models),  # the others lie beside it
         signature=traced.signature,
         delegation=Delegation(share=1.0, partitions=1, units=on_the_cpu(models, sizes), border_bytes=0),
         encodings=encodings,

@@ -47,10 +47,11 @@ def warm_up() -> None:
 
 
 def open(entry: Path, signature: Signature) -> OnnxSession | OrtSession:  # noqa: A001 - the contract's name
-    """Open ``entry``: a file, or a folder with ``<method>.onnx`` for each method of ``signature``."""
+    """Open ``entry``; where ``signature`` has several methods, ``<method>.onnx`` beside it for each."""
     if entry.suffix == ".ort":
         return OrtSession(entry, signature)
-    paths = {m: entry / f"{m}.onnx" if entry.is_dir() else entry for m in signature.methods}
+    several = len(signature.methods) > 1
+    paths = {m: entry.with_name(f"{m}.onnx") if several else entry for m in signature.methods}
     for path in paths.values():
         if not path.is_file():
             raise ArtifactDamaged("the artifact's file is not there", where=str(path), fix="build it again")
