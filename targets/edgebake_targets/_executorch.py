@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, StageFailed
-from edgebake.target import Missing
-from edgebake.types import Delegation, Traced, canonical_module_name
+from edgebake.target import LowerRequest, Missing
+from edgebake.types import Delegation, Lowered, Signature, Traced, canonical_module_name
 from edgebake_targets._units import EXECUTORCH_KERNELS, Tally, border_bytes
 
 if TYPE_CHECKING:
@@ -151,6 +151,31 @@ def write(program: ExecutorchProgramManager, folder: Path) -> str:
     with (folder / ARTIFACT).open("wb") as file:
         program.write_to_file(file)
     return ARTIFACT
+
+
+def emitted(
+    edge: EdgeProgramManager,
+    request: LowerRequest,
+    signature: Signature,
+    delegation: Delegation,
+    encodings: Mapping[str, Any],
+    *,
+    fuse_quantised: bool = False,
+) -> Lowered:
+    """Write ``model.pte`` with what was delegated; see ``to_executorch``.
+
+    Whoever reads the file afterwards lets go of ``edge`` first: it holds the weights several times over.
+    """
+    program = to_executorch(edge, fuse_quantised=fuse_quantised)
+    entry = write(program, request.folder)
+    return Lowered(
+        files=(entry,),
+        entry=entry,
+        signature=signature,
+        delegation=delegation,
+        planned_memory_bytes=planned_memory(program),
+        encodings=encodings,
+    )
 
 
 def planned_memory(program: ExecutorchProgramManager) -> int:

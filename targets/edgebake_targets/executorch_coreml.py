@@ -88,19 +88,11 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             states[method] = {name: buffer for part in found.values() for name, buffer in part["states"].items()}
             parts |= found
     delegation = _executorch.delegation(edge, {}, "Core ML's converter does not take it")
-    program = _executorch.to_executorch(edge, fuse_quantised=False)
-    entry = _executorch.write(program, request.folder)
+    lowered = _executorch.emitted(edge, request, traced.signature, delegation, _encodings(request, states))
     checks = {"version": _coreml_checks.VERSION, "parts": parts}
     _coreml_checks.write_checks(request.folder / _coreml_checks.CHECKS_FILE, checks)
-    return Lowered(
-        files=(entry, _coreml_checks.CHECKS_FILE),
-        entry=entry,
-        signature=traced.signature,
-        delegation=delegation,
-        planned_memory_bytes=_executorch.planned_memory(program),
-        encodings=_encodings(request, states),
-        notes=tuple(_coreml_states.coarse(traced.programs.values(), states)),
-    )
+    notes = tuple(_coreml_states.coarse(traced.programs.values(), states))
+    return replace(lowered, files=(*lowered.files, _coreml_checks.CHECKS_FILE), notes=notes)
 
 
 def _canonical(request: LowerRequest) -> LowerRequest:

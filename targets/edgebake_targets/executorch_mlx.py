@@ -70,23 +70,15 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         programs = {method: program.run_decompositions({}) for method, program in traced.programs.items()}
         edge = _executorch.to_edge(programs, (MLXPartitioner(),))
     delegation = _executorch.delegation(edge, {}, "MLX's backend has no such operator")
-    program = _executorch.to_executorch(edge, fuse_quantised=False)
-    entry = _executorch.write(program, request.folder)
-    planned = _executorch.planned_memory(program)
-    del edge, program
+    encodings = {"schemes": request.assignment.by_scheme()}
+    lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings)
+    del edge
     _executorch_checks.refuse_lost_integers(
         request,
         traced,
         fix="MLX takes integer weights whose input features are divisible by 32: give these modules fp16",
     )
-    return Lowered(
-        files=(entry,),
-        entry=entry,
-        signature=traced.signature,
-        delegation=delegation,
-        planned_memory_bytes=planned,
-        encodings={"schemes": request.assignment.by_scheme()},
-    )
+    return lowered
 
 
 @contextmanager

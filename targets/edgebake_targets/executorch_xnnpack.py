@@ -109,19 +109,11 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     with _refusals() as reasons:
         edge = _executorch.to_edge(traced.programs, _partitioners(request.assignment))
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
-    program = _executorch.to_executorch(edge, fuse_quantised=bool(request.assignment.of("w8")))
-    entry = _executorch.write(program, request.folder)
-    planned = _executorch.planned_memory(program)
-    del edge, program  # they hold the weights several times over, and the file is about to be read
+    encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
+    lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)
+    del edge
     _refuse_lost_integers(request, traced)
-    return Lowered(
-        files=(entry,),
-        entry=entry,
-        signature=traced.signature,
-        delegation=delegation,
-        planned_memory_bytes=planned,
-        encodings=_encodings(traced, request.assignment),
-    )
+    return lowered
 
 
 def _partitioners(assignment: Assignment) -> tuple[Any, ...]:
