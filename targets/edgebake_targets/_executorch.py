@@ -92,6 +92,17 @@ def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     )
 
 
+def refuse_writes(traced: Traced, why: str) -> None:
+    """StageFailed, with ``why``, for a backend that keeps no buffer which the network writes."""
+    written = sorted({name for method in traced.signature.methods.values() for name in method.buffers})
+    if written:
+        raise StageFailed(
+            f"the network writes to its buffer {', '.join(written)}, and {why}",
+            where="lower",
+            fix="hand it on as an input with role: state and an output",
+        )
+
+
 def refuse_states(traced: Traced) -> None:
     """StageFailed for written buffers that a .pte cannot hold: not starting at zero, or shared by methods."""
     problems = [*_started(traced), *_shared(traced)]

@@ -199,6 +199,23 @@ def tensors(plan: Plan, specs: MethodSignature, inputs: Mapping[str, NDArray[Any
     return [torch.from_numpy(np.array(inputs[spec.name], dtype=spec.dtype)) for spec in specs.inputs]
 
 
+def call(
+    plan: Plan,
+    specs: MethodSignature,
+    inputs: Mapping[str, NDArray[Any]],
+    delegate: Delegates,
+    states: dict[int, torch.Tensor],
+) -> dict[str, NDArray[Any]]:
+    """Outputs of one call by the signature's names, in its dtypes; ``states`` hold what was written afterwards."""
+    try:
+        results = plan.run(tensors(plan, specs, inputs), delegate, states)
+    except RuntimeError as error:  # torch's word for shapes that do not go together
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+        raise StageFailed(f"the program cannot be run with {shapes}: {error}", where="validate") from error
+    named = zip(specs.outputs, results, strict=True)
+    return {spec.name: value.detach().clone().numpy().astype(spec.dtype) for spec, value in named}
+
+
 def open_plans(path: Path, methods: Sequence[str]) -> dict[str, Plan]:
     """The plans of ``methods``. ArtifactDamaged: no program, or it lacks one; NotMeasured names what cannot be run."""
     try:

@@ -81,7 +81,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._qnn_lowering import lowered
 
     device: Mapping[str, Any] = request.device or {}
-    _refuse_buffers(traced)
+    _executorch.refuse_writes(traced, "executorch-qnn keeps nothing between calls")
     delegation, planned = lowered(traced, request, int(device["soc_model"]))
     if not delegation.partitions:
         names = ", ".join(row.op for row in delegation.left_out)
@@ -105,13 +105,3 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             },
         },
     )
-
-
-def _refuse_buffers(traced: Traced) -> None:
-    written = [name for method in traced.signature.methods.values() for name in method.buffers]
-    if written:
-        raise StageFailed(
-            f"the network writes to {', '.join(written)}, and executorch-qnn keeps nothing between calls",
-            where="lower",
-            fix="hand it on as an input with role: state and an output",
-        )

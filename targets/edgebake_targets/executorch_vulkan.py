@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgebake.errors import Problem, StageFailed
+from edgebake.errors import StageFailed
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Assignment, Lowered, ModuleKind, Signature, Traced, Verdict
 from edgebake_targets import _executorch, _vulkan
@@ -72,7 +72,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed for what a phone would refuse to load."""
     from edgebake_targets import _executorch_checks
 
-    _refuse_written_buffers(traced)
+    _executorch.refuse_writes(traced, "Vulkan loses such writes")  # each call finds what was there at first
     half = _is_half(request)
     with _vulkan.quietly() as reasons:
         programs = {method: _vulkan.per_channel_linears(program) for method, program in traced.programs.items()}
@@ -117,22 +117,6 @@ def _is_half(request: LowerRequest) -> bool:
 
 def _floats(assignment: Assignment) -> list[str]:
     return sorted(set(assignment.kinds) - set(assignment.schemes))
-
-
-def _refuse_written_buffers(traced: Traced) -> None:
-    """The backend keeps no copy of a buffer that the network writes: each call would find it as it was at first."""
-    written = sorted({name for method in traced.signature.methods.values() for name in method.buffers})
-    if written:
-        raise StageFailed(
-            [
-                Problem(
-                    what=f"the network writes to its buffer {name}, and Vulkan loses such writes",
-                    where="lower",
-                    fix="hand it on as an input with role: state and an output",
-                )
-                for name in written
-            ]
-        )
 
 
 def _refuse_unloadable(request: LowerRequest) -> None:

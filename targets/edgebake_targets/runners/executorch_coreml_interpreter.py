@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
 from edgebake.target import NotMeasured
 from edgebake.types import RunnerKind, Signature
 from edgebake_targets import _coreml_interpreter, _executorch
@@ -154,14 +153,9 @@ class InterpreterSession:
             return {place: _pte_plan.as_declared(results[name], values[place]) for place, name in places}
 
         try:
-            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate, self._outside[method])
+            return _pte_plan.call(plan, specs, inputs, delegate, self._outside[method])
         except Unsupported as error:
             raise NotMeasured(str(error)) from error
-        except RuntimeError as error:  # torch's word for shapes that do not go together
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-            raise StageFailed(f"the program cannot be run with {shapes}: {error}", where="validate") from error
-        named = zip(specs.outputs, results, strict=True)
-        return {spec.name: value.detach().clone().numpy().astype(spec.dtype) for spec, value in named}
 
 
 def _keeper(modules: Mapping[str, str], found: dict[str, Any]) -> Watch:

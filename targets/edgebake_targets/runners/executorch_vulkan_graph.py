@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged, StageFailed
+from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
 from edgebake_targets import _executorch
@@ -87,10 +87,4 @@ class _Session:
                 for place, result in places
             }
 
-        try:
-            results = plan.run(_pte_plan.tensors(plan, specs, inputs), delegate, plan.states())
-        except RuntimeError as error:  # torch's word for shapes that do not go together
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-            raise StageFailed(f"the program cannot be run with {shapes}: {error}", where="validate") from error
-        named = zip(specs.outputs, results, strict=True)
-        return {spec.name: value.detach().clone().numpy().astype(spec.dtype) for spec, value in named}
+        return _pte_plan.call(plan, specs, inputs, delegate, plan.states())
