@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
+from edgebake.scheme import parse
 from edgebake.target import LowerRequest
 from edgebake.types import Delegation, LeftOut, Traced, UnitWork
 from edgebake_targets import _qnn_toolchain
@@ -39,7 +40,7 @@ def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> tuple[Dele
             "inputs": [spec.name for spec in traced.signature.methods[method].inputs],
             "scheme": request.scheme,
             "soc_model": soc_model,
-            "activation_range": request.options["activation_range"],
+            "activation_range": range_of(request),
             "out": str(request.folder),
             "stage": str(at / "stage"),
             "answer": str(at / "answer.json"),
@@ -52,6 +53,13 @@ def _delegation(told: Mapping[str, Any]) -> Delegation:
     left = tuple(LeftOut(**row) for row in told["left_out"])
     units = tuple(UnitWork(**row) for row in told["units"])
     return Delegation(**{**told, "left_out": left, "units": units})
+
+
+def range_of(request: LowerRequest) -> str:
+    """What auto stands for: MiniLM in w8a16 has 30.7 dB with minmax and 21.3 with histogram."""
+    asked = str(request.options["activation_range"])
+    narrow = parse(request.scheme).activation_bits == 8
+    return asked if asked != "auto" else "histogram" if narrow else "minmax"
 
 
 def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path) -> Path:

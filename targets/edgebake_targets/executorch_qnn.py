@@ -8,16 +8,14 @@ from typing import Any
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Traced
-from edgebake_targets import _executorch, _qnn_refusals, _qnn_toolchain
+from edgebake_targets import _executorch, _htp, _qnn_toolchain
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
-    *(
-        f"edgebake_targets._qnn_{part}"
-        for part in ("graph", "lowerer", "lowering", "quantizer", "refusals", "toolchain")
-    ),
+    "edgebake_targets._htp",
+    *(f"edgebake_targets._qnn_{part}" for part in ("graph", "lowerer", "lowering", "quantizer", "toolchain")),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
 CHIPS = (30, 36, 39, 42, 43, 45, 46, 52, 53, 57, 58, 69, 72, 75, 77, 87, 93, 95, 96, 97)
@@ -25,12 +23,7 @@ DEVICES = {"vendor": ("qualcomm",), "soc_model": CHIPS, "htp_arch": ()}
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 
 SUPPORTS = (
-    Support(
-        scheme="fp16",
-        kinds=_ALL,
-        needs_device={"htp_fp16": (True,)},
-        note="half precision, which some chips' NPU lacks; needs no calibration",
-    ),
+    _htp.FP16,
     Support(
         scheme="w8a16",
         kinds=_ALL,
@@ -41,19 +34,16 @@ SUPPORTS = (
         kinds=_ALL,
         note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
     ),
-    Support(
-        scheme="w4a16",
-        kinds=("linear", "conv"),
-        note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
-    ),
+    _htp.W4A16,
 )
 
 OPTIONS = (
     Option(
         name="activation_range",
-        default="histogram",
-        help="how calibration chooses an activation's range; histogram trims outliers, minmax keeps them",
-        choices=("histogram", "minmax"),
+        default="auto",
+        help="how calibration chooses an activation's range; histogram trims outliers, minmax keeps them; auto: minmax "
+        "where activations have 16 bits, levels enough for both",
+        choices=("auto", "histogram", "minmax"),
     ),
 )
 
@@ -69,7 +59,7 @@ def missing() -> Missing | None:
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one scheme."""
-    yield from _qnn_refusals.refusals("executorch-qnn", asked)
+    yield from _htp.refusals("executorch-qnn", asked)
     for scheme in dict.fromkeys(asked.module_schemes):
         if scheme != asked.scheme:
             what = f"{scheme} in a network of {asked.scheme}: executorch-qnn gives all modules one scheme"

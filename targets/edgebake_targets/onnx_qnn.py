@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
-from edgebake_targets import _qnn, _qnn_refusals, _ranges
+from edgebake_targets import _htp, _qnn, _ranges
 from edgebake_targets._onnx_options import CALIBRATION
 
 if TYPE_CHECKING:
@@ -44,19 +44,14 @@ SOURCES = (
     "edgebake_targets._units",
     "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
-    "edgebake_targets._qnn_refusals",
+    "edgebake_targets._htp",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
 CONTEXT_FILE, PLAIN_FILE = "model.onnx", "model.plain.onnx"
 OPSET = 23  # the first with RMSNormalization
 
 SUPPORTS = (
-    Support(
-        scheme="fp16",
-        kinds=("linear", "conv", "embedding"),
-        needs_device={"htp_fp16": (True,)},
-        note="half precision, which some chips' NPU lacks; needs no calibration",
-    ),
+    _htp.FP16,
     Support(
         scheme="w8a16",
         kinds=("linear", "conv", "embedding"),
@@ -67,11 +62,7 @@ SUPPORTS = (
         kinds=("linear", "conv", "embedding"),
         note="everything in 8 bits but what wide_activations names or finds; attention loses too much, take w8a16",
     ),
-    Support(
-        scheme="w4a16",
-        kinds=("linear", "conv"),
-        note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
-    ),
+    _htp.W4A16,
 )
 
 OPTIONS = (
@@ -102,7 +93,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    yield from _qnn_refusals.refusals("onnx-qnn", asked)
+    yield from _htp.refusals("onnx-qnn", asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")

@@ -89,6 +89,15 @@ def test_integers_without_calibration_samples_are_refused(tmp_path: Path) -> Non
         _qnn_lowering._calibration(cell(torch.randn(2, 4)), request, "forward", tmp_path / "calls.npz")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "asked", "found"),
+    [("w8a8", "auto", "histogram"), ("w8a16", "auto", "minmax"), ("w8a16", "histogram", "histogram")],
+)
+def test_ranges_of_sixteen_bits_keep_outliers(tmp_path: Path, scheme: str, asked: str, found: str) -> None:
+    request = lower_request(tmp_path, {**defaults(executorch_qnn), "activation_range": asked}, scheme=scheme)
+    assert _qnn_lowering.range_of(request) == found
+
+
 # --- the toolchain ----------------------------------------------------------------------------------------------------
 
 

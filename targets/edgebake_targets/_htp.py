@@ -1,10 +1,22 @@
-"""What no target for Qualcomm's NPU takes, whatever runtime feeds it."""
+"""What all targets for Qualcomm's NPU (HTP) take and refuse, whatever runtime feeds it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgebake.target import Asked, Refusal
+from edgebake.target import Asked, Refusal, Support
+
+FP16 = Support(
+    scheme="fp16",
+    kinds=("linear", "conv", "embedding"),
+    needs_device={"htp_fp16": (True,)},
+    note="half precision, which some chips' NPU lacks; needs no calibration",
+)
+W4A16 = Support(
+    scheme="w4a16",
+    kinds=("linear", "conv"),
+    note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
+)
 
 
 def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
