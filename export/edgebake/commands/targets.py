@@ -54,7 +54,9 @@ def run(*, name: str | None, as_json: bool) -> int:
 
 def _in_short(found: list[dict[str, Any]]) -> Iterator[str]:
     for row in found:
-        yield from _state(row)
+        here = ", ".join(f"{n} ({r['kind']})" for n, r in row["runners"].items() if r["usable"])
+        runs = f"runs here: {here}" if here else "its outputs are not measured here"
+        yield f"{row['target']}  {runs if row['missing'] is None else 'toolchain missing: `edgebake doctor` says more'}"
         schemes = ", ".join(scheme["scheme"] for scheme in row["schemes"])
         yield textwrap.fill(schemes, 100, initial_indent="  ", subsequent_indent="  ")
     yield ""
