@@ -1,8 +1,9 @@
 """The grammar of scheme names: weights first, then granularity, then activations.
 
 ``fp32`` ``fp16``                      float weights and activations
-``w<bits>[g<group>][a<bits>[d]]``      integer weights per channel or group; activations static, or dynamic with ``d``
-``palette<bits>[g<group>][s]``         weights as indices into a table of 2**bits values, one for all or one per group;
+``w<bits>[t|g<group>][a<bits>[d]]``    integer weights per channel, per group, or with ``t`` one scale for all;
+                                       activations static, or dynamic with ``d``
+``palette<bits>[g<group>][s]``         weights as indices into a table of 2**bits values, one or one per group;
                                        ``s``: of weights divided by a scale per output channel
 ``palette<bits>v<size>``               each index stands for ``size`` neighbouring output channels: 2**bits vectors
 ``sparse<percent>[-<inner>]``          that share of each weight is zero (the smallest values), the others are float16,
@@ -48,7 +49,7 @@ ALIASES = {
 _FLOAT = re.compile(r"fp(32|16)")
 _PALETTE = re.compile(r"palette([1-8])(?:v([2-9]|1[0-6])|(?:g([1-9]\d*))?(s)?)")
 _SPARSE = re.compile(r"sparse(?:([1-9]\d?)|([1-9]\d*)of([1-9]\d*))(?:-(.+))?")
-_INTEGER = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+)(d)?)?")
+_INTEGER = re.compile(r"w(\d+)(?:g(\d+)|(t))?(?:a(\d+)(d)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Scheme:
     family: str  # "float", "integer", "palette", "sparse"
     weight_bits: int
     group: int | None = None
+    whole: bool = False  # of "integer": one scale for the whole weight
     activation_bits: int | None = None  # None: activations stay float
     dynamic: bool = False
     zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
@@ -103,7 +105,7 @@ class Scheme:
             tables = max(1, channels // self.group) if self.group else 1
             table = 2 * self.vector * (1 << self.weight_bits)
             return payload + tables * table + (2 * channels if self.scaled else 0)
-        groups = weights // self.group if self.group else channels
+        groups = weights // self.group if self.group else 1 if self.whole else channels
         return payload + 4 * groups
 
 
@@ -142,18 +144,19 @@ def parse(name: str) -> Scheme:
     if (match := _SPARSE.fullmatch(text)) and (sparse := _sparse(text, *match.groups())):
         return sparse
     if match := _INTEGER.fullmatch(text):
-        bits, group, activations, dynamic = match.groups()
+        bits, group, whole, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):
             return Scheme(
                 name=text,
                 family="integer",
                 weight_bits=int(bits),
                 group=int(group) if group else None,
+                whole=bool(whole),
                 activation_bits=int(activations) if activations else None,
                 dynamic=bool(dynamic),
             )
     raise ValueError(
-        f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[g<group>][a<bits>[d]] "
+        f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[t|g<group>][a<bits>[d]] "
         "such as w8, w8a8, w8a8d, w4g32a8d"
     )
 
@@ -163,7 +166,7 @@ def _sparse(name: str, percent: str | None, stay: str | None, of: str | None, in
     within = parse(inner) if inner else None
     if within and (within.family not in ("integer", "palette") or within.group or within.activation_bits):
         return None
-    if within and (within.scaled or within.vector > 1 or within.name != inner):
+    if within and (within.scaled or within.whole or within.vector > 1 or within.name != inner):
         return None
     if stay and of and not int(stay) < int(of):
         return None

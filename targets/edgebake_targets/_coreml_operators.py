@@ -128,10 +128,10 @@ def _sparse(held: Held, scheme: Scheme, dtype: Dtype, name: str) -> Any:
 
 
 def _affine(q: NDArray[np.int8], scale: NDArray[Any], axis: int) -> dict[str, Any]:
-    """iOS 16: one scale per channel."""
+    """iOS 16: one scale per channel, or one."""
     import numpy as np
 
-    flat = scale.reshape(-1)
+    flat = scale.reshape(() if scale.size == 1 else -1)
     return {"quantized_data": q, "zero_point": np.zeros(flat.shape, np.int8), "scale": flat, "axis": np.int32(axis)}
 
 

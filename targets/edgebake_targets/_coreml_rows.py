@@ -28,6 +28,18 @@ INT4 = (
 )
 
 
+INT8 = tuple(
+    Support(
+        scheme=f"w8g{group}",
+        kinds=ALL,
+        needs=IOS18,
+        note=f"int8, one scale per output channel and {group} input channels, which must be divisible by {group}; "
+        "from iOS 18, macOS 15",
+    )
+    for group in (32, 64)
+)
+
+
 def palette(bits: int) -> str:
     """What one table per weight is."""
     return f"one table of {2**bits} values per weight"

@@ -36,12 +36,12 @@ def _format(scheme: Scheme) -> str:
 def counts_of(scheme: str, shape: Sequence[int], axis: int) -> tuple[int, ...]:
     """How many scales or tables a weight of ``shape`` has along each axis; ``axis`` is that of its output channels.
 
-    Scales: one per output channel and group of input channels (the kernel's positions share it, as coremltools has
-    it). Tables: one, or one per group of output channels.
+    Scales: one, or one per output channel and group of input channels (the kernel's positions share it, as coremltools
+    has it). Tables: one, or one per group of output channels.
     """
     parsed, counts = parse(scheme), [1] * len(shape)
     parsed = parsed.inner or parsed
-    if parsed.family == "integer":
+    if parsed.family == "integer" and not parsed.whole:
         counts[axis] = shape[axis]
     if parsed.group:
         grouped = _grouped_axis(parsed, axis)

@@ -12,7 +12,18 @@ from edgebake.errors import Problem, RecipeError, StageFailed, ToolchainMissing
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support, unmet
 from edgebake.types import Delegation, Lowered, Signature, Traced, Verdict, rule_for
-from edgebake_targets._coreml_rows import ALL, FP32, INT4, IOS18, W8, add_states, encodings, grouped_palettes, palette
+from edgebake_targets._coreml_rows import (
+    ALL,
+    FP32,
+    INT4,
+    INT8,
+    IOS18,
+    W8,
+    add_states,
+    encodings,
+    grouped_palettes,
+    palette,
+)
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -38,6 +49,19 @@ SUPPORTS = (
         needs=_IOS17,
         note="int8 per output channel; these modules read uint8, ranges from samples.calibration; what lies between "
         "them computes in float16; from iOS 17, macOS 14; integer products on the Neural Engine from A17 Pro and M4",
+    ),
+    Support(
+        scheme="w8t",
+        kinds=ALL,
+        needs=_IOS16,
+        note="int8, one scale for the whole weight: smallest, and coarse; from iOS 16, macOS 13",
+    ),
+    *INT8,
+    Support(
+        scheme="w4t",
+        kinds=ALL,
+        needs=IOS18,
+        note="int4, one scale for the whole weight: smallest, and very coarse; from iOS 18, macOS 15",
     ),
     *INT4,
     *(

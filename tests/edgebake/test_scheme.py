@@ -29,6 +29,11 @@ def test_a_name_is_decoded(name: str, bits: int, group: int | None, activations:
     )
 
 
+def test_one_scale_for_the_whole_weight() -> None:
+    assert [parse(name).whole for name in ("w8", "w8t", "w4ta8", "w8g32")] == [False, True, True, False]
+    assert parse("w8").floor_bytes(100, 10) - parse("w8t").floor_bytes(100, 10) == 9 * 4
+
+
 def test_only_static_activations_need_calibration() -> None:
     assert [n for n in ("fp16", "w8", "w8a8", "w8a8d", "palette4") if parse(n).needs_calibration] == ["w8a8"]
 
@@ -51,6 +56,8 @@ def test_aliases_are_printed_beside_the_canonical_name() -> None:
             "w5",
             "int8",
             "w8g0",
+            "w8tg32",
+            "w8g32t",
             "palette9",
             "palette4g0",
             "palette4a8",
@@ -66,6 +73,7 @@ def test_aliases_are_printed_beside_the_canonical_name() -> None:
         *[
             "sparse50-w8a8",
             "sparse50-w4g32",
+            "sparse50-w8t",
             "sparse50-palette4s",
             "sparse50-palette4v2",
             "sparse50-int8wo",

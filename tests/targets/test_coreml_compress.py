@@ -74,6 +74,7 @@ def test_each_group_of_channels_has_the_palette_of_its_own_values() -> None:
     ("scheme", "shape", "axis", "counts"),
     [
         ("w8", (64, 32, 3, 3), 0, (64, 1, 1, 1)),
+        ("w8t", (64, 32, 3, 3), 0, (1, 1, 1, 1)),
         ("w4g16", (64, 32, 3, 3), 0, (64, 2, 1, 1)),
         ("w4g16", (32, 64, 3), 1, (2, 64, 1)),
         ("palette4", (64, 32), 0, (1, 1)),

@@ -52,18 +52,24 @@ def floats() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "stored", "least"),
+    ("scheme", "stored", "least", "system"),
     [
-        *[("w4", "int4", 14), ("w4g16", "int4", 17), ("w4g32", "int4", 16)],
-        *[("palette2g16", "palette2", 6), ("palette3g16", "palette3", 12), ("palette4g8", "palette4", 18)],
-        *[("palette4g32", "palette4", 17), ("palette6g16", "palette6", 28)],
+        *[("w4", "int4", 14, "iOS18"), ("w4g16", "int4", 17, "iOS18"), ("w4g32", "int4", 16, "iOS18")],
+        *[("w8t", "int8", 38, "iOS16"), ("w8t", "int8", 38, "iOS18"), ("w8g32", "int8", 42, "iOS18")],
+        ("w4t", "int4", 12, "iOS18"),
+        *[
+            ("palette2g16", "palette2", 6, "iOS18"),
+            ("palette3g16", "palette3", 12, "iOS18"),
+            ("palette4g8", "palette4", 18, "iOS18"),
+        ],
+        *[("palette4g32", "palette4", 17, "iOS18"), ("palette6g16", "palette6", 28, "iOS18")],
     ],
 )
 def test_a_grouped_scheme_is_stored_checked_and_executed(
-    traced_wide: Traced, tmp_path: Path, scheme: str, stored: str, least: float
+    traced_wide: Traced, tmp_path: Path, scheme: str, stored: str, least: float, system: str
 ) -> None:
     """The interpreter decodes by itself; it is held against the float network that has the decoded weights."""
-    lowered = coreml.lower(traced_wide, ask(tmp_path, dict.fromkeys(MODULES, scheme), scheme, "iOS18"))
+    lowered = coreml.lower(traced_wide, ask(tmp_path, dict.fromkeys(MODULES, scheme), scheme, system))
     assert {v.state for v in verdicts(tmp_path, lowered).values()} == {"pass"}
     found = formats(tmp_path / lowered.entry)
     assert {found[f"{name}_weight_{scheme}"] for name in MODULES} == {stored}
@@ -108,7 +114,7 @@ def test_a_group_that_does_not_divide_names_the_module_and_a_scheme_that_fits(
     assert len(caught.value.problems) == 1
 
 
-@pytest.mark.parametrize("scheme", ["w4", "w4g32", "palette3", "palette4g16"])
+@pytest.mark.parametrize("scheme", ["w4", "w4t", "w4g32", "w8g32", "palette3", "palette4g16"])
 def test_a_scheme_that_needs_ios18_is_refused_below_it(traced_wide: Traced, tmp_path: Path, scheme: str) -> None:
     with pytest.raises(
         RecipeError, match=rf"{scheme} with minimum_os iOS18 or macOS15, not iOS17\n.*minimum_os: iOS18"

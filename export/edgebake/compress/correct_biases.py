@@ -91,7 +91,7 @@ def _corrected(module: torch.nn.Module, scheme: Scheme) -> bool:
     import torch
 
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    return isinstance(module, kinds) and scheme.family == "integer" and scheme.group is None
+    return isinstance(module, kinds) and scheme.family == "integer" and not scheme.group and not scheme.whole
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
