@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgebake import reference, samples_files, signatures, validate
 from edgebake.errors import EdgebakeError, RecipeError, ToolchainMissing, UsageError
 from edgebake.limits import judge
-from edgebake.recipe import Component, Dim, Input, Limits, Samples
+from edgebake.recipe import Component, Dim, DType, Input, Limits, Samples
 from edgebake.result import AS_IT_IS, Failure, Result
 from edgebake.samples_headers import EXTRAS, shapes
 from edgebake.samples_noise import make_noise
@@ -118,6 +118,12 @@ def _inspected(path: Path) -> Inspection:
 def _component(inspection: Inspection) -> Component:
     """The file's inputs in the recipe's words; states stay inside the file."""
     inputs = {spec.name: spec for spec in inspection.inputs if spec.role != "state"}
+    strange = [spec for spec in inputs.values() if spec.dtype not in get_args(DType)]
+    if strange:
+        raise UsageError(
+            f"the input {strange[0].name} is of type {strange[0].dtype}, which cannot be fed here",
+            fix=f"give a model that takes {', '.join(get_args(DType))}",
+        )
     dims = {word: _bounds(word) for spec in inputs.values() for word in spec.shape if isinstance(word, str)}
     names = {word: f"dim{number}" for number, word in enumerate(dims)}
     return Component.model_validate(

@@ -112,5 +112,17 @@ def test_wrong_options_are_refused(edgebake: Edgebake, network: Path, options: t
     refused(edgebake("verify", network, *options), EXIT_RECIPE, words)
 
 
+def test_inputs_of_other_types_are_named(edgebake: Edgebake, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.DOUBLE, [1])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, [1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "d.onnx")
+    said = edgebake("verify", tmp_path / "d.onnx", "--against", recorded(tmp_path, x=INPUT, y=INPUT))
+    assert "the input x is of type float64, which cannot be fed here" in said.out
+
+
 def test_artifact_folders_know_their_own_limits(edgebake: Edgebake, tmp_path: Path) -> None:
     refused(edgebake("verify", tmp_path, "--limit", "cosine=0.9"), EXIT_RECIPE, "--limit is for model files")
