@@ -41,7 +41,7 @@ def lowered(schemes: Mapping[str, str], folder: Path) -> Lowered:
     request = replace(request, device=devices.find("mt6991").row)
     program = torch.export.export(vision_network(), (images(1)[0],), strict=False)
     if set(schemes.values()) != {"fp16"}:
-        calibration = [(image,) for image in images(2)]
+        calibration = [[(image,)] for image in images(2)]
         program = pt2e.apply(
             GraphRequest(
                 program=program,
