@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from edgebake.errors import ToolchainMissing
 from edgebake.jsonfile import check_signature, sign, write_json_atomic
 from edgebake.store_files import files_below, remove_tree, sha256_file, storage_errors, sync_file
@@ -33,6 +31,8 @@ def make(folder: Path, fill: Callable[[Path], None]) -> bool:
 
     False, and nothing is done, when ``folder`` is whole. StoreError when the disk refuses.
     """
+    from filelock import FileLock
+
     making, old = _beside(folder, _MAKING), _beside(folder, ".old")
     with storage_errors("make a toolchain's folder", folder):
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

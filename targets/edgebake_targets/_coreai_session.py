@@ -5,7 +5,6 @@ Off the framework, coreai-core compiles the asset itself, to a temporary folder,
 
 from __future__ import annotations
 
-import asyncio
 import time
 import weakref
 from collections.abc import Mapping
@@ -33,6 +32,8 @@ def warm_up() -> None:
 
 def opened(entry: Path, signature: Signature) -> Session:
     """The asset at ``entry``, compiled and loaded; ArtifactDamaged when it is not whole or lacks a function."""
+    import asyncio  # takes longer than all that a light verb reads of a target
+
     from coreai.authoring import AIModelAsset
 
     open_asset(entry)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
@@ -89,6 +87,8 @@ def fix(folder: Path) -> str:
 
 def _fill(folder: Path) -> None:
     """``sdk/`` laid out as Qualcomm's own, ``python/`` with what ExecuTorch's backend imports, ``licences/``."""
+    import shutil
+
     wheel, libraries = folder / "wheel", folder / "sdk" / "lib" / HOST
     _install(WHEEL, wheel)
     _install(CPU_INFO, folder / "python")
@@ -111,6 +111,8 @@ def _fill(folder: Path) -> None:
 
 
 def _install(requirement: str, to: Path) -> None:
+    import subprocess
+
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-input", "--no-compile", "--quiet"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check", "--target", str(to), requirement]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

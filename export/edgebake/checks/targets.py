@@ -222,13 +222,13 @@ def _device(case: Case) -> Iterator[Problem]:
         target = find_target(case.unit.target)
     except RecipeError:  # reported where the target is named
         return
-    able = fitting.fitting_text(fitting.of_target(target))
     if device is None:
-        if fitting.needs_one(target):
-            yield Problem(what=f"{case.unit.target} lowers for one chip, and no device is named", where=where, fix=able)
-    elif what := fitting.target_misfit(case.unit.target, target, device):
-        yield Problem(what=what, where=where, fix=able)
+        what = f"{case.unit.target} lowers for one chip, and no device is named" if fitting.needs_one(target) else ""
     else:
+        what = fitting.target_misfit(case.unit.target, target, device)
+    if what:  # only now: reading all devices takes as long as the rest of a check
+        yield Problem(what=what, where=where, fix=fitting.fitting_text(fitting.of_target(target)))
+    elif device is not None:
         yield from _schemes_on_device(case, target, device)
 
 
