@@ -15,7 +15,7 @@ from edgebake.target import LowerRequest
 from edgebake.types import Assignment
 from edgebake_targets._onnx import clean_keeping_scopes, module_of
 from edgebake_targets._onnx_graph import WEIGHT_SLOT, attribute
-from edgebake_targets._onnx_ranges import observed, ranges_of, store, wide_range
+from edgebake_targets._onnx_ranges import HEADROOM, observed, ranges_of, store, wide_range
 from edgebake_targets._onnx_static import Feed, silent, turn_weights
 from edgebake_targets._onnx_wide import Kept, searched
 from edgebake_targets._onnx_widths import SEARCH, fold_clamps, named, overrides, values_of, words
@@ -80,9 +80,9 @@ class Ready:
         )
         narrow = {name for name, given in types.items() if given[0].get("quant_type") is QuantType.QUInt8}
         large = [name for name in (wide if bits == 8 else self.seen) if name not in narrow]
-        anywhere = (-math.inf, math.inf)
+        anywhere, room = (-math.inf, math.inf), HEADROOM if bits == 8 else 1.0
         ranges = ranges_of(self.seen, self.options) | {
-            name: wide_range(self.seen[name], self.options, self.ends.get(name, anywhere)) for name in large
+            name: wide_range(self.seen[name], self.options, self.ends.get(name, anywhere), room) for name in large
         }
         names = ("activation_type", "weight_type", "op_types_to_quantize", "nodes_to_exclude", "per_channel")
         return {
