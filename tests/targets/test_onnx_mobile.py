@@ -95,6 +95,7 @@ def test_every_scheme_keeps_a_text_network_close(
     assert sqnr(module, tmp_path, lowered, text_inputs(6)) > floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "inputs", "floor"), [("text", text_inputs, 110), ("image", image_inputs, 30)])
 def test_the_file_computes_what_the_network_does(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]], name: str, inputs: Any, floor: float
@@ -103,6 +104,7 @@ def test_the_file_computes_what_the_network_does(
     assert sqnr(module, folder, lowered, inputs(4)) > floor
 
 
+@pytest.mark.slow
 def test_inspect_reads_interface_operators_and_weights(built: Mapping[str, tuple[Wrapper, Path, Lowered]]) -> None:
     _, folder, lowered = built["image"]
     found = ort.inspect(folder / lowered.entry)
@@ -117,6 +119,7 @@ def test_inspect_reads_interface_operators_and_weights(built: Mapping[str, tuple
     assert found.format == "ort" and int(found.facts["format_version"]) >= 6
 
 
+@pytest.mark.slow
 def test_a_tied_weight_is_stored_once_and_dimensions_keep_their_names(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]],
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_tied_weight_is_stored_once_and_dimensions_keep_their_names(
     assert [i.shape for i in found.inputs] == [(1, "seq"), (1, "seq")]
 
 
+@pytest.mark.slow
 def test_the_configuration_names_each_operator_of_the_file_and_no_folder(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]],
 ) -> None:
@@ -159,6 +163,7 @@ def test_onnx_runtimes_own_tool_reads_the_same_operators(
     assert sorted(ours) == sorted(theirs)
 
 
+@pytest.mark.slow
 def test_basic_keeps_the_operators_that_providers_of_phones_take(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]],
 ) -> None:
@@ -258,6 +263,7 @@ def test_several_methods_are_refused_by_name() -> None:
     assert list(onnx_mobile.refusals(replace(asked, inputs={"forward": ()}))) == []
 
 
+@pytest.mark.slow
 def test_int8_products_are_not_judged_where_they_saturate(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +275,7 @@ def test_int8_products_are_not_judged_where_they_saturate(
     assert runner.open(folder / lowered.entry, lowered.signature).call("forward", text_inputs(1)[0])
 
 
+@pytest.mark.slow
 def test_cut_empty_and_foreign_files_are_damaged(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]], tmp_path: Path
 ) -> None:
@@ -288,6 +295,7 @@ def test_cut_empty_and_foreign_files_are_damaged(
         canonical(b"\0\0\0\0ET12" + bytes(64))
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_read_or_refused_but_never_crash(
     built: Mapping[str, tuple[Wrapper, Path, Lowered]], tmp_path: Path
 ) -> None:

@@ -61,17 +61,18 @@ def test_takes_arrays_that_are_not_contiguous(tmp_path: Path) -> None:
     assert session.call("forward", {"x": strided})["y"].tolist() == [[-4, 0, -8, 0]]
 
 
-def test_a_folder_holds_one_file_per_method(tmp_path: Path) -> None:
+def test_methods_lie_beside_each_other(tmp_path: Path) -> None:
     for name, factor in (("prefill", 2), ("decode", -2)):
         (tmp_path / f"{name}.onnx").write_bytes(two_layers(factor).SerializeToString())
-    session = runner.open(tmp_path, Signature(methods={"prefill": METHOD, "decode": METHOD}))
+    session = runner.open(tmp_path / "prefill.onnx", Signature(methods={"prefill": METHOD, "decode": METHOD}))
     assert session.call("prefill", {"x": X})["y"].tolist() == [[-4, 0, -8, 0]]
     assert session.call("decode", {"x": X})["y"].tolist() == [[0, -4, 0, -8]]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prefill.onnx").write_bytes(two_layers(2).SerializeToString())
     with pytest.raises(ArtifactDamaged, match=r"decode\.onnx"):
-        runner.open(tmp_path, Signature(methods={"decode": METHOD}))
+        runner.open(tmp_path / "prefill.onnx", Signature(methods={"prefill": METHOD, "decode": METHOD}))
 
 
 def test_intermediates_give_what_each_module_hands_on(tmp_path: Path) -> None:
