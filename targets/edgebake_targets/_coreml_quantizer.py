@@ -7,7 +7,6 @@ not observed: ``_coreml_compress`` rounds them where they end up, as it does und
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from edgebake.types import Assignment
@@ -53,18 +52,14 @@ def _uint8(activation_range: str, percentile: float) -> QuantizationSpec:
     ``percentile`` (that share of the values, in percent), ``entropy`` and ``mse``: as ``_ranges`` chooses.
     """
     import torch
-    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    from edgebake_targets._range_observers import range_observer
+    from edgebake_targets._observers import observer
 
-    makers = {"minmax": MinMaxObserver, "histogram": HistogramObserver}
-    chosen = partial(range_observer().with_args, method=activation_range, percentile=percentile, bits=8)
-    make = makers[activation_range].with_args if activation_range in makers else chosen
     return QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=make(eps=SMALLEST_SCALE),
+        observer_or_fake_quant_ctr=observer(activation_range, percentile).with_args(eps=SMALLEST_SCALE),
     )

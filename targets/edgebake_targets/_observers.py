@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def observer(activation_range: str, percentile: float) -> Any:
+def observer(activation_range: str, percentile: float = 99.99) -> Any:
     """The observer class that finds ranges by ``activation_range``; ``percentile`` counts where that is its name."""
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
     from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase

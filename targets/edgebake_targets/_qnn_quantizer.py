@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from edgebake_targets._observers import observer
 from edgebake_targets._qnn_graph import name_of
 
 if TYPE_CHECKING:
@@ -48,16 +49,10 @@ def _quantizer(scheme: str, soc_model: int, activation_range: str) -> Any:
         QuantDtype[_TYPES[scheme]],
         is_conv_per_channel=True,
         is_linear_per_channel=True,
-        act_observer=_observer(activation_range),
+        act_observer=observer(activation_range),
     )
     made.add_custom_quant_annotations([annotate_clamped, annotate_counts])
     return made
-
-
-def _observer(activation_range: str) -> Any:
-    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
-
-    return HistogramObserver if activation_range == "histogram" else MinMaxObserver
 
 
 def annotate_clamped(module: torch.fx.GraphModule) -> None:

@@ -187,7 +187,7 @@ FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
-    "edgebake_targets._range_observers",
+    "edgebake_targets._observers",
     "edgebake_targets._ranges",
     "edgebake_targets._weight_record",
     *(

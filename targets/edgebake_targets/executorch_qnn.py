@@ -14,7 +14,7 @@ FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
-    "edgebake_targets._htp",
+    *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges")),
     *(f"edgebake_targets._qnn_{part}" for part in ("graph", "lowerer", "lowering", "quantizer", "toolchain")),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edgebake_targets import _ranges
-from edgebake_targets._range_observers import range_observer
+from edgebake_targets._observers import observer as observer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -16,7 +16,7 @@ def test_scale_and_zero_point_hold_the_range_that_was_chosen(method: str) -> Non
     generator = torch.Generator().manual_seed(0)
     calls = [torch.randn(64, 500, generator=generator) + 0.5 for _ in range(3)]
     calls[1][0, 0] = 60.0
-    make = range_observer().with_args(method=method, percentile=99.0, bits=8, dtype=torch.uint8, eps=2.0**-14)
+    make = observer_of(method, 99.0).with_args(dtype=torch.uint8, eps=2.0**-14)
     observer, seen = make(quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine), _ranges.Seen()
     for call in calls:
         assert observer(call) is call
