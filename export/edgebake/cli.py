@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import sys
@@ -384,16 +385,15 @@ def clean(
     _run("clean", max_gib=max_gib, older_than_days=older_than_days, everything=everything, store=store, as_json=as_json)
 
 
-def _unasked() -> dict[str, Any]:
-    """``--help`` was not given: said outright, since else typer has pydantic find out, which costs more than a verb."""
-    given = {"help": False}
-    return given | {str(c.name or getattr(c.callback, "__name__", "")): given for c in app.registered_commands}
-
-
 def main() -> None:
     """Entry point: prints every failure a user can cause as what, where, what to do; never a traceback."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes a tenth of a light verb
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # reading a recipe is nobody else's business
     from edgebake.commands import _ending
 
-    sys.exit(_ending.parsed(lambda **how: app(prog_name="edgebake", default_map=_unasked(), **how)))
+    verbs = {str(c.name or getattr(c.callback, "__name__", "")): c for c in app.registered_commands}
+    asked = verbs.get(" ".join(sys.argv[1:2]))
+    lean = copy.copy(app)  # typer reads the signatures of all verbs that it knows: that costs more than to run one
+    lean.registered_commands = app.registered_commands if asked is None else [asked]
+    unasked = {key: {"help": False} for key in verbs} | {"help": False}  # else typer has pydantic find out: as dear
+    sys.exit(_ending.parsed(lambda **how: lean(prog_name="edgebake", default_map=unasked, **how)))

@@ -36,7 +36,7 @@ _FROM_LIST = Field(strict=False)  # YAML lists become tuples; their elements sta
 class Frozen(BaseModel):
     """Unknown keys are refused, nothing is coerced silently, nothing changes after reading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Model(Frozen):

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -338,7 +337,7 @@ def _checked(name: str) -> str:
 
 
 def _fresh(stage: str, key: str) -> str:
-    return f"{stage}-{key[:16]}-{secrets.token_hex(4)}"
+    return f"{stage}-{key[:16]}-{os.urandom(4).hex()}"
 
 
 def _leave(lock: BaseFileLock, own: Path, index: DigestIndex, process: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -152,7 +151,7 @@ def _clone(source: int, destination: int) -> bool:
 
 def part_name(path: Path) -> Path:
     """A fresh name beside ``path`` to write to before the rename."""
-    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.part")
+    return path.with_name(f".{path.name[:80]}.{os.urandom(6).hex()}.part")
 
 
 def remove_stale_parts(folder: Path) -> None:

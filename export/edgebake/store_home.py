@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from edgebake.errors import StoreError
 from edgebake.store_files import remove_tree
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _ALIVE = ".alive"
 
@@ -38,8 +39,10 @@ def refuse_foreign(folder: Path) -> None:
 
 def take_own_folder(temporary: Path) -> tuple[BaseFileLock, Path]:
     """A fresh folder for this process in ``temporary``, and the lock that the system drops when the process dies."""
+    from filelock import FileLock, Timeout  # with sockets and logging: more than a light verb reads
+
     while True:
-        own = temporary / secrets.token_hex(8)
+        own = temporary / os.urandom(8).hex()
         marker = own.with_suffix(_ALIVE)
         lock = FileLock(marker, thread_local=False)
         try:
@@ -64,6 +67,8 @@ def leave_own_folder(lock: BaseFileLock, own: Path) -> None:
 
 def sweep(temporary: Path, own: Path) -> int:
     """Remove the folders of dead processes; returns how many there were."""
+    from filelock import FileLock, Timeout
+
     dead = 0
     for marker in _others(temporary, own):
         lock = FileLock(marker)

@@ -330,6 +330,7 @@ def find_target(name: str) -> Target:
     return cast(Target, TARGETS.find(name))
 
 
+@lru_cache
 def runners_of(target: str) -> tuple[tuple[str, Runner], ...]:
     """Runners for ``target``, most faithful first."""
     order = ("device", "executed", "simulated", "interpreted", "stand-in")

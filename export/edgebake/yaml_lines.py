@@ -90,9 +90,11 @@ def parse(text: str) -> Document:
 
 
 def _refuse_strange_characters(text: str) -> None:
-    for match in re.finditer(r"[^\t\n\r\x20-\x7e\xa0-\uffff\U00010000-\U0010ffff]", text):
-        line = text.count("\n", 0, match.start()) + 1
-        raise YamlError(Fault(line, f"holds the control character {match[0]!r}", "save the recipe as plain UTF-8 text"))
+    strange = {character for character in set(text) if character < " " or "\x7e" < character < "\xa0"} - set("\t\n\r")
+    if strange:
+        first = min(strange, key=text.index)
+        line = text.count("\n", 0, text.index(first)) + 1
+        raise YamlError(Fault(line, f"holds the control character {first!r}", "save the recipe as plain UTF-8 text"))
 
 
 def _document(reader: _Reader) -> _Node:

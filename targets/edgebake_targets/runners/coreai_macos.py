@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import platform
+from typing import TYPE_CHECKING
 
 from edgebake.target import Missing
 from edgebake.types import RunnerKind
-from edgebake_targets import _coreai_packages, _coreai_session
+from edgebake_targets import _coreai_packages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebake.target import Session
+    from edgebake.types import Signature
 
 RUNS = ("coreai",)
 KIND: RunnerKind = "device"
@@ -14,8 +21,19 @@ DISTRIBUTIONS = ("coreai-core",)
 SOURCES = tuple(f"edgebake_targets._coreai_{part}" for part in ("asset", "packages", "program", "session"))
 _SINCE = 27  # the first macOS with the framework
 
-warm_up = _coreai_session.warm_up
-open = _coreai_session.opened  # noqa: A001 - the contract's name
+
+def warm_up() -> None:
+    """Import what opening an asset needs."""
+    from edgebake_targets import _coreai_session
+
+    _coreai_session.warm_up()
+
+
+def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
+    """The asset at ``entry``, compiled and loaded; ArtifactDamaged when it is not whole or lacks a function."""
+    from edgebake_targets import _coreai_session
+
+    return _coreai_session.opened(entry, signature)
 
 
 def missing() -> Missing | None:
