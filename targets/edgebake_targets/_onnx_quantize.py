@@ -179,7 +179,8 @@ def symmetric_int4_blocks(weight: NDArray[Any], block: int) -> tuple[NDArray[np.
     kept, steps, found = lattice.integers(blocks.reshape(-1, block), 4)
     at = found.reshape(scale.shape)
     scale = np.where(at, steps.reshape(scale.shape), scale)
-    q = (np.where(at, kept.reshape(blocks.shape), np.clip(np.rint(blocks / scale), -8, 7)) + 8).astype(np.uint8)
+    signed = np.where(at, kept.reshape(blocks.shape), np.clip(np.rint(blocks / scale), -8, 7))
+    q: NDArray[Any] = (signed + 8).astype(np.uint8)
     return q[..., 0::2] | (q[..., 1::2] << 4), scale.reshape(-1)
 
 

@@ -15,10 +15,11 @@ from edgebake.target import ModuleRequest
 from edgebake.types import Assignment, ModuleKind
 
 HIDDEN, INNER, VOCABULARY, LENGTH = 96, 192, 128, 24
+GPTQ = {"damping": 0.01, "activation_order": True}  # its options where a recipe says nothing
 _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": INNER,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "vocab_size": VOCABULARY,
@@ -58,7 +59,13 @@ def network(kind: str = "Llama", *, tied: bool = False, **more: Any) -> Network:
     return Network(made)
 
 
-def ids(count: int = 8, seed: int = 1) -> list[torch.Tensor]:
+def any_network(kind: str, **more: Any) -> Network:
+    """A ``kind`` decoder as it is made, whatever its parts are called."""
+    config = getattr(transformers, f"{kind}Config")(**{**_SIZES, **more})
+    return Network(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
+
+
+def ids(count: int = 4, seed: int = 1) -> list[torch.Tensor]:
     """Calls' inputs."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, VOCABULARY, (1, LENGTH), generator=generator) for _ in range(count)]
@@ -94,17 +101,23 @@ def request(
     )
 
 
-def after(method: ModuleType, module: torch.nn.Module, scheme: str = "w4", **options: Any) -> tuple[Any, list[str]]:
+def after(
+    method: ModuleType,
+    module: torch.nn.Module,
+    scheme: str = "w4",
+    calls: list[torch.Tensor] | None = None,
+    **options: Any,
+) -> tuple[Any, list[str]]:
     """A changed copy of ``module``, whose tensors it shares until they change, and what ``method`` told."""
     said: list[str] = []
     shared = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-    return method.apply(request(shared, linears(shared, scheme), said, **options)), said
+    return method.apply(request(shared, linears(shared, scheme), said, calls, **options)), said
 
 
 def logits(module: torch.nn.Module, seed: int = 2) -> torch.Tensor:
     """On ids that are not among the calibration samples."""
     with torch.no_grad():
-        return torch.cat([module(call)[0] for call in ids(8, seed)])
+        return torch.cat([module(call)[0] for call in ids(4, seed)])
 
 
 def decibels(wanted: torch.nn.Module, got: torch.nn.Module) -> float:

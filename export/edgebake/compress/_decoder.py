@@ -159,9 +159,10 @@ def fold_norms(decoder: Decoder) -> None:
     """Move the weights of all normalisations into the linear layers that read them; table and head come apart."""
     import torch
 
-    readers = [(layer.attention_norm, (layer.q, layer.k, layer.v)) for layer in decoder.layers]
+    readers: list[tuple[torch.nn.Module, tuple[torch.nn.Linear, ...]]] = [(decoder.norm, (decoder.head,))]
+    readers += [(layer.attention_norm, (layer.q, layer.k, layer.v)) for layer in decoder.layers]
     readers += [(layer.mlp_norm, (layer.gate, layer.up)) for layer in decoder.layers]
-    for norm, linears in (*readers, (decoder.norm, (decoder.head,))):
+    for norm, linears in readers:
         weight = norm.get_parameter("weight").detach()
         for linear in linears:
             put(linear, "weight", linear.weight.detach().double() * weight.double())
@@ -222,7 +223,7 @@ def same_outputs(request: ModuleRequest, method: str) -> Iterator[None]:
             where=f"compress.steps: {method}",
             fix="the network is not built as its names say: take the step out",
         )
-    request.tell(f"{method}: float outputs stay within {min(ratio, 200):.0f} dB of those before")
+    request.tell(f"{method}: float outputs unchanged to {min(ratio, 200):.0f} dB")
 
 
 def decibels(wanted: torch.Tensor, got: torch.Tensor) -> float:

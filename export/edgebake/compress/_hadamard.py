@@ -31,7 +31,8 @@ def _orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
         if inner is not None:
             return torch.kron(_sylvester(outer), inner) / size**0.5
     q, r = torch.linalg.qr(torch.randn(size // power, size // power, generator=generator, dtype=torch.float64))
-    return torch.kron(_sylvester(power) / power**0.5, (q * torch.sign(r.diagonal())).contiguous())
+    drawn = (q * torch.sign(r.diagonal())).contiguous()
+    return torch.kron(_sylvester(power) / power**0.5, drawn)  # type: ignore[no-any-return]
 
 
 def hadamard(size: int) -> torch.Tensor | None:

@@ -88,7 +88,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
                     fix="check the calibration samples and the weights; the float network gives the same there",
                 )
             weight = layer.weight.detach()
-            made = rounded(weight, moment, scheme, **options)
+            made = _of_layer(name, weight, moment, scheme, options)
             total.plain += _rounding.squared_error(_rounding.rounded(weight, scheme) - weight, moment)
             total.now += _rounding.squared_error(made - weight, moment)
             total.layers += 1
@@ -120,6 +120,19 @@ def _check(chosen: dict[str, tuple[torch.nn.Linear, Scheme]]) -> None:
                 where="compress",
                 fix=f'give it another scheme, for example modules: {{"{name}": w8}}',
             )
+
+
+def _of_layer(
+    name: str, weight: torch.Tensor, moment: torch.Tensor, scheme: Scheme, options: dict[str, Any]
+) -> torch.Tensor:
+    try:
+        return rounded(weight, moment, scheme, **options)
+    except ArithmeticError as error:
+        raise StageFailed(
+            f"gptq: the inputs of {name} on calibration samples span too few directions to invert their Hessian",
+            where="compress.steps: gptq",
+            fix="raise its damping (0.01), or give more calibration samples",
+        ) from error
 
 
 def rounded(
@@ -161,14 +174,22 @@ def scales(weight: torch.Tensor, importance: torch.Tensor, scheme: Scheme) -> to
 
 
 def _inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse of ``moment`` with ``damping``; float32, computed in float64."""
+    """The upper Cholesky factor of the inverse of ``moment`` with ``damping``; float32, computed in float64.
+
+    ArithmeticError where it cannot be inverted.
+    """
     import torch
 
     damped = moment.double()
     diagonal = damped.diagonal()
     diagonal += max(damping * float(diagonal.mean()), 1e-9)  # also where no input ever differs from zero
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    lower, singular = torch.linalg.cholesky_ex(damped)
+    if not singular:
+        factor, singular = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if singular:
+        raise ArithmeticError("not positive definite")
+    found: torch.Tensor = factor.float()
+    return found
 
 
 def _columns(weight: torch.Tensor, scale: torch.Tensor, factor: torch.Tensor, limits: tuple[int, int]) -> torch.Tensor:

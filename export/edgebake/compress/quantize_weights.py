@@ -42,7 +42,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         if isinstance(module, torch.nn.Embedding):
             # It only concerns gradients, and with it ExecuTorch does not recognise its int8 embedding.
             module.padding_idx = None
-        tied, given = module.weight, module.weight.detach()
+        tied: Any = module.weight
         quantize_(module, _config(scheme), filter_fn=lambda _module, _name: True)
         if type(module.weight) is torch.nn.Parameter and module.weight is tied:
             raise StageFailed(
@@ -50,7 +50,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
                 where="compress: quantize_weights",
                 fix="give these modules another scheme",
             )
-        _keep_integers(module.weight, given, scheme)
+        _keep_integers(module.weight, tied.detach(), scheme)
     return request.module
 
 

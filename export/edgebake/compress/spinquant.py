@@ -14,7 +14,7 @@ Calls of the calibration samples take turns, one a step; the rate falls linearly
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ class _Learner:
         got = _log_probabilities(output)
         return (wanted.exp() * (wanted - got)).sum(-1).mean()
 
-    def _parameters(self, r1: torch.Tensor, r2: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def _parameters(self, r1: torch.Tensor, r2: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = {}
         for part in self.parts:
             linear, role, second = part.place.linear, part.place.role, r2[part.place.layer]
@@ -172,11 +172,13 @@ def _per_token(x: torch.Tensor, bits: int) -> torch.Tensor:
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / (2**bits - 1)).clamp(min=torch.finfo(x.dtype).tiny)
     zero = torch.round(-low / scale)
-    return (torch.clamp(torch.round(x / scale) + zero, 0, 2**bits - 1) - zero) * scale
+    made: torch.Tensor = (torch.clamp(torch.round(x / scale) + zero, 0, 2**bits - 1) - zero) * scale
+    return made
 
 
 def _log_probabilities(output: Any) -> torch.Tensor:
     import torch
 
     logits = _decoder.first_tensor(output)
-    return torch.log_softmax(logits.reshape(-1, logits.shape[-1]), -1)
+    found: torch.Tensor = torch.log_softmax(logits.reshape(-1, logits.shape[-1]), -1)
+    return found
