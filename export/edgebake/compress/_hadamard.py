@@ -29,10 +29,10 @@ def _orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
     for outer in (2**k for k in range(power.bit_length())):  # the smaller the Sylvester part, the larger Paley's
         inner = hadamard(size // outer) if size // outer % 2 == 0 or size == outer else None
         if inner is not None:
-            return torch.kron(_sylvester(outer), inner) / size**0.5
+            return torch.kron(_sylvester(outer), inner) / size**0.5  # type: ignore[no-any-return]
     q, r = torch.linalg.qr(torch.randn(size // power, size // power, generator=generator, dtype=torch.float64))
     drawn = (q * torch.sign(r.diagonal())).contiguous()
-    return torch.kron(_sylvester(power) / power**0.5, drawn)  # type: ignore[no-any-return]
+    return torch.kron(_sylvester(power) / power**0.5, drawn)
 
 
 def hadamard(size: int) -> torch.Tensor | None:
