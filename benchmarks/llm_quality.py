@@ -35,14 +35,14 @@ from edgebake.types import Assignment  # noqa: E402
 
 CHUNK = 256
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Rows: the steps before plain rounding; the first of two is made once.
+# Rows: the steps before plain rounding, those that the limit is about first; the first of two is made once.
 ROWS: tuple[tuple[str, ...], ...] = (
     (),
-    ("rotate",),
-    ("gptq",),
     ("rotate", "gptq"),
-    ("spinquant",),
+    ("gptq",),
+    ("rotate",),
     ("spinquant", "gptq"),
+    ("spinquant",),
     ("awq",),
 )
 

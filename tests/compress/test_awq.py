@@ -57,6 +57,12 @@ def test_a_grid_of_one_changes_nothing() -> None:
     assert all(same) and "leaves 1.00 of" in said[-1]
 
 
+def test_a_grid_of_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match="awq: a grid of 0 tries nothing") as caught:
+        decoders.after(awq, decoders.network(), grid=0)
+    assert "how many exponents" in str(caught.value)
+
+
 def test_the_float_network_keeps_its_tensors() -> None:
     plain = decoders.network()
     before = {name: value.clone() for name, value in plain.state_dict().items()}

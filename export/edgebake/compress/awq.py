@@ -55,6 +55,8 @@ class _Sum:
 def apply(request: ModuleRequest) -> torch.nn.Module:
     """``request.module`` with scaled channels: the same function; RecipeError for other architectures."""
     options = _options.filled("awq", OPTIONS, request.options)
+    if not options["grid"]:
+        raise RecipeError("awq: a grid of 0 tries nothing", where="compress.steps: awq", fix=f"grid: {OPTIONS[0].help}")
     chosen = _rounding.rounded_layers(request)
     decoder = _decoder.decoder_of(request.module, "awq")
     names = {id(part): canonical_module_name(path) for path, part in request.module.named_modules()}
