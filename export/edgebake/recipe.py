@@ -74,16 +74,41 @@ class Input(Frozen):
 
 
 class Dim(Frozen):
-    """Bounds of a named dimension, both inclusive."""
+    """Bounds of a named dimension, both inclusive, or the only sizes that it takes."""
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        strict=False,
+        description="in the place of min and max: the only sizes, the first the default; Core ML packages list them",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, given: Any) -> Any:
+        """Bounds from sizes; what is no list of numbers is left to the field to refuse."""
+        sizes = given.get("sizes") if isinstance(given, dict) else None
+        if not sizes or not isinstance(sizes, list | tuple) or any(type(size) is not int for size in sizes):
+            return given
+        if {"min", "max"} & given.keys():
+            raise ValueError("sizes stand in the place of min and max: leave these out")
+        if len(set(sizes)) != len(sizes):
+            raise ValueError(f"a size is named twice in {sizes}")
+        return {**given, "min": min(sizes), "max": max(sizes)}
 
     @model_validator(mode="after")
     def _ordered(self) -> Dim:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
+
+    def takes(self, size: int) -> bool:
+        """Whether an input may have ``size`` here."""
+        return size in self.sizes if self.sizes else self.min <= size <= self.max
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.sizes)) if self.sizes else f"{self.min}..{self.max}"
 
 
 class Samples(Frozen):

@@ -20,8 +20,13 @@ def to_json(signature: Signature) -> dict[str, Any]:
             }
             for name, method in signature.methods.items()
         },
-        "dims": {name: asdict(bounds) for name, bounds in signature.dims.items()},
+        "dims": {name: _bounds_to_json(bounds) for name, bounds in signature.dims.items()},
     }
+
+
+def _bounds_to_json(bounds: DimBounds) -> dict[str, Any]:
+    sizes = {"sizes": list(bounds.sizes)} if bounds.sizes else {}
+    return {"min": bounds.min, "max": bounds.max, **sizes}
 
 
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
@@ -44,5 +49,8 @@ def from_json(data: Mapping[str, Any]) -> Signature:
             )
             for name, method in data["methods"].items()
         },
-        dims={name: DimBounds(**bounds) for name, bounds in data.get("dims", {}).items()},
+        dims={
+            name: DimBounds(**{**bounds, "sizes": tuple(bounds.get("sizes", ()))})
+            for name, bounds in data.get("dims", {}).items()
+        },
     )

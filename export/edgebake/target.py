@@ -129,7 +129,8 @@ class Asked:
     """What a recipe says of one unit, before anything is loaded.
 
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
-    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size.
+    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
+    ``sizes`` those with a list of the only ones.
     ``channels``: how many the image samples are normalised by, None without such samples.
     """
 
@@ -140,6 +141,7 @@ class Asked:
     inputs: Mapping[str, tuple[TensorSpec, ...]]
     varying: tuple[str, ...]
     channels: int | None
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

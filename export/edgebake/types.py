@@ -64,10 +64,11 @@ class MethodSignature:
 
 @dataclass(frozen=True, kw_only=True)
 class DimBounds:
-    """Bounds of a named dimension, both inclusive."""
+    """Bounds of a named dimension, both inclusive; ``sizes``: the only ones between them, the default first."""
 
     min: int
     max: int
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
