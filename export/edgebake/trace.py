@@ -303,7 +303,7 @@ def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
     live: dict[str, Module] = {}
     for method, module in loaded.methods.items():
         inventory = {m.name: m for m in module_inventory(module)}
-        named = module.named_parameters()
+        named = module.named_parameters(remove_duplicate=False)  # a tied head is a module, too
         weights = {n: w for n, w in named if canonical_module_name(n.rpartition(".")[0]) in inventory}
         with torch.enable_grad():
             for weight in weights.values():
