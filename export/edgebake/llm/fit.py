@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -173,29 +173,36 @@ def _speed(predicted: Predicted, bandwidth: float) -> dict[str, float]:
     return {name: fit_memory.decode_tokens_s(size, bandwidth) for name, size in read.items()}
 
 
-def _would(unit: Unit, predicted: Predicted, budget: int, context: int) -> Iterable[str]:
-    """What would fit into ``budget``, least loss first: less context, fewer bits, a server."""
+def _would(unit: Unit, predicted: Predicted, budget: int, context: int) -> Iterator[str]:
+    """What would fit into ``budget``, least loss first: less context, fewer bits, both, a server."""
     if context >= LEAST_CONTEXT:
         yield f"context {context}"
     smaller = _fewer_bits(unit, predicted, budget)
-    if smaller:
-        yield f"scheme {smaller}"
-    if context < LEAST_CONTEXT and not smaller:
-        yield f"serve it from a server with {gib(predicted.memory.total)} free"
+    whole = next((scheme for scheme, most in smaller if most >= predicted.context), None)
+    if whole:
+        yield f"scheme {whole}"
+    elif context < LEAST_CONTEXT:
+        scheme, most = max(smaller, key=lambda pair: pair[1], default=("", 0))
+        enough = most >= LEAST_CONTEXT
+        server = f"serve it from a server with {gib(predicted.memory.total)} free"
+        yield f"scheme {scheme} with context {most}" if enough else server
 
 
-def _fewer_bits(unit: Unit, predicted: Predicted, budget: int) -> str | None:
-    """The target's widest scheme that fits at the asked context; activations as they are rather than otherwise."""
+def _fewer_bits(unit: Unit, predicted: Predicted, budget: int) -> list[tuple[str, int]]:
+    """The target's smaller schemes, wide ones first, each with the most context that fits.
+
+    Of schemes with as many bits, those that leave activations as they are come first.
+    """
     target, decoder, asked = find_target(unit.target), predicted.decoder, parse(unit.scheme)
     names = [row.scheme for row in target.SUPPORTS if not row.override_only and "linear" in row.kinds]
     smaller = [scheme for name in names if (scheme := parse(name)).weight_bits < asked.weight_bits]
     smaller.sort(key=lambda scheme: (-scheme.weight_bits, scheme.activation_bits != asked.activation_bits))
+    found = []
     for scheme in smaller:
         schemes = _schemes(decoder, scheme.name, unit.spec.compress.modules, target, unit.target)
         size = file_size(decoder, schemes, predicted.format).total
-        if fit_memory.device_memory(decoder, size, predicted.format, predicted.context).total <= budget:
-            return scheme.name
-    return None
+        found.append((scheme.name, fit_memory.longest_context(decoder, size, predicted.format, budget)))
+    return found
 
 
 def gib(size: float) -> str:
