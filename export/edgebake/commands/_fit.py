@@ -37,11 +37,10 @@ def _part(name: str, part: Mapping[str, Any]) -> str:
 
 
 def _export(export: Mapping[str, Any]) -> Iterator[str]:
+    here, peak = _amount(export["memory_here_bytes"]), export["peak_bytes"]
     verdict = "" if export["fits_here"] else ": build will refuse"
-    yield (
-        f"predicted export here: peak {_amount(export['peak_bytes'])} of {_amount(export['memory_here_bytes'])}"
-        f"{verdict}, {_amount(export['disk_bytes'])} of disk"
-    )
+    memory = f"a peak of {_amount(peak)} of {here}{verdict}" if peak is not None else "a peak that is not known"
+    yield f"predicted export here: {memory}, {_amount(export['disk_bytes'])} of disk"
 
 
 def _devices(judged: Sequence[Mapping[str, Any]], context: int) -> Iterator[str]:

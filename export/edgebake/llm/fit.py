@@ -60,8 +60,8 @@ class Predicted:
         return fit_memory.device_memory(self.decoder, self.size.total, self.format, self.context)
 
     @property
-    def export_peak_bytes(self) -> int:
-        """Of the process that builds it here."""
+    def export_peak_bytes(self) -> int | None:
+        """Of the process that builds it here; None where it is not known."""
         return fit_memory.export_peak_bytes(self.decoder, self.size.total, self.format)
 
 
@@ -127,7 +127,7 @@ def refusal(unit: Unit, memory_mib: float | None) -> Problem | None:
     except EdgebakeError:
         return None
     here = fit_memory.host_memory_bytes(memory_mib)
-    if peak <= here:
+    if peak is None or peak <= here:
         return None
     asked = memory_mib is not None and here == int(memory_mib * fit_memory.MIB)
     return Problem(
@@ -248,4 +248,9 @@ def _export(predicted: Predicted) -> dict[str, Any]:
     here = fit_memory.host_memory_bytes(None)
     peak = predicted.export_peak_bytes
     disk = fit_memory.export_disk_bytes(predicted.decoder, predicted.size.total)
-    return {"peak_bytes": peak, "disk_bytes": disk, "memory_here_bytes": here, "fits_here": peak <= here}
+    return {
+        "peak_bytes": peak,
+        "disk_bytes": disk,
+        "memory_here_bytes": here,
+        "fits_here": None if peak is None else peak <= here,
+    }
