@@ -186,3 +186,29 @@ def test_what_has_no_graph_is_refused(tmp_path: Path, more: dict[str, Any], cont
         write_decoder(tmp_path, tmp_path, context=context, scheme="w4g32")
     assert error.value.problems[0].what == what
     assert error.value.problems[0].fix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "embedding"), [("fp32", "fp32"), ("w4g32", "w8")])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
+def test_stock_onnxruntime_genai_generates_what_transformers_does(
+    tmp_path: Path, variant: str, scheme: str, embedding: str
+) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
+    network = checkpoint(tmp_path / "source", VARIANTS[variant])
+    (tmp_path / "made").mkdir()
+    write_decoder(tmp_path / "source", tmp_path / "made", context=128, scheme=scheme, embedding=embedding)
+    network = network if scheme == "fp32" else rounded(network, as_stored)
+    prompt = tokens_of(20)
+    model = genai.Model(str(tmp_path / "made"))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=80, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt.astype(np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    sequence = np.array(generator.get_sequence(0), np.int64)
+    greedy = float_logits(network, sequence[None])[0].argmax(-1)
+    np.testing.assert_array_equal(sequence[:20], prompt[0])
+    np.testing.assert_array_equal(sequence[20:], greedy[19 : len(sequence) - 1])
+    assert len(sequence) == 80 or sequence[-1] == TINY["eos_token_id"]
