@@ -168,6 +168,7 @@ class Target(Protocol):
     ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
     refuse and the recipe alone shows; imports no SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and
     says so, ``versions()`` are those of what is in it (``edgebake.toolchains``), part of the store key.
+    ``DECODES = True`` for one that has operators for a decoder's cache (``edgebake.llm.operators``).
     """
 
     SUPPORTS: tuple[Support, ...]

@@ -17,6 +17,7 @@ from edgebake.wording import did_you_mean, said
 # Model keys that only some sources look at; a plug-in's source may look at all.
 _TAKES = {
     "task": ("transformers", "gguf"),
+    "context": ("transformers", "gguf"),
     "revision": ("transformers",),
     "state_dict": ("python",),
     "remote_code": ("transformers",),
