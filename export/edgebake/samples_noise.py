@@ -18,9 +18,9 @@ STATEFUL_CALLS = 8  # enough calls that a state carried wrongly shows
 def make_noise(spec: Samples, component: Component) -> list[Sample]:
     """``spec.count`` samples; sample ``i`` is the same whatever ``skip`` and ``count`` are around it.
 
-    Floats are normal, integers uniform in 0..high-1, masks one, token types zero, positions counted up; every named
-    dimension is drawn once per sample from its sizes. A sample calls each method once in order, and STATEFUL_CALLS
-    times when the component carries state.
+    Floats are normal, integers uniform in 0..high-1, masks one, token types and a call's place in a text zero,
+    positions counted up; every named dimension is drawn once per sample from its sizes. A sample calls each method
+    once in order, and STATEFUL_CALLS times when the component carries state.
     """
     return [_sample(spec, component, index) for index in range(spec.skip, spec.skip + spec.count)]
 
@@ -51,7 +51,7 @@ def _tensor(name: str, spec: Input, sizes: dict[str, int], high: int, rng: np.ra
         return np.ones(shape, dtype) if "mask" in name else rng.standard_normal(shape, np.float32).astype(dtype)
     if "mask" in name:
         return np.ones(shape, dtype)
-    if "token_type" in name or "segment" in name:
+    if "token_type" in name or "segment" in name or name.endswith("_pos"):
         return np.zeros(shape, dtype)
     if "position" in name and shape:
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()

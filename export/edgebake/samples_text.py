@@ -37,7 +37,7 @@ def read_text(spec: Samples, component: Component, path: Path, tokenizer_path: P
             fix="rename the inputs or write a samples callable",
         )
     lengths = _lengths(component, inputs["input_ids"].shape)
-    lines = _lines(path)
+    lines = read_lines(path)
     enough(spec, len(lines), "lines")
     chosen = lines[spec.skip : spec.skip + spec.count]
     tokenizer, (pad_id, pad_token) = _tokenizer(tokenizer_path, lengths[-1])
@@ -67,7 +67,7 @@ def _lengths(component: Component, shape: tuple[int | str, ...]) -> Sequence[int
     return sorted(bounds.sizes) or range(bounds.min, bounds.max + 1)
 
 
-def _lines(path: Path) -> list[tuple[str, str]]:
+def read_lines(path: Path) -> list[tuple[str, str]]:
     """(source, text) of each line that is not blank."""
     if not path.is_file():
         raise RecipeError(f"there is no text file {path}", fix="correct `samples: text`")
@@ -87,6 +87,16 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 def _tokenizer(path: Path | None, longest: int) -> tuple[Tokenizer, tuple[int, str]]:
     """The model's fast tokenizer, cutting at ``longest`` tokens, and id and text of the token that pads."""
+    tokenizer = open_tokenizer(path)
+    assert path is not None
+    pad = _pad_token(tokenizer, path / "tokenizer.json" if path.is_dir() else path)
+    tokenizer.enable_truncation(max_length=longest)
+    tokenizer.no_padding()
+    return tokenizer, pad
+
+
+def open_tokenizer(path: Path | None) -> Tokenizer:
+    """The fast tokenizer in ``path``, the model's folder or a tokenizer.json."""
     from tokenizers import Tokenizer
 
     if path is None:
@@ -104,10 +114,7 @@ def _tokenizer(path: Path | None, longest: int) -> tuple[Tokenizer, tuple[int, s
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust binding raises bare Exception
         raise RecipeError(f"{file} cannot be read: {error}", fix="save the tokenizer again") from error
-    pad = _pad_token(tokenizer, file)
-    tokenizer.enable_truncation(max_length=longest)
-    tokenizer.no_padding()
-    return tokenizer, pad
+    return tokenizer
 
 
 def _pad_token(tokenizer: Tokenizer, file: Path) -> tuple[int, str]:

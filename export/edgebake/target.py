@@ -130,8 +130,7 @@ class Asked:
 
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
     one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
-    ``sizes`` those with a list of the only ones.
-    ``channels``: how many the image samples are normalised by, None without such samples.
+    ``sizes`` those with a list of them. ``channels``: how many images are normalised by, None without image samples.
     """
 
     scheme: str
@@ -165,11 +164,12 @@ class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
-    ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
-    ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
-    refuse and the recipe alone shows; imports no SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and
-    says so, ``versions()`` are those of what is in it (``edgebake.toolchains``), part of the store key.
+    lowers again. ``DEVICES: Needs`` for one that runs on some devices only: ``{"vendor": ("apple",)}``; with a ``()``
+    it lowers for one chip, and recipes must name a device. An option called ``minimum_os`` is held against the system
+    that devices came with. ``refusals(asked)``: all that ``lower`` would refuse and the recipe alone shows; imports no
+    SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and says so, ``versions()`` are of what is in it
+    (``edgebake.toolchains``), part of the store key. ``DECODES = True`` for one with operators for a decoder's cache
+    (``edgebake.llm.operators``).
     """
 
     SUPPORTS: tuple[Support, ...]

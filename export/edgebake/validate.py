@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgebake import compute_units, modes, runclient, signatures, size
+from edgebake.llm import judge
 from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -198,6 +199,8 @@ def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None
 
 def _outputs(subject: Subject, recorded: Reference, client: runclient.Client) -> dict[str, Any]:
     signature = signatures.from_json(subject.lowered["signature"])
+    if signature.language is not None:
+        return judge.measure(recorded, client.outputs(), client.language())
     agreement, task = _meters(subject.limits, signature)
     stateful = any(t.role == "state" for m in signature.methods.values() for t in m.inputs)
     found: dict[str, Any] = {
