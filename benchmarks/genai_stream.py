@@ -28,9 +28,11 @@ MOST_MEMORY = 2.5e9
 _WRITE = """
 import json, sys, time
 from pathlib import Path
+from edgebake.llm.shards import Shards
 from edgebake_targets._genai_graph import write_decoder
 begin, cpu = time.perf_counter(), time.process_time()
-write_decoder(Path(sys.argv[1]), Path(sys.argv[2]), context=8192, scheme=sys.argv[3])
+source = Path(sys.argv[1])
+write_decoder(source, Shards(source), Path(sys.argv[2]), context=8192, scheme=sys.argv[3])
 line = next(ln for ln in Path("/proc/self/status").read_text().splitlines() if ln.startswith("VmHWM"))
 took = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
 print(json.dumps({**took, "peak_bytes": int(line.split()[1]) * 1024}))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
-from edgebake.wording import said
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,17 +58,17 @@ def read_spec(folder: Path) -> Spec:
     raw = json.loads((folder / "config.json").read_text("utf-8"))
     family = raw.get("model_type")
     if family not in FAMILIES:
-        what = f"there is no onnxruntime-genai graph for {said(family)} models"
+        what = f"there is no onnxruntime-genai graph for {family!r} models"
         raise RecipeError(what, where="model.path", fix=f"families that have one: {', '.join(FAMILIES)}")
     if raw.get("hidden_act", "silu") != "silu":
-        what = f"the activation {said(raw['hidden_act'])} has no nodes here"
+        what = f"the activation {raw['hidden_act']!r} has no nodes here"
         raise RecipeError(what, where="model.path", fix="use a model with silu")
     if raw.get("sliding_window") and raw.get("use_sliding_window", family == "mistral"):
         raise RecipeError("attention with a sliding window has no nodes here", where="model.path", fix=_OTHER)
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        what = f"rotary embeddings of the kind {said(kind)} have no nodes here"
+        what = f"rotary embeddings of the kind {kind!r} have no nodes here"
         raise RecipeError(what, where="model.path", fix="kinds that have: default, linear, llama3")
     attention_bias = bool(raw.get("attention_bias", False))
     heads = raw["num_attention_heads"]

@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgebake.errors import RecipeError
-from edgebake.llm.shards import Shards
 from edgebake.scheme import Scheme, parse
 from edgebake_targets._genai_config import GRAPH, Spec, read_spec, rotary_tables, write_config
-from edgebake_targets._genai_weights import DATA, WeightWriter
+from edgebake_targets._genai_weights import DATA, Tensors, WeightWriter
 from edgebake_targets._onnx_graph import MICROSOFT
 
 if TYPE_CHECKING:
@@ -27,9 +24,12 @@ _FLOAT, _INT32, _INT64 = 1, 6, 7  # TensorProto.DataType
 _WIDEST_BLOCK = 256  # of MatMulNBits
 
 
-def write_decoder(source: Path, folder: Path, *, context: int, scheme: str, embedding: str = "w8") -> list[str]:
+def write_decoder(
+    source: Path, tensors: Tensors, folder: Path, *, context: int, scheme: str, embedding: str = "w8"
+) -> list[str]:
     """Write the model of the transformers folder ``source`` into ``folder`` and return the names of its files.
 
+    ``tensors``: the weights of ``source``.
     ``scheme`` of the layers' products: fp32, w4g<n>, w8g<n>, with ``a8d`` activations rounded to int8 in the kernel.
     ``embedding``, also of the head: fp32 or w8 (8 bits in the widest groups that divide a row).
     """
@@ -37,7 +37,7 @@ def write_decoder(source: Path, folder: Path, *, context: int, scheme: str, embe
     if context > spec.positions:
         what = f"the model knows {spec.positions} positions, the context is {context}"
         raise RecipeError(what, where="model.context", fix=f"give at most {spec.positions}")
-    with WeightWriter(Shards(source), folder) as weights:
+    with WeightWriter(tensors, folder) as weights:
         writer = _Writer(spec, weights, _known(scheme), embedding == "w8")
         model = _model(writer, context)
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
@@ -72,6 +72,8 @@ class _Writer:
 
     def number(self, name: str, *values: int | float) -> str:
         """A constant vector."""
+        import numpy as np
+
         dtype = np.float32 if any(isinstance(value, float) for value in values) else np.int64
         return self.weights.constant(name, np.array(values, dtype))
 
@@ -156,6 +158,8 @@ def _outputs(spec: Spec) -> list[onnx.ValueInfoProto]:
 
 def _lengths(writer: _Writer) -> list[str]:
     """``seqlens_k``, the place of each sequence's last token, (batch,), and the length of the longest, a scalar."""
+    import numpy as np
+
     count = writer.node("ReduceSum", ["attention_mask", writer.number("one", 1)], "lengths/count", keepdims=0)
     last = writer.node("Sub", [count, "one"], "lengths/last")
     seqlens = writer.node("Cast", [last], "lengths/seqlens_k", to=_INT32)

@@ -18,7 +18,7 @@ from edgebake.llm.fit_memory import GIB, MIB
 from edgebake.recipe_yaml import read
 from edgebake.units import Unit, units_of
 
-CONFIGS = Path(__file__).resolve().parents[2] / "recipes/llm/configs"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes/llm"
 
 
 def units(path: Path) -> tuple[Unit, ...]:
@@ -27,7 +27,7 @@ def units(path: Path) -> tuple[Unit, ...]:
 
 
 def published(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((CONFIGS / name / "config.json").read_text("utf-8"))
+    config: dict[str, Any] = json.loads((RECIPES / "configs" / name / "config.json").read_text("utf-8"))
     return config
 
 
@@ -90,6 +90,27 @@ def test_a_device_whose_memory_nobody_publishes(decoder_recipe: Written) -> None
     (unit,) = units(decoder_recipe([{"target": "onnx-cpu", "device": "a18"}]))
     judged = fit.judge(unit, fit.predict(unit), devices.find("a18"))
     assert (judged.verdict, judged.why) == ("unknown", "Apple does not publish how much memory its phones have")
+
+
+def test_a_mac_of_24_gib_holds_qwq_with_8192_tokens() -> None:
+    (unit,) = units(RECIPES / "qwq-32b.yaml")
+    predicted = fit.predict(unit)
+    assert (predicted.context, predicted.prompt) == (8192, 128)
+    assert predicted.memory.total < 24 * GIB
+    assert predicted.memory.cache == 2 * 64 * 8 * 128 * 8192 * 4
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-3b", "qwen3-0.6b", "qwq-32b"])
+def test_the_random_variant_of_a_recipe_has_its_size(name: str) -> None:
+    (hub,), (random,) = (units(RECIPES / f"{name}{suffix}.yaml") for suffix in ("", "-random"))
+    assert fit.predict(hub).size == fit.predict(random).size
+    assert (random.spec.model.weights, random.device) == ("random", hub.device)
+
+
+def test_a_gguf_file_is_predicted_from_its_header() -> None:
+    sizes = [fit.predict(unit).size.total for unit in units(RECIPES / "smollm2-135m.yaml")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(4 * (134_515_008 + 49152 * 576), rel=0.01)  # the head is a copy of its own
 
 
 def test_plan_says_it_to_people(decoder_recipe: Written) -> None:

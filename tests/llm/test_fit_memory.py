@@ -33,7 +33,7 @@ def meta_scheme(decoder: Decoder) -> dict[str, str]:
 )
 def test_memory_on_a_device_is_near_what_was_published(name: str, file_mib: int, rss_mib: int) -> None:
     decoder = read_config(CONFIGS / name)
-    predicted = device_memory(decoder, file_mib * MIB, "pte", 2048).total
+    predicted = device_memory(decoder, file_mib * MIB, "pte", 2048, 2048).total
     assert predicted == pytest.approx(rss_mib * MIB, rel=0.03)
 
 
@@ -58,12 +58,12 @@ def test_the_cache_of_llama_is_two_heads_groups_and_layers() -> None:
 def test_the_longest_context_is_the_last_that_fits() -> None:
     decoder = read_config(CONFIGS / "qwen3-0.6b")
     budget = 3 * GIB
-    longest = fit_memory.longest_context(decoder, GIB, "onnx", budget)
+    longest = fit_memory.longest_context(decoder, GIB, "onnx", 64, budget)
     assert 0 < longest < decoder.positions
-    assert device_memory(decoder, GIB, "onnx", longest).total <= budget
-    assert device_memory(decoder, GIB, "onnx", longest + 1).total > budget
-    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", budget) == 0
-    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", 1000 * GIB) == decoder.positions
+    assert device_memory(decoder, GIB, "onnx", longest, 64).total <= budget
+    assert device_memory(decoder, GIB, "onnx", longest + 1, 64).total > budget
+    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", 64, budget) == 0
+    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", 64, 1000 * GIB) == decoder.positions
 
 
 def test_a_tied_head_is_read_once_and_an_embedding_by_the_row() -> None:

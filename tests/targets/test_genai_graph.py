@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from decoder_cases import TINY
 from edgebake.errors import RecipeError
+from edgebake.llm.shards import Shards
 from edgebake.metrics import sqnr_db
 from edgebake_targets._genai_graph import write_decoder
 
@@ -40,6 +41,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 Floats = NDArray[np.float32]
 
 
+class NoTensors(Shards):
+    """Weights that are never asked for: what has no graph is refused before."""
+
+    def __init__(self) -> None:
+        """Without a folder."""
+
+
 def checkpoint(folder: Path, more: dict[str, Any] | None = None) -> torch.nn.Module:
     """A transformers folder with random weights, biases and norms not left at their defaults, and its network."""
     raw = {**TINY, **(more or {})}
@@ -53,6 +61,12 @@ def checkpoint(folder: Path, more: dict[str, Any] | None = None) -> torch.nn.Mod
     network.save_pretrained(folder)
     made: torch.nn.Module = network
     return made
+
+
+def written(folder: Path, name: str = "made", **options: Any) -> list[str]:
+    """The checkpoint in ``folder``/source as a folder beside it; its files."""
+    (folder / name).mkdir()
+    return write_decoder(folder / "source", Shards(folder / "source"), folder / name, **options)
 
 
 def session(folder: Path) -> onnxruntime.InferenceSession:
@@ -88,8 +102,7 @@ def float_logits(network: torch.nn.Module, tokens: NDArray[np.int64]) -> Floats:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_float_graph_computes_what_transformers_does(tmp_path: Path, variant: str) -> None:
     network = checkpoint(tmp_path / "source", VARIANTS[variant])
-    (tmp_path / "made").mkdir()
-    write_decoder(tmp_path / "source", tmp_path / "made", context=128, scheme="fp32", embedding="fp32")
+    written(tmp_path, context=128, scheme="fp32", embedding="fp32")
     tokens = tokens_of(100)
     run, expected = session(tmp_path / "made"), float_logits(network, tokens)
     assert sqnr_db(expected, called(run, tokens, {})["logits"]) > 100
@@ -131,8 +144,7 @@ def test_the_rounded_graph_computes_with_the_rounded_weights(
     tmp_path: Path, variant: str, scheme: str, least_db: float
 ) -> None:
     network = checkpoint(tmp_path / "source", VARIANTS[variant])
-    (tmp_path / "made").mkdir()
-    write_decoder(tmp_path / "source", tmp_path / "made", context=64, scheme=scheme)
+    written(tmp_path, context=64, scheme=scheme)
     tokens = tokens_of(48)
     expected = float_logits(rounded(network, as_stored), tokens)
     assert sqnr_db(expected, called(session(tmp_path / "made"), tokens, {})["logits"]) > least_db
@@ -143,8 +155,7 @@ def test_the_same_source_gives_the_same_bytes_and_a_tied_table_is_stored_once(tm
     checkpoint(tmp_path / "source")
     digests = []
     for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        files = write_decoder(tmp_path / "source", tmp_path / name, context=64, scheme="w4g32")
+        files = written(tmp_path, name, context=64, scheme="w4g32")
         assert files == ["model.onnx", "model.onnx.data", "genai_config.json"]
         digests.append([hashlib.sha256((tmp_path / name / file).read_bytes()).hexdigest() for file in files])
     assert digests[0] == digests[1]
@@ -158,8 +169,7 @@ def test_the_same_source_gives_the_same_bytes_and_a_tied_table_is_stored_once(tm
 def test_genai_config_says_how_to_run_it(tmp_path: Path) -> None:
     checkpoint(tmp_path / "source", {"eos_token_id": [2, 7]})
     (tmp_path / "source/tokenizer.json").write_text("{}")
-    (tmp_path / "made").mkdir()
-    files = write_decoder(tmp_path / "source", tmp_path / "made", context=64, scheme="w4g32")
+    files = written(tmp_path, context=64, scheme="w4g32")
     assert files[-1] == "tokenizer.json"
     config = json.loads((tmp_path / "made/genai_config.json").read_text("utf-8"))
     assert config["model"]["context_length"] == config["search"]["max_length"] == 64
@@ -183,7 +193,7 @@ def test_genai_config_says_how_to_run_it(tmp_path: Path) -> None:
 def test_what_has_no_graph_is_refused(tmp_path: Path, more: dict[str, Any], context: int, what: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY, **more}))
     with pytest.raises(RecipeError) as error:
-        write_decoder(tmp_path, tmp_path, context=context, scheme="w4g32")
+        write_decoder(tmp_path, NoTensors(), tmp_path, context=context, scheme="w4g32")
     assert error.value.problems[0].what == what
     assert error.value.problems[0].fix
 
@@ -196,8 +206,7 @@ def test_stock_onnxruntime_genai_generates_what_transformers_does(
 ) -> None:
     genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     network = checkpoint(tmp_path / "source", VARIANTS[variant])
-    (tmp_path / "made").mkdir()
-    write_decoder(tmp_path / "source", tmp_path / "made", context=128, scheme=scheme, embedding=embedding)
+    written(tmp_path, context=128, scheme=scheme, embedding=embedding)
     network = network if scheme == "fp32" else rounded(network, as_stored)
     prompt = tokens_of(20)
     model = genai.Model(str(tmp_path / "made"))

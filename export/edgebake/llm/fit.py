@@ -12,8 +12,9 @@ from edgebake.assignment import assign
 from edgebake.devices import Device
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.llm import fit_memory
+from edgebake.llm.fit_gguf import config_of
 from edgebake.llm.fit_memory import CACHE_DTYPES, CONTEXTS, GIB
-from edgebake.llm.fit_shape import CONFIG, Decoder, read_config
+from edgebake.llm.fit_shape import CONFIG, Decoder, decoder_of, read_config
 from edgebake.llm.fit_size import FORMATS, FileSize, file_size
 from edgebake.llm.tasks import is_decoder
 from edgebake.models import _paths
@@ -53,11 +54,12 @@ class Predicted:
     schemes: Mapping[str, str]
     size: FileSize
     context: int
+    prompt: int  # tokens that one call reads at most
 
     @property
     def memory(self) -> fit_memory.DeviceMemory:
         """On a device, at the recipe's context."""
-        return fit_memory.device_memory(self.decoder, self.size.total, self.format, self.context)
+        return fit_memory.device_memory(self.decoder, self.size.total, self.format, self.context, self.prompt)
 
     @property
     def export_peak_bytes(self) -> int | None:
@@ -68,7 +70,8 @@ class Predicted:
 def predict(unit: Unit) -> Predicted:
     """Of a language model's unit; EdgebakeError with the reason when its configuration is not here or not known."""
     target = find_target(unit.target)
-    decoder = read_config(configuration(unit))
+    decoder = _decoder(unit)
+    context = min(decoder.positions, unit.spec.model.context or _longest(unit) or DEFAULT_CONTEXT)
     schemes = _schemes(decoder, unit.scheme, unit.spec.compress.modules, target, unit.target)
     if target.FORMAT not in FORMATS:
         raise EdgebakeError(f"sizes of .{target.FORMAT} files cannot be predicted")
@@ -77,7 +80,8 @@ def predict(unit: Unit) -> Predicted:
         format=target.FORMAT,
         schemes=schemes,
         size=file_size(decoder, schemes, target.FORMAT),
-        context=context_of(unit, decoder),
+        context=context,
+        prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
     )
 
 
@@ -100,10 +104,16 @@ def configuration(unit: Unit) -> Path:
     return shipped
 
 
-def context_of(unit: Unit, decoder: Decoder) -> int:
-    """Tokens that the artifact keeps: the recipe's context, else its longest named dimension, else 2048."""
-    asked = getattr(unit.spec.model, "context", None) or max((d.max for d in unit.spec.dims.values()), default=0)
-    return min(decoder.positions, asked or DEFAULT_CONTEXT)
+def _longest(unit: Unit) -> int:
+    """Of a network without a cache: the longest text that it takes."""
+    return max((d.max for d in unit.spec.dims.values()), default=0)
+
+
+def _decoder(unit: Unit) -> Decoder:
+    model = unit.spec.model
+    if model.source == "gguf":
+        return decoder_of(config_of(_paths.resolve_file(model.path, unit.base, ".gguf")))
+    return read_config(configuration(unit))
 
 
 def _schemes(decoder: Decoder, scheme: str, rules: Mapping[str, str], target: Target, name: str) -> Mapping[str, str]:
@@ -149,7 +159,9 @@ def judge(unit: Unit, predicted: Predicted, device: Device) -> Judged:
         why = device.unknown["ram_gib"]
         return Judged(device=device.name, verdict="unknown", why=why, decode_tokens_s=speed)
     budget = int(ram * GIB * fit_memory.USABLE[device.platform])
-    context = fit_memory.longest_context(predicted.decoder, predicted.size.total, predicted.format, budget)
+    context = fit_memory.longest_context(
+        predicted.decoder, predicted.size.total, predicted.format, predicted.prompt, budget
+    )
     verdict: Verdict = "fits" if context >= predicted.context else "fits with less context"
     verdict = "does not fit" if context < min(LEAST_CONTEXT, predicted.context) else verdict
     return Judged(
@@ -201,7 +213,9 @@ def _fewer_bits(unit: Unit, predicted: Predicted, budget: int) -> list[tuple[str
     for scheme in smaller:
         schemes = _schemes(decoder, scheme.name, unit.spec.compress.modules, target, unit.target)
         size = file_size(decoder, schemes, predicted.format).total
-        found.append((scheme.name, fit_memory.longest_context(decoder, size, predicted.format, budget)))
+        found.append(
+            (scheme.name, fit_memory.longest_context(decoder, size, predicted.format, predicted.prompt, budget))
+        )
     return found
 
 
@@ -227,6 +241,7 @@ def document(unit: Unit, on: Sequence[Device]) -> dict[str, Any]:
         "family": decoder.family,
         "parameters": decoder.parameters,
         "context": predicted.context,
+        "prompt": predicted.prompt,
         "size": {
             "bytes": size.total,
             "of_float": size.total / (4 * decoder.parameters),

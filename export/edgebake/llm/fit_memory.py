@@ -66,20 +66,19 @@ def activation_bytes(decoder: Decoder, tokens: int) -> int:
     return 4 * (tokens * (widest + 2 * decoder.hidden) + decoder.vocabulary)
 
 
-def device_memory(decoder: Decoder, file_bytes: int, format_: str, context: int) -> DeviceMemory:
-    """Of an artifact of ``file_bytes`` that reads a prompt as long as its context in one call."""
+def device_memory(decoder: Decoder, file_bytes: int, format_: str, context: int, prompt: int) -> DeviceMemory:
+    """Of an artifact of ``file_bytes`` with ``context`` tokens of cache that reads ``prompt`` tokens in one call."""
     return DeviceMemory(
         weights=file_bytes,
         cache=cache_bytes(decoder, context, CACHE_DTYPES[format_][1]),
-        activations=activation_bytes(decoder, context),
+        activations=activation_bytes(decoder, prompt),
     )
 
 
-def longest_context(decoder: Decoder, file_bytes: int, format_: str, budget: int) -> int:
+def longest_context(decoder: Decoder, file_bytes: int, format_: str, prompt: int, budget: int) -> int:
     """The most tokens of context with which the artifact stays within ``budget`` bytes; 0 when it never does."""
-    empty = device_memory(decoder, file_bytes, format_, 0).total
-    per_token = device_memory(decoder, file_bytes, format_, 1).total - empty
-    return max(0, min(decoder.positions, (budget - empty) // per_token))
+    empty = device_memory(decoder, file_bytes, format_, 0, prompt).total
+    return max(0, min(decoder.positions, (budget - empty) // cache_bytes(decoder, 1, CACHE_DTYPES[format_][1])))
 
 
 def bytes_per_token(decoder: Decoder, size: FileSize, format_: str, context: int) -> int:

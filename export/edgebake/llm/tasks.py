@@ -8,5 +8,7 @@ TASKS = frozenset({"text-generation", "text-generation-with-past", "causal-lm", 
 
 
 def is_decoder(model: Model) -> bool:
-    """Whether ``model`` is a transformers decoder that generates text."""
-    return model.source == "transformers" and model.task in TASKS
+    """Whether ``model`` generates text: a transformers decoder, or a GGUF file, which holds nothing else."""
+    if model.source == "gguf":
+        return model.task is None or model.task in TASKS
+    return model.source == "transformers" and (model.context is not None or model.task in TASKS)
