@@ -160,7 +160,8 @@ def _structure(subject: Subject, inspection: Inspection) -> list[dict[str, Any]]
     target: Any = find_target(subject.target)
     signature = signatures.from_json(subject.lowered["signature"])
     if not hasattr(target, "structure"):
-        return [asdict(verdict) for verdict in _other_types(signature, inspection)]
+        found = (*_other_types(signature, inspection), *_other_chip(subject.lowered, inspection))
+        return [asdict(verdict) for verdict in found]
     checks = target.read_checks(subject.folder)
     return [asdict(verdict) for verdict in target.structure(subject.entry, signature, checks)]
 
@@ -183,6 +184,15 @@ def _other_types(signature: Signature, inspection: Inspection) -> Iterator[Verdi
         wrong = [f"{n} is {there[n]}, not {wanted[n]}" for n in wanted if there.get(n, wanted[n]) != wanted[n]]
         if wrong:
             yield Verdict(limit=f"structure.{side}", state="fail", reason="; ".join(wrong))
+
+
+def _other_chip(lowered: Mapping[str, Any], inspection: Inspection) -> Iterator[Verdict]:
+    """A failure for a binary of another chip than promised, which a simulator runs and a phone refuses."""
+    promised = ((lowered.get("encodings") or {}).get("runtime") or {}).get("soc_model")
+    there = inspection.facts.get("soc_model")
+    if promised is not None and str(there).isdigit() and there != promised:
+        reason = f"compiled for the chip that its vendor numbers {there}, not {promised}"
+        yield Verdict(limit="structure.chip", state="fail", reason=reason)
 
 
 def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None]:

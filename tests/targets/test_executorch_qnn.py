@@ -126,6 +126,7 @@ def test_the_artifact_names_its_chip_and_who_wrote_it(built: Built) -> None:
     assert lowered.encodings["runtime"]["written_by"] == executorch_qnn.versions()["qnn"]
     found = inspect(folder / "model.pte")
     assert found.delegates == {"QnnBackend": 1}
+    assert found.facts["soc_model"] == "57"
     assert [i.shape for i in found.inputs] == [(1, 3, 16, 16)]
 
 
