@@ -166,8 +166,8 @@ class Target(Protocol):
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
     lowers again. ``DEVICES: Needs`` for one that runs on some devices only: ``{"vendor": ("apple",)}``; with a ``()``
     it lowers for one chip, and recipes must name a device. An option called ``minimum_os`` is held against the system
-    that devices came with. ``refusals(asked)``: all that ``lower`` would refuse and the recipe alone shows; imports no
-    SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and says so, ``versions()`` are of what is in it
+    that devices came with. ``refusals(asked)``: what ``lower`` would refuse and the recipe alone shows; imports no SDK.
+    ``fix(folder)`` makes a private toolchain there and says so, ``versions()`` are of what is in it
     (``edgebake.toolchains``), part of the store key. ``DECODES = True`` for one with operators for a decoder's cache
     (``edgebake.llm.operators``).
     """
@@ -207,8 +207,7 @@ class Session(Protocol):
     the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
     ``units`` names compute units that the runtime can be held to, and ``call_unit(unit, method, inputs)`` gives outputs
     there, or raises NotMeasured; ``placement()`` says which operators the runtime places where: unit name to
-    ``{"operators": {type: count}, "cost": share of the estimated work, None where unknown}``
-    (``edgebake.compute_units``).
+    ``{"operators": {type: count}, "cost": share of the work, None where unknown}`` (``edgebake.compute_units``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
