@@ -25,7 +25,14 @@ TARGET_FILES = {name: tree for name, tree in SHIPPED.items() if name.startswith(
 HEAVY = ("torch", "torchao", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "sklearn", "scipy")
 # The interpreter of Core ML programs is a library: who imports it wants torch. Its runner does when it opens a package.
 LIBRARY = "targets/edgebake_targets/mil/"
-CONTRACT = ("edgebake.errors", "edgebake.scheme", "edgebake.target", "edgebake.toolchains", "edgebake.types")
+CONTRACT = (
+    "edgebake.errors",
+    "edgebake.lattice",
+    "edgebake.scheme",
+    "edgebake.target",
+    "edgebake.toolchains",
+    "edgebake.types",
+)
 MAX_LINES, MAX_FUNCTION = 400, 60
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -57,7 +57,7 @@ _SOURCES = {
     ),
     "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
-    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "reference_run.py"),
+    "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
     "validate": (
         "llm/judge.py",
         "llm/digest.py",
@@ -166,7 +166,8 @@ def _row_facts(row: Support) -> list[Any]:
 
 def _method_sources(what: Mapping[str, Any]) -> list[str]:
     names = [*what.get("schemes", {}), *(s["method"] for s in what.get("steps", ()))]
-    return [METHODS.module_name(n) for n in names]
+    helpers = (source for n in names for source in getattr(METHODS.find(n), "SOURCES", ()))
+    return [*(METHODS.module_name(n) for n in names), *helpers]
 
 
 def _method_versions(what: Mapping[str, Any]) -> dict[str, str]:

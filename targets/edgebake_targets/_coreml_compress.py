@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgebake import lattice
 from edgebake.scheme import Scheme
 from edgebake_targets._coreml_schemes import blocks, channel_counts
 
@@ -23,7 +24,8 @@ def quantise(
     """Symmetric integers with one scale per block: ``values ~ q * scale``, error at most ``scale / 2`` everywhere.
 
     Returns ``q`` (int8, shape of ``values``) and ``scale`` (``dtype``, shape ``counts``: blocks along each axis). The
-    most negative integer is not used. Scales are rounded up to ``dtype``, so that the largest value never clips.
+    most negative integer is not used. Scales are rounded up to ``dtype``, so that the largest value never clips. Blocks
+    that already are integers times a scale in ``dtype`` keep both.
     coremltools' own pass divides by zero on a channel of zeros.
     """
     import numpy as np
@@ -35,8 +37,24 @@ def quantise(
     scale = exact.astype(dtype)
     scale = np.where(scale < exact, np.nextafter(scale, dtype(np.inf)), scale)
     scale = np.where(exact == 0, dtype(1), scale).astype(dtype)
-    q = np.rint(apart / np.expand_dims(scale.astype(np.float64), within))
-    return q.astype(np.int8).reshape(values.shape), scale
+    q = np.rint(apart / np.expand_dims(scale.astype(np.float64), within)).astype(np.int8)
+    if bits <= 8:
+        _keep_integers(values.reshape(split), q, scale, bits)
+    return q.reshape(values.shape), scale
+
+
+def _keep_integers(values: NDArray[Any], q: NDArray[np.int8], scale: NDArray[Any], bits: int) -> None:
+    """Put into ``q`` (blocks and what is in them in turns) and ``scale`` what blocks of ``values`` were made of."""
+    import numpy as np
+
+    order = (*range(0, q.ndim, 2), *range(1, q.ndim, 2))
+    rows = np.transpose(values, order).reshape(scale.size, -1)
+    kept, steps, found = lattice.integers(rows, bits)
+    found &= steps.astype(scale.dtype) == steps
+    blocks = np.transpose(q, order)  # a view of q
+    at = found.reshape(scale.shape)
+    blocks[at] = kept[found].reshape(-1, *blocks.shape[scale.ndim :])
+    scale[at] = steps[found]
 
 
 def prune(values: NDArray[np.float32], kept: int) -> NDArray[np.bool_]:

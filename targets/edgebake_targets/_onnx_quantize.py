@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgebake import lattice
 from edgebake import scheme as schemes
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.types import Assignment, rule_for
@@ -45,7 +46,8 @@ def compress(model: onnx.ModelProto, uses: list[WeightUse], assignment: Assignme
 def symmetric_int8(weight: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """``(q, scale)`` with ``weight ~ q * scale``, one scale per index of ``axis``; q in -127..127, scale float32 (n,).
 
-    Symmetric and without -128, as the integer kernels of ONNX Runtime want it. A channel of zeros gets scale 1.
+    Symmetric and without -128, as the integer kernels of ONNX Runtime want it. A channel of zeros gets scale 1; one
+    that already is such integers times a scale keeps both.
     """
     import numpy as np
 
@@ -53,7 +55,10 @@ def symmetric_int8(weight: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], N
     peak = np.abs(weight).max(axis=others, keepdims=True)
     scale = np.where(peak > 0, peak / 127.0, 1.0).astype(np.float32)
     q = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
-    return q, scale.reshape(-1)
+    rows = np.moveaxis(q, axis, 0)  # a view of q
+    kept, steps, found = lattice.integers(np.moveaxis(weight, axis, 0).reshape(len(rows), -1), 8)
+    rows[found] = kept[found].reshape(-1, *rows.shape[1:])
+    return q, np.where(found, steps, scale.reshape(-1))
 
 
 def _quantized(graph: Graph, use: WeightUse) -> tuple[str, str]:
@@ -162,7 +167,8 @@ def symmetric_int4_blocks(weight: NDArray[Any], block: int) -> tuple[NDArray[np.
     """Rows (N, K) as MatMulNBits wants them: packed (N, K / block, block / 2) and scales (N * K / block,) float32.
 
     Two values a byte, the first in the low half, implied zero point 8 (ONNX Runtime, docs/ContribOperators.md).
-    The value of largest magnitude of a block becomes -8, so that all 16 levels are used.
+    The value of largest magnitude of a block becomes -8, so that all 16 levels are used. A block that already is such
+    integers times a scale keeps both.
     """
     import numpy as np
 
@@ -170,7 +176,11 @@ def symmetric_int4_blocks(weight: NDArray[Any], block: int) -> tuple[NDArray[np.
     blocks = weight.reshape(rows, columns // block, block).astype(np.float32)
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
     scale = np.where(peak != 0, peak / -8.0, 1.0).astype(np.float32)
-    q = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
+    kept, steps, found = lattice.integers(blocks.reshape(-1, block), 4)
+    at = found.reshape(scale.shape)
+    scale = np.where(at, steps.reshape(scale.shape), scale)
+    signed = np.where(at, kept.reshape(blocks.shape), np.clip(np.rint(blocks / scale), -8, 7))
+    q: NDArray[Any] = (signed + 8).astype(np.uint8)
     return q[..., 0::2] | (q[..., 1::2] << 4), scale.reshape(-1)
 
 

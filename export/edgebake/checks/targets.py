@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from edgebake import devices, fitting
 from edgebake.checks.case import Case, moved
+from edgebake.compress import _options as step_options
 from edgebake.devices import Device
 from edgebake.errors import Problem, RecipeError
 from edgebake.scheme import shown
@@ -270,3 +272,19 @@ def _methods(case: Case) -> Iterator[Problem]:
                 where=case.where("compress", "steps", position, "method"),
                 fix=did_you_mean(step.method, METHODS.names()),
             )
+            continue
+        key = ("compress", "steps", position)
+        for wrong in step_options.problems(step.method, _of_method(step.method, "OPTIONS", ()), step.options):
+            yield replace(wrong, where=case.where(*key, "options", wrong.where))
+        before = (s.method for s in case.unit.spec.compress.steps[:position] if s.method in METHODS.names())
+        last = next((method for method in before if _of_method(method, "LAST", False)), "")
+        if last and _of_method(step.method, "ACTS_ON", "") == "module":
+            yield Problem(
+                what=f"the step {step.method} behind {last} would take its weights off the integers that it chose",
+                where=case.where(*key, "method"),
+                fix=f"put {last} last",
+            )
+
+
+def _of_method(method: str, name: str, default: Any) -> Any:
+    return getattr(METHODS.find(method), name, default)

@@ -1,13 +1,15 @@
 """Integer weights by torchao before tracing: per row or in groups of input channels, of linear layers and embeddings.
 
 Numerics: symmetric round-to-nearest, torchao's Int8DynamicActivationIntxWeightConfig (8da4w: activations 8 bits per
-token, scales chosen at run time) and IntxWeightOnlyConfig.
+token, scales chosen at run time) and IntxWeightOnlyConfig. A group that already is integers times a scale keeps both
+(``edgebake.lattice``).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgebake import lattice
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.scheme import Scheme, parse
 from edgebake.target import ModuleRequest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ACTS_ON: ActsOn = "module"
 DISTRIBUTIONS = ("torch", "torchao")
+SOURCES = ("edgebake.lattice",)
 OPS = ("torchao.quantization",)  # registers the operators that a stored program holds
 
 
@@ -39,7 +42,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         if isinstance(module, torch.nn.Embedding):
             # It only concerns gradients, and with it ExecuTorch does not recognise its int8 embedding.
             module.padding_idx = None
-        tied = module.weight
+        tied: Any = module.weight
         quantize_(module, _config(scheme), filter_fn=lambda _module, _name: True)
         if type(module.weight) is torch.nn.Parameter and module.weight is tied:
             raise StageFailed(
@@ -47,7 +50,19 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
                 where="compress: quantize_weights",
                 fix="give these modules another scheme",
             )
+        _keep_integers(module.weight, tied.detach(), scheme)
     return request.module
+
+
+def _keep_integers(made: Any, given: torch.Tensor, scheme: Scheme) -> None:
+    """Put the integers and scales back that ``given`` was made of, where it was (GPTQ's): torchao rounds once more."""
+    import torch
+
+    groups = given.reshape(-1, scheme.group or given.shape[-1])
+    q, scale, found = (torch.from_numpy(part) for part in lattice.integers(groups.numpy(), scheme.weight_bits))
+    if bool(found.any()):
+        made.qdata.copy_(torch.where(found[:, None], q, made.qdata.reshape(q.shape)).reshape(made.qdata.shape))
+        made.scale.copy_(torch.where(found, scale, made.scale.reshape(-1)).reshape(made.scale.shape))
 
 
 def _chosen(request: ModuleRequest) -> dict[str, tuple[torch.nn.Module, Scheme]]:

@@ -1,0 +1,143 @@
+"""AWQ: input channels that carry large activations get finer steps; the factors go into the operator before.
+
+Numerics: Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han 2023 (arXiv:2306.00978), section 3.2: with ``s =
+s_X^a`` for each input channel, ``Q(W diag(s)) diag(s)^-1 X`` is held against ``W X`` and the ``a`` of a grid of 20 in
+[0, 1) with the least squared error is taken (equations 4 and 5); s is divided by ``sqrt(max s min s)``, as in their
+published code. ``s_X`` is the root mean square of a channel over calibration inputs (theirs: mean magnitude), so that
+the error follows from ``E[x x^T]`` alone: ``tr(E X X^T E^T)``. Their clipping of weights is left out: gptq.py chooses
+scales.
+
+Where factors can go: the weight of a normalisation (q, k, v; gate, up), rows of ``v_proj`` (o; one factor for the
+query heads that share a row) and of ``up_proj`` (down). Exact in real arithmetic; what float32 makes of it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgebake.compress import _blocks, _decoder, _options, _rounding
+from edgebake.errors import RecipeError
+from edgebake.scheme import Scheme
+from edgebake.target import ModuleRequest, Option
+from edgebake.types import ActsOn, canonical_module_name
+
+if TYPE_CHECKING:
+    import torch
+
+ACTS_ON: ActsOn = "module"
+CALIBRATED = True
+DISTRIBUTIONS = ("torch",)
+SOURCES = (
+    *(f"edgebake.compress.{name}" for name in ("_blocks", "_decoder", "_options", "_rounding")),
+    "edgebake.lattice",
+)
+OPTIONS = (Option(name="grid", default=20, help="how many exponents of the activations' size are tried"),)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Linear layers with one input, and what writes it: a normalisation or a linear layer."""
+
+    before: torch.nn.Module
+    linears: tuple[torch.nn.Linear, ...]
+    head: int = 0  # of an attention head whose values several query heads share; 0: rows and columns are one to one
+
+
+@dataclass
+class _Sum:
+    plain: float = 0.0
+    now: float = 0.0
+    groups: int = 0
+
+
+def apply(request: ModuleRequest) -> torch.nn.Module:
+    """``request.module`` with scaled channels: the same function; RecipeError for other architectures."""
+    options = _options.filled("awq", OPTIONS, request.options)
+    chosen = _rounding.rounded_layers(request)
+    decoder = _decoder.decoder_of(request.module, "awq")
+    names = {id(part): canonical_module_name(path) for path, part in request.module.named_modules()}
+    schemes = {name: scheme for name, (_, scheme) in chosen.items()}
+    groups = [g for g in _groups(decoder) if any(names[id(linear)] in schemes for linear in g.linears)]
+    if not groups:
+        raise RecipeError(
+            "awq: no linear layer of the decoder gets integer weights with float or grouped dynamic activations",
+            where="compress.steps: awq",
+            fix="take the step out, or choose such a scheme (w4, w4g32, w4g32a8d)",
+        )
+    total = _Sum()
+
+    def treat(moments: _blocks.Moments) -> None:
+        for group in groups:
+            known = [(names[id(linear)], linear) for linear in group.linears]
+            mine = [(linear, schemes[name]) for name, linear in known if name in schemes and name in moments]
+            moment = next((moments[name] for name, _ in known if moments.get(name) is not None), None)
+            if mine and moment is not None:
+                _scale(group, mine, moment, int(options["grid"]), total)
+
+    with _decoder.same_outputs(request, "awq"):
+        _blocks.walk(request, {name: layer for name, (layer, _) in chosen.items() if _inside(layer, groups)}, treat)
+    share = total.now / total.plain if total.plain else 1.0
+    request.tell(
+        f"awq: channels of {total.groups} groups of linear layers scaled; plain rounding then leaves {share:.2f} of "
+        "the squared error of their outputs on calibration samples"
+    )
+    return request.module
+
+
+def _inside(layer: torch.nn.Linear, groups: list[_Group]) -> bool:
+    return any(layer is linear for group in groups for linear in group.linears)
+
+
+def _groups(decoder: _decoder.Decoder) -> Iterator[_Group]:
+    for layer in decoder.layers:
+        yield _Group(layer.attention_norm, (layer.q, layer.k, layer.v))
+        yield _Group(layer.v, (layer.o,), head=layer.head)
+        yield _Group(layer.mlp_norm, (layer.gate, layer.up))
+        yield _Group(layer.up, (layer.down,))
+
+
+def _scale(
+    group: _Group, linears: list[tuple[torch.nn.Linear, Scheme]], moment: torch.Tensor, grid: int, total: _Sum
+) -> None:
+    """Find the factors of ``group`` and put them into its weights."""
+    import torch
+
+    size = moment.diagonal().clamp(min=0).sqrt()
+    if group.head:
+        size = _shared(size, group)
+    size = size.clamp(min=float(size.max()) * 1e-4 + 1e-20)
+    best, least, plain = torch.ones_like(size), float("inf"), 0.0
+    for step in range(grid):
+        factor = size ** (step / grid)
+        factor = factor / (factor.max() * factor.min()).sqrt()
+        lost = 0.0
+        for linear, scheme in linears:
+            weight = linear.weight.detach()
+            lost += _rounding.squared_error(_rounding.rounded(weight * factor, scheme) / factor - weight, moment)
+        plain = lost if step == 0 else plain
+        if lost < least:
+            best, least = factor, lost
+    total.plain, total.now, total.groups = total.plain + plain, total.now + least, total.groups + 1
+    for linear in group.linears:
+        _decoder.put(linear, "weight", linear.weight.detach() * best)
+    _divide(group, best)
+
+
+def _shared(size: torch.Tensor, group: _Group) -> torch.Tensor:
+    """Root mean square over the query heads that read the same row of v, for each of their columns of o."""
+    rows = int(group.before.get_parameter("weight").shape[0])
+    apart = size.square().reshape(rows // group.head, -1, group.head)  # (key-value heads, queries of each, head)
+    return apart.mean(1, keepdim=True).expand_as(apart).reshape(-1).sqrt()
+
+
+def _divide(group: _Group, factor: torch.Tensor) -> None:
+    before = group.before
+    weight = before.get_parameter("weight").detach()
+    if group.head:
+        factor = factor.reshape(len(weight) // group.head, -1, group.head)[:, 0].reshape(-1)
+    _decoder.put(before, "weight", weight / (factor if weight.ndim == 1 else factor[:, None]))
+    bias = getattr(before, "bias", None)
+    if bias is not None:
+        _decoder.put(before, "bias", bias.detach() / factor)
