@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgebake.checks import inputs, limits, models, samples, targets, whole
+from edgebake.checks import decoders, inputs, limits, models, samples, targets, whole
 from edgebake.checks.case import Case
 from edgebake.errors import Problem, RecipeError
 from edgebake.recipe_files import RecipeFile
@@ -41,6 +41,7 @@ def _problems(case: Case, trust: bool) -> Iterator[Problem]:
     yield from targets.problems(case)
     yield from models.problems(case, trust)
     yield from inputs.problems(case)
+    yield from decoders.problems(case)
     yield from samples.problems(case)
     yield from limits.problems(case)
 

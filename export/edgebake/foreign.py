@@ -141,13 +141,12 @@ def _component(inspection: Inspection) -> Component:
 
 
 def _bounds(word: str) -> Dim:
-    """``8..128``, ``8..``, ``1|4|8`` (the least is used), or the name of a dimension of any size."""
+    """``8..128``, ``8..``, ``1|4|8``, or the name of a dimension of any size."""
     low, dots, high = word.partition("..")
     with suppress(ValueError):
         if dots:
             return Dim(min=max(1, int(low)), max=int(high) if high else _OPEN)
-        sizes = [int(size) for size in word.split("|")]
-        return Dim(min=min(sizes), max=max(sizes))
+        return Dim.model_validate({"sizes": [int(size) for size in word.split("|")]})
     return Dim(min=1, max=_OPEN)
 
 
@@ -158,7 +157,7 @@ def _signature(inspection: Inspection, component: Component) -> Signature:
         outputs=tuple(inspection.outputs),
         buffers=tuple(spec.name for spec in inspection.inputs if spec.role == "state"),
     )
-    dims = {name: DimBounds(min=dim.min, max=dim.max) for name, dim in component.dims.items()}
+    dims = {name: DimBounds(min=dim.min, max=dim.max, sizes=dim.sizes) for name, dim in component.dims.items()}
     return Signature(methods={_METHOD: method}, dims=dims)
 
 
@@ -236,10 +235,14 @@ def _by_itself(path: Path, target: str, component: Component, signature: Signatu
             f"{path.name} computes in float32 or has no runner that computes without rounding",
             fix="give --against FILE.npz: arrays of its inputs and of the outputs that are right",
         )
-    dims = {name: Dim(min=dim.min, max=min(dim.max, max(dim.min, _LONGEST))) for name, dim in component.dims.items()}
+    dims = {name: dim if dim.sizes else _shortened(dim) for name, dim in component.dims.items()}
     spec = Samples(noise=True, count=_NOISE_SAMPLES, high=_HIGHEST)
     samples = make_noise(spec, component.model_copy(update={"dims": dims}))
     return SampleSet(samples=tuple(samples), noise=True), _unrounded(session, samples)
+
+
+def _shortened(dim: Dim) -> Dim:
+    return Dim(min=dim.min, max=min(dim.max, max(dim.min, _LONGEST)))
 
 
 def _unrounded(session: Any, samples: Iterable[Sample]) -> Iterator[tuple[ReferenceCall, ...]]:

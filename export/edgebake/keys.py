@@ -43,11 +43,26 @@ FileDigest = Callable[[Path], str]
 _SOURCES = {
     "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
     "samples": ("samples*.py",),
-    "reference": ("reference*.py", "buffers.py", "tensor_file.py", "types.py", "stages.py", "workbench.py"),
+    "language": ("llm/decoder.py", "llm/operators.py", "llm/companions.py"),
+    "reference": (
+        "llm/judge.py",
+        "llm/digest.py",
+        "llm/generation.py",
+        "reference*.py",
+        "buffers.py",
+        "tensor_file.py",
+        "types.py",
+        "stages.py",
+        "workbench.py",
+    ),
     "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
     "validate": (
+        "llm/judge.py",
+        "llm/digest.py",
+        "llm/generation.py",
+        "llm/meter.py",
         "metrics.py",
         "agreement.py",
         "bootstrap.py",
@@ -179,13 +194,14 @@ def needs_calibration(unit: Unit) -> bool:
 def model_part(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:
     """The float model: weights, code, interface."""
     spec = unit.spec
+    decodes = spec.model.context is not None
     model = spec.model.model_dump(mode="json", exclude={"path"} if spec.model.source != "python" else set())
     return {
         "model": model,
         "files": dict(_paths.fingerprint(spec.model, unit.base, file_digest)),
         "methods": {m: {k: i.model_dump(mode="json") for k, i in ins.items()} for m, ins in spec.all_methods.items()},
         "dims": {k: d.model_dump(mode="json") for k, d in spec.dims.items()},
-        "code": own_sources("model", file_digest),
+        "code": own_sources("model", file_digest) | (own_sources("language", file_digest) if decodes else {}),
         "source": sources((MODELS.module_name(spec.model.source),), file_digest),
         "versions": versions(("torch", "transformers", "optimum", "gguf")),
     }

@@ -25,6 +25,8 @@ AT_MOST = frozenset(
         "parity.relative_l2",
         "task.top1",
         "task.top5",
+        "language.perplexity",
+        "language.kl",
         "size.mib",
         "size.of_float",
         "memory.peak_mib",
@@ -41,6 +43,7 @@ def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
         *_parity(limits, measurements),
         *_agreement(limits, measurements),
         *_task(limits, measurements),
+        *_language(limits, measurements),
         *_size(limits, measurements),
         *_memory(limits, measurements),
         *_delegated(limits, measurements),
@@ -158,6 +161,27 @@ def _task(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
     yield unmeasured(limit, bound, reason, subject=subject, value=drop)
 
 
+def _language(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
+    found = measurements.get("language") or {}
+    values = {
+        "perplexity": (found.get("perplexity") or {}).get("ratio"),
+        "kl": found.get("kl"),
+        "top1": (found.get("top1") or {}).get("value"),
+        "top5": found.get("top5"),
+        "generated": (found.get("generated") or {}).get("value"),
+        "stepwise_db": (found.get("stepwise") or {}).get("sqnr_db"),
+    }
+    blocked = _no_runner(measurements)
+    for name, bound in limits.language:
+        if bound is None:
+            continue
+        if blocked or not found:
+            reason = blocked or _absent(measurements, "the text of a network with `context`")
+            yield unmeasured(f"language.{name}", bound, reason, value=values[name])
+        else:
+            yield decide(f"language.{name}", values[name], bound, reason=_notes(measurements))
+
+
 def _size(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
     size = measurements.get("size") or {}
     why = "; ".join(f"{r['why']}" for r in (size.get("reasons") or ())[:2])
@@ -224,4 +248,4 @@ def _left_out(outside: list[Mapping[str, Any]]) -> str:
 def parity_failed(limits: Limits, measured: Mapping[str, Any]) -> bool:
     """Did a parity or agreement limit fail?"""
     verdicts = judge(limits, measured)
-    return any(v.state == "fail" and v.limit.startswith(("parity", "agreement")) for v in verdicts)
+    return any(v.state == "fail" and v.limit.startswith(("parity", "agreement", "language")) for v in verdicts)

@@ -20,6 +20,7 @@ from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, Artifa
 from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key, stage_keys
 from edgebake.limits import judge, parity_failed
+from edgebake.llm.tasks import is_decoder
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
 from edgebake.selecting import select
@@ -96,14 +97,28 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     if options.check:
         _check_conversions(run, chosen)
     todo = [u for u in chosen if u.id not in run.failures and _stored(run, u, keys[u.id]) is None]
+    _refuse_too_large(run, todo)
     try:
-        _work(run, todo)
+        _work(run, [unit for unit in todo if unit.id not in run.failures])
         results = [_result(run, unit, keys[unit.id]) for unit in chosen]
         built = {result.unit for result in results if result.folder is not None}
         delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(run.store, keys.values())) from None
     return results
+
+
+def _refuse_too_large(run: Build, units: Sequence[Unit]) -> None:
+    """A language model that cannot be built in this machine's memory fails before anything of it is read."""
+    decoders = [unit for unit in units if is_decoder(unit.spec.model)]
+    if not decoders:
+        return
+    from edgebake.llm import fit
+
+    for unit in decoders:
+        if problem := fit.refusal(unit, run.options.memory_mib):
+            run.failures[unit.id] = Failure(stage="start", problems=(problem,), exit_code=EXIT_STAGE)
+            run.observe({"event": "failed", "unit": unit.id, "stage": "start", "text": str(problem)})
 
 
 def _kept(store: Store, keys: Iterable[Mapping[str, StageKey]]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgebake import devices
+from edgebake.fitting import target_misfit
 from edgebake.keys import needs_calibration
+from edgebake.llm.tasks import is_decoder
 from edgebake.scheme import shown
 from edgebake.target import METHODS, find_target, runners_of, support_of
 from edgebake.units import Unit
@@ -17,6 +19,8 @@ def plan(units: Sequence[Unit]) -> list[dict[str, Any]]:
 
     ``stages`` in the order they run; ``methods`` say which compression method acts where and on which schemes;
     ``missing`` is None or what the toolchain lacks and how to get it; ``recipe`` is the component with every default.
+    ``fit`` of a language model: its predicted sizes and on which devices it fits, with the reason where nothing can be
+    predicted (``edgebake.llm.fit.document``); None for other networks.
     """
     return [_unit(unit) for unit in units]
 
@@ -46,8 +50,19 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "runners": [{"name": name, "kind": runner.KIND} for name, runner in runners_of(unit.target)],
         "runs_code": _code(unit),
         "options": dict(unit.options),
+        "fit": _fit(unit),
         "recipe": unit.spec.model_dump(mode="json", exclude={"targets"}),
     }
+
+
+def _fit(unit: Unit) -> dict[str, Any] | None:
+    if not is_decoder(unit.spec.model):
+        return None
+    from edgebake.llm import fit
+
+    target = find_target(unit.target)
+    known = [devices.find(name) for name in ([unit.device] if unit.device else devices.names())]
+    return fit.document(unit, [device for device in known if not target_misfit(unit.target, target, device)])
 
 
 def _methods(unit: Unit) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from edgebake.scheme import parse
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 MAX_TARGETS = 256  # of a component; real recipes have a dozen
+DECODER_INPUTS = ("tokens", "input_pos")  # of a network with `context`: [1, seq] and [1], as ExecuTorch calls it
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
@@ -49,6 +50,9 @@ class Model(Frozen):
     )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     task: str | None = Field(None, description="feature-extraction, sentence-embedding, image-classification ...")
+    context: int | None = Field(
+        None, ge=2, description="text-generation: tokens that a key/value cache keeps; inputs are tokens and input_pos"
+    )
     weights: Literal["trained", "random"] = Field(
         "trained", description="random: the architecture with seeded random weights; every number says so"
     )
@@ -74,16 +78,41 @@ class Input(Frozen):
 
 
 class Dim(Frozen):
-    """Bounds of a named dimension, both inclusive."""
+    """Bounds of a named dimension, both inclusive, or the only sizes that it takes."""
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        strict=False,
+        description="in the place of min and max: the only sizes, the first the default; Core ML packages list them",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, given: Any) -> Any:
+        """Bounds from sizes; what is no list of numbers is left to the field to refuse."""
+        sizes = given.get("sizes") if isinstance(given, dict) else None
+        if not sizes or not isinstance(sizes, list | tuple) or any(type(size) is not int for size in sizes):
+            return given
+        if {"min", "max"} & given.keys():
+            raise ValueError("sizes stand in the place of min and max: leave these out")
+        if len(set(sizes)) != len(sizes):
+            raise ValueError(f"a size is named twice in {sizes}")
+        return {**given, "min": min(sizes), "max": max(sizes)}
 
     @model_validator(mode="after")
     def _ordered(self) -> Dim:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
+
+    def takes(self, size: int) -> bool:
+        """Whether an input may have ``size`` here."""
+        return size in self.sizes if self.sizes else self.min <= size <= self.max
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.sizes)) if self.sizes else f"{self.min}..{self.max}"
 
 
 class Samples(Frozen):
@@ -97,6 +126,7 @@ class Samples(Frozen):
     count: int = Field(64, ge=1, le=100_000)
     skip: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
+    length: int = Field(256, ge=2, description="text for a network with `context`: tokens of a sample, cut in a row")
     pattern: str = Field("*", description="images: glob on file names")
     size: int = Field(224, ge=1, le=4096, description="images: side of the crop in pixels")
     crops: int = Field(1, ge=1, le=1000, description="images: crops per image (the first is the centre)")
@@ -183,6 +213,17 @@ class Task(Frozen):
     output: str | None = None
 
 
+class LanguageLimits(Frozen):
+    """Text of a network with `context`, held against the float model's on the evaluation text."""
+
+    perplexity: float | None = Field(None, gt=0, description="largest ratio to the float model's perplexity: 1.01")
+    kl: float | None = Field(None, ge=0, description="largest mean KL divergence from the float model, in nats")
+    top1: float | None = Field(None, ge=0, le=1, description="least share of the same first words, near-ties apart")
+    top5: float | None = Field(None, ge=0, le=1, description="least share of first words among the artifact's first 5")
+    generated: float | None = Field(None, ge=0, le=1, description="least share of greedy tokens before texts differ")
+    stepwise_db: float | None = Field(None, description="least SQNR of logits token by token against all at once")
+
+
 class Size(Frozen):
     """Bytes on disk."""
 
@@ -203,6 +244,7 @@ class Limits(Frozen):
     parity: Parity = Parity()
     agreement: Agreement | None = None
     task: Task | None = None
+    language: LanguageLimits = LanguageLimits()
     size: Size = Size()
     memory: Memory = Memory()
     delegated: Annotated[float, Field(ge=0, le=1), BeforeValidator(_share)] | None = Field(

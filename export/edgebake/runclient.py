@@ -49,6 +49,10 @@ class Client:
         self.ask(do="run", out=str(out), free=free)
         return _load(out)
 
+    def language(self) -> Mapping[str, Any]:
+        """What a decoder goes on with after the reference's prompts (``edgebake.llm.judge.run``)."""
+        return self.ask(do="language")
+
     def time(self, sample: int, repetitions: int) -> list[float]:
         """Milliseconds of each call."""
         return list(self.ask(do="time", sample=sample, repetitions=repetitions)["ms"])

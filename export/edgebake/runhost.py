@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgebake import signatures, weighing
 from edgebake.errors import EdgebakeError, problem_to_json
+from edgebake.llm import judge as language
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
@@ -71,7 +72,9 @@ class Host:
         outputs: Arrays = {}
         count = 0
         for index in range(len(self.reference)):
-            for at, values in self.sequence(index, self.session.call, free=free):
+            reduce = language.reduced(self.reference, index) if self.signature.language else None
+            for number, (at, found) in enumerate(self.sequence(index, self.session.call, free=free)):
+                values = found if reduce is None else reduce(number, found)
                 outputs.update({f"{at}.{name}": value for name, value in values.items()})
                 count += 1
         np.savez(out, **outputs)  # type: ignore[arg-type]
@@ -156,6 +159,8 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"calls": host.run(Path(request["out"]), free=request["free"])}
         case "time":
             return {"ms": host.time(request["sample"], request["repetitions"])}
+        case "language":
+            return language.run(host.signature, host.reference, _step(host))
         case "intermediates":
             return {"calls": _intermediates(host, request)}
         case "mode":
@@ -165,6 +170,18 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
         case "placement":
             return {"placement": host.session.placement()}  # type: ignore[attr-defined]
     raise ValueError(f"unknown request {request['do']!r}")
+
+
+def _step(host: Host) -> language.Step:
+    """One call of a decoder; a text begins anew at its first row, so nothing has to be forgotten between two."""
+    (method,) = host.signature.methods
+    tokens, position = (spec.name for spec in host.signature.methods[method].inputs)
+
+    def step(words: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
+        (logits,) = host.session.call(method, {tokens: words, position: start}).values()
+        return logits
+
+    return step
 
 
 def _intermediates(host: Host, request: Mapping[str, Any]) -> int:

@@ -33,8 +33,9 @@ def read(spec: Samples, component: Component, base: Path, tokenizer_path: Path |
 
         samples = read_images(spec, component, resolve(str(spec.images), base))
     elif kind == "text":
-        from edgebake.samples_text import read_text
+        from edgebake import samples_text, samples_tokens
 
+        read_text = samples_text.read_text if component.model.context is None else samples_tokens.read_text
         samples = read_text(spec, component, resolve(str(spec.text), base), tokenizer_path)
     elif kind == "python":
         from edgebake.samples_python import read_python

@@ -80,11 +80,11 @@ def _misfit(value: NDArray[Any] | Image8, spec: Input, component: Component, bou
             wrong = wrong or size != wanted
             continue
         limits = component.dims.get(wanted)
-        outside = limits is not None and not limits.min <= size <= limits.max
+        outside = limits is not None and not limits.takes(size)
         wrong = wrong or outside or bound.setdefault(wanted, size) != size
     if not wrong:
         return ""
-    bounds = "".join(f", {d} = {b.min}..{b.max}" for d, b in component.dims.items() if d in spec.shape)
+    bounds = "".join(f", {d} = {b}" for d, b in component.dims.items() if d in spec.shape)
     return f"{dtype}{list(shape)}, the recipe declares {spec.dtype}{_shape(spec)}{bounds}"
 
 

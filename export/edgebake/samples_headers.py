@@ -72,7 +72,7 @@ def _fits(size: int, wanted: int | str, component: Component) -> bool:
     if isinstance(wanted, int):
         return size == wanted
     bounds = component.dims.get(wanted)
-    return bounds is None or bounds.min <= size <= bounds.max
+    return bounds is None or bounds.takes(size)
 
 
 def _npz(path: Path) -> Shapes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebake.recipe import Component, Input, Samples
+from edgebake.recipe import Component, Dim, Input, Samples
 from edgebake.types import Call, Sample
 
 if TYPE_CHECKING:
@@ -18,16 +18,16 @@ STATEFUL_CALLS = 8  # enough calls that a state carried wrongly shows
 def make_noise(spec: Samples, component: Component) -> list[Sample]:
     """``spec.count`` samples; sample ``i`` is the same whatever ``skip`` and ``count`` are around it.
 
-    Floats are normal, integers uniform in 0..high-1, masks one, token types zero, positions counted up; every named
-    dimension is drawn once per sample within its bounds. A sample calls each method once in order, and STATEFUL_CALLS
-    times when the component carries state.
+    Floats are normal, integers uniform in 0..high-1, masks one, token types and a call's place in a text zero,
+    positions counted up; every named dimension is drawn once per sample from its sizes. A sample calls each method
+    once in order, and STATEFUL_CALLS times when the component carries state.
     """
     return [_sample(spec, component, index) for index in range(spec.skip, spec.skip + spec.count)]
 
 
 def _sample(spec: Samples, component: Component, index: int) -> Sample:
     rng = np.random.default_rng((spec.seed, index))
-    sizes = {name: int(rng.integers(b.min, b.max + 1)) for name, b in component.dims.items()}
+    sizes = {name: _drawn(dim, rng) for name, dim in component.dims.items()}
     stateful = any(i.role == "state" for inputs in component.all_methods.values() for i in inputs.values())
     calls = [
         Call(
@@ -40,6 +40,10 @@ def _sample(spec: Samples, component: Component, index: int) -> Sample:
     return Sample(calls=tuple(calls), source=str(index))
 
 
+def _drawn(dim: Dim, rng: np.random.Generator) -> int:
+    return int(rng.choice(dim.sizes) if dim.sizes else rng.integers(dim.min, dim.max + 1))
+
+
 def _tensor(name: str, spec: Input, sizes: dict[str, int], high: int, rng: np.random.Generator) -> NDArray[Any]:
     shape = tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)
     dtype = np.dtype(spec.dtype)
@@ -47,7 +51,7 @@ def _tensor(name: str, spec: Input, sizes: dict[str, int], high: int, rng: np.ra
         return np.ones(shape, dtype) if "mask" in name else rng.standard_normal(shape, np.float32).astype(dtype)
     if "mask" in name:
         return np.ones(shape, dtype)
-    if "token_type" in name or "segment" in name:
+    if "token_type" in name or "segment" in name or name.endswith("_pos"):
         return np.zeros(shape, dtype)
     if "position" in name and shape:
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 def read_text(spec: Samples, component: Component, path: Path, tokenizer_path: Path | None) -> list[Sample]:
     """Lines ``skip .. skip+count`` that are not blank, as (1, length) tensors.
 
-    A line is cut to the bound of its dimension and padded up to the lower bound only. ``group<TAB>line`` makes
-    ``group`` the sample's source; without a group every line is a source of its own.
+    A line is cut to the largest size of its dimension and padded up to the smallest only, or, where just some sizes are
+    taken, to the next of them. ``group<TAB>line`` makes ``group`` the sample's source; without a group every line is a
+    source of its own.
     """
     method, inputs = only_method(component, "text")
     unknown = [name for name in inputs if name not in FIELDS]
@@ -34,14 +36,14 @@ def read_text(spec: Samples, component: Component, path: Path, tokenizer_path: P
             f"text gives {', '.join(FIELDS)}; the recipe declares {', '.join(inputs)}",
             fix="rename the inputs or write a samples callable",
         )
-    shortest, longest = _lengths(component, inputs["input_ids"].shape)
-    lines = _lines(path)
+    lengths = _lengths(component, inputs["input_ids"].shape)
+    lines = read_lines(path)
     enough(spec, len(lines), "lines")
     chosen = lines[spec.skip : spec.skip + spec.count]
-    tokenizer, (pad_id, pad_token) = _tokenizer(tokenizer_path, longest)
+    tokenizer, (pad_id, pad_token) = _tokenizer(tokenizer_path, lengths[-1])
     encoded = tokenizer.encode_batch([text for _, text in chosen])
     for encoding in encoded:
-        encoding.pad(shortest, pad_id=pad_id, pad_token=pad_token)
+        encoding.pad(next(n for n in lengths if n >= len(encoding)), pad_id=pad_id, pad_token=pad_token)
     return [
         Sample(calls=(Call(inputs=_tensors(encoding, inputs), method=method),), source=group)
         for (group, _), encoding in zip(chosen, encoded, strict=True)
@@ -52,20 +54,20 @@ def _tensors(encoding: Encoding, inputs: Any) -> dict[str, Any]:
     return {name: np.asarray([getattr(encoding, FIELDS[name])], spec.dtype) for name, spec in inputs.items()}
 
 
-def _lengths(component: Component, shape: tuple[int | str, ...]) -> tuple[int, int]:
-    """Least and greatest number of tokens."""
+def _lengths(component: Component, shape: tuple[int | str, ...]) -> Sequence[int]:
+    """How many tokens there may be, ascending."""
     if len(shape) != 2 or shape[0] != 1:
         raise RecipeError(f"text comes as [1, length], `input_ids` is {list(shape)}", fix="declare batch size 1")
     length = shape[1]
     if isinstance(length, int):
-        return length, length
+        return (length,)
     bounds = component.dims.get(length)
     if bounds is None:
         raise RecipeError(f"the dimension {length!r} has no bounds", fix=f"add `dims: {{{length}: {{max: 128}}}}`")
-    return bounds.min, bounds.max
+    return sorted(bounds.sizes) or range(bounds.min, bounds.max + 1)
 
 
-def _lines(path: Path) -> list[tuple[str, str]]:
+def read_lines(path: Path) -> list[tuple[str, str]]:
     """(source, text) of each line that is not blank."""
     if not path.is_file():
         raise RecipeError(f"there is no text file {path}", fix="correct `samples: text`")
@@ -85,6 +87,16 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 def _tokenizer(path: Path | None, longest: int) -> tuple[Tokenizer, tuple[int, str]]:
     """The model's fast tokenizer, cutting at ``longest`` tokens, and id and text of the token that pads."""
+    tokenizer = open_tokenizer(path)
+    assert path is not None
+    pad = _pad_token(tokenizer, path / "tokenizer.json" if path.is_dir() else path)
+    tokenizer.enable_truncation(max_length=longest)
+    tokenizer.no_padding()
+    return tokenizer, pad
+
+
+def open_tokenizer(path: Path | None) -> Tokenizer:
+    """The fast tokenizer in ``path``, the model's folder or a tokenizer.json."""
     from tokenizers import Tokenizer
 
     if path is None:
@@ -102,10 +114,7 @@ def _tokenizer(path: Path | None, longest: int) -> tuple[Tokenizer, tuple[int, s
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust binding raises bare Exception
         raise RecipeError(f"{file} cannot be read: {error}", fix="save the tokenizer again") from error
-    pad = _pad_token(tokenizer, file)
-    tokenizer.enable_truncation(max_length=longest)
-    tokenizer.no_padding()
-    return tokenizer, pad
+    return tokenizer
 
 
 def _pad_token(tokenizer: Tokenizer, file: Path) -> tuple[int, str]:

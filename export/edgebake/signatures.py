@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from edgebake.types import DimBounds, MethodSignature, Signature, TensorSpec
+from edgebake.types import DimBounds, Language, MethodSignature, Signature, TensorSpec
 
 
 def to_json(signature: Signature) -> dict[str, Any]:
@@ -20,8 +20,22 @@ def to_json(signature: Signature) -> dict[str, Any]:
             }
             for name, method in signature.methods.items()
         },
-        "dims": {name: asdict(bounds) for name, bounds in signature.dims.items()},
+        "dims": {name: _bounds_to_json(bounds) for name, bounds in signature.dims.items()},
+        **({"language": _language_to_json(signature.language)} if signature.language else {}),
     }
+
+
+def _bounds_to_json(bounds: DimBounds) -> dict[str, Any]:
+    sizes = {"sizes": list(bounds.sizes)} if bounds.sizes else {}
+    return {"min": bounds.min, "max": bounds.max, **sizes}
+
+
+def _language_to_json(language: Language) -> dict[str, Any]:
+    return {**asdict(language), "stop": list(language.stop)}
+
+
+def _language_from_json(data: Mapping[str, Any] | None) -> Language | None:
+    return None if data is None else Language(**{**data, "stop": tuple(data["stop"])})
 
 
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
@@ -44,5 +58,9 @@ def from_json(data: Mapping[str, Any]) -> Signature:
             )
             for name, method in data["methods"].items()
         },
-        dims={name: DimBounds(**bounds) for name, bounds in data.get("dims", {}).items()},
+        dims={
+            name: DimBounds(**{**bounds, "sizes": tuple(bounds.get("sizes", ()))})
+            for name, bounds in data.get("dims", {}).items()
+        },
+        language=_language_from_json(data.get("language")),
     )

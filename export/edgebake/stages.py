@@ -18,6 +18,8 @@ from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
+from edgebake.llm import companions
+from edgebake.llm import judge as language
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
@@ -40,7 +42,10 @@ def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Referen
         with bench.stage("reference", unit):
             evaluation = read_samples(bench, unit, "evaluation")
             facts = {"model": dict(loaded.facts), "signature": signatures.to_json(loaded.signature)}
-            recorded.write(folder, evaluation, run_float(loaded, evaluation), facts)
+            calls = run_float(loaded, evaluation)
+            if loaded.signature.language is not None:
+                calls, facts = language.kept(calls), {**facts, **language.continued(loaded, evaluation)}
+            recorded.write(folder, evaluation, calls, facts)
         bench.samples.clear()
         return {"noise": evaluation.noise, "weights": loaded.facts.get("weights", "trained")}
 
@@ -71,15 +76,18 @@ def _inventory_to_json(modules: tuple[Module, ...]) -> list[dict[str, Any]]:
     return [asdict(m) for m in modules]
 
 
-def _float_bytes(methods: Mapping[str, torch.nn.Module], live: set[str]) -> int:
-    """Bytes at float32 of all distinct parameters and buffers (integers at their own size), idle modules left out."""
+def _float_bytes(methods: Mapping[str, torch.nn.Module], live: set[str], states: set[str]) -> int:
+    """Bytes at float32 of all distinct parameters and buffers (integers at their own size).
+
+    Idle modules are left out, and the buffers in ``states``, which the network writes to.
+    """
     from edgebake.trace import module_inventory
 
     idle = {m.name for module in methods.values() for m in module_inventory(module)} - live
     seen: dict[int, int] = {}
     for module in methods.values():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if canonical_module_name(name.rpartition(".")[0]) not in idle:
+            if canonical_module_name(name.rpartition(".")[0]) not in idle and canonical_module_name(name) not in states:
                 seen[id(tensor)] = tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
     return sum(seen.values())
 
@@ -98,13 +106,15 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             changed = _compress_modules(bench, unit, loaded, assignment, said.append)
             traced = tracing.trace(changed)
             _save(traced, folder)
+            companions.store(loaded.companions, folder)
             bench.keep(keys["trace"].key, traced)
+        states = {name for method in traced.signature.methods.values() for name in method.buffers}
         return {
             "signature": signatures.to_json(traced.signature),
-            "ops": _ops(m for m, _ in _acting(unit, assignment, "module")),
+            "ops": sorted({*_ops(m for m, _ in _acting(unit, assignment, "module")), *loaded.operators}),
             "modules": _inventory_to_json(modules),
             "notes": list(dict.fromkeys(said)),
-            "float_bytes": _float_bytes(loaded.methods, {m.name for m in modules}),
+            "float_bytes": _float_bytes(loaded.methods, {m.name for m in modules}, states),
             "facts": dict(loaded.facts),
         }
 
@@ -181,8 +191,11 @@ def _programs(bench: Bench, key: str, entry: Entry) -> Traced:
     if key not in bench.traced:
         import torch
 
-        for module in entry.meta["ops"]:
-            importlib.import_module(module)
+        for name in entry.meta["ops"]:
+            module, _, function = name.partition(":")
+            found = importlib.import_module(module)
+            if function:
+                getattr(found, function)()
         names = entry.meta["signature"]["methods"]
         programs = {name: torch.export.load(entry.folder / f"{name}.pt2") for name in names}
         bench.keep(key, Traced(programs=programs, signature=signatures.from_json(entry.meta["signature"])))
@@ -287,7 +300,8 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
             )
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
-            lowered = replace(lowered, notes=(*before.meta["notes"], *lowered.notes))
+            beside = companions.deliver(before.folder, folder)
+            lowered = replace(lowered, files=(*lowered.files, *beside), notes=(*before.meta["notes"], *lowered.notes))
         return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
     return before, stored(bench, unit, "lower", keys, write)

@@ -129,8 +129,8 @@ class Asked:
     """What a recipe says of one unit, before anything is loaded.
 
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
-    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size.
-    ``channels``: how many the image samples are normalised by, None without such samples.
+    one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
+    ``sizes`` those with a list of them. ``channels``: how many images are normalised by, None without image samples.
     """
 
     scheme: str
@@ -140,6 +140,7 @@ class Asked:
     inputs: Mapping[str, tuple[TensorSpec, ...]]
     varying: tuple[str, ...]
     channels: int | None
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +164,12 @@ class Target(Protocol):
     """A module ``edgebake_targets/<runtime>_<backend>.py``; its top level imports stdlib and this contract only.
 
     Optional: ``CARRIES_ABOUT = True`` for a target that writes ``request.about`` into the artifact; a change of it then
-    lowers again. ``DEVICES: Needs`` for one that runs on some devices only, such as one vendor's:
-    ``{"vendor": ("apple",)}``; with a ``()`` it lowers for one chip, and recipes must name a device. An option called
-    ``minimum_os`` is held against the system that devices came with. ``refusals(asked)``: all that ``lower`` would
-    refuse and the recipe alone shows; imports no SDK. ``fix(folder)`` makes a private toolchain below ``folder`` and
-    says so, ``versions()`` are those of what is in it (``edgebake.toolchains``), part of the store key.
+    lowers again. ``DEVICES: Needs`` for one that runs on some devices only: ``{"vendor": ("apple",)}``; with a ``()``
+    it lowers for one chip, and recipes must name a device. An option called ``minimum_os`` is held against the system
+    that devices came with. ``refusals(asked)``: what ``lower`` would refuse and the recipe alone shows; imports no SDK.
+    ``fix(folder)`` makes a private toolchain there and says so, ``versions()`` are of what is in it
+    (``edgebake.toolchains``), part of the store key. ``DECODES = True`` for one with operators for a decoder's cache
+    (``edgebake.llm.operators``).
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -205,8 +207,7 @@ class Session(Protocol):
     the values inside that are not finite, name to operator, ``matmul of <module>`` where known (``edgebake.modes``).
     ``units`` names compute units that the runtime can be held to, and ``call_unit(unit, method, inputs)`` gives outputs
     there, or raises NotMeasured; ``placement()`` says which operators the runtime places where: unit name to
-    ``{"operators": {type: count}, "cost": share of the estimated work, None where unknown}``
-    (``edgebake.compute_units``).
+    ``{"operators": {type: count}, "cost": share of the work, None where unknown}`` (``edgebake.compute_units``).
     """
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -64,18 +64,30 @@ class MethodSignature:
 
 @dataclass(frozen=True, kw_only=True)
 class DimBounds:
-    """Bounds of a named dimension, both inclusive."""
+    """Bounds of a named dimension, both inclusive; ``sizes``: the only ones between them, the default first."""
 
     min: int
     max: int
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Of a decoder that keeps ``context`` tokens: how many words it knows, which one begins a text and which end it."""
+
+    context: int
+    vocabulary: int
+    bos: int | None
+    stop: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """All methods of a component and the bounds of its named dimensions."""
+    """All methods of a component and the bounds of its named dimensions; ``language`` of a decoder with a cache."""
 
     methods: Mapping[str, MethodSignature]
     dims: Mapping[str, DimBounds] = field(default_factory=dict)
+    language: Language | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +161,8 @@ class Loaded:
     methods: Mapping[str, torch.nn.Module]
     signature: Signature
     facts: Mapping[str, Any]  # deterministic: class, parameters, revision, licence, "weights": "trained"|"random"
+    operators: tuple[str, ...] = ()  # "module:function" that register what its exported programs hold
+    companions: Mapping[str, Path] = field(default_factory=dict)  # files that travel with every artifact, by name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgebake import compute_units, modes, runclient, signatures, size
+from edgebake.llm import judge
 from edgebake.recipe import Limits
 from edgebake.reference import Reference
 from edgebake.target import INSPECTORS, find_target, runners_of
@@ -159,7 +160,8 @@ def _structure(subject: Subject, inspection: Inspection) -> list[dict[str, Any]]
     target: Any = find_target(subject.target)
     signature = signatures.from_json(subject.lowered["signature"])
     if not hasattr(target, "structure"):
-        return [asdict(verdict) for verdict in _other_types(signature, inspection)]
+        found = (*_other_types(signature, inspection), *_other_chip(subject.lowered, inspection))
+        return [asdict(verdict) for verdict in found]
     checks = target.read_checks(subject.folder)
     return [asdict(verdict) for verdict in target.structure(subject.entry, signature, checks)]
 
@@ -184,6 +186,15 @@ def _other_types(signature: Signature, inspection: Inspection) -> Iterator[Verdi
             yield Verdict(limit=f"structure.{side}", state="fail", reason="; ".join(wrong))
 
 
+def _other_chip(lowered: Mapping[str, Any], inspection: Inspection) -> Iterator[Verdict]:
+    """A failure for a binary of another chip than promised, which a simulator runs and a phone refuses."""
+    promised = ((lowered.get("encodings") or {}).get("runtime") or {}).get("soc_model")
+    there = inspection.facts.get("soc_model")
+    if promised is not None and str(there).isdigit() and there != promised:
+        reason = f"compiled for the chip that its vendor numbers {there}, not {promised}"
+        yield Verdict(limit="structure.chip", state="fail", reason=reason)
+
+
 def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None]:
     from edgebake.agreement import TaskMeter, meter_of
 
@@ -198,6 +209,8 @@ def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None
 
 def _outputs(subject: Subject, recorded: Reference, client: runclient.Client) -> dict[str, Any]:
     signature = signatures.from_json(subject.lowered["signature"])
+    if signature.language is not None:
+        return judge.measure(recorded, client.outputs(), client.language())
     agreement, task = _meters(subject.limits, signature)
     stateful = any(t.role == "state" for m in signature.methods.values() for t in m.inputs)
     found: dict[str, Any] = {

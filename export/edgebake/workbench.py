@@ -10,6 +10,7 @@ from typing import Any
 
 from edgebake.keys import StageKey, component_key
 from edgebake.models import _paths
+from edgebake.models._request import LoadRequest
 from edgebake.recipe import Samples
 from edgebake.store import Entry, Store
 from edgebake.target import MODELS
@@ -55,20 +56,20 @@ def load(bench: Bench, unit: Unit) -> Loaded:
     """The float model, loaded once per worker."""
     key = component_key(unit, bench.store.file_digest)
     if key not in bench.loaded:
-        from edgebake.models._request import LoadRequest
-
         bench.loaded.clear()
         with bench.stage("load", unit):
-            source = MODELS.find(unit.spec.model.source)
-            request = LoadRequest(
-                model=unit.spec.model,
-                component=unit.spec,
-                base=unit.base,
-                trust=bench.trust,
-                keep=lambda k, fill: _kept(bench.store, k, fill),
-            )
-            bench.loaded[key] = source.load(request)
+            bench.loaded[key] = MODELS.find(unit.spec.model.source).load(_request(bench, unit))
     return bench.loaded[key]
+
+
+def _request(bench: Bench, unit: Unit) -> LoadRequest:
+    return LoadRequest(
+        model=unit.spec.model,
+        component=unit.spec,
+        base=unit.base,
+        trust=bench.trust,
+        keep=lambda key, fill: _kept(bench.store, key, fill),
+    )
 
 
 def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
@@ -88,12 +89,16 @@ def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
     spec = getattr(unit.spec.samples, purpose) or NOISE
     key = f"{purpose} {spec.model_dump_json()} {unit.spec.all_methods} {unit.spec.dims}"
     if key not in bench.samples:
-        bench.samples[key] = samples.read(spec, unit.spec, unit.base, _tokenizer(unit) if spec.kind == "text" else None)
+        words = _tokenizer(bench, unit) if spec.kind == "text" else None
+        bench.samples[key] = samples.read(spec, unit.spec, unit.base, words)
     return bench.samples[key]
 
 
-def _tokenizer(unit: Unit) -> Path | None:
-    """The model's folder, where its tokenizer lies."""
+def _tokenizer(bench: Bench, unit: Unit) -> Path | None:
+    """The folder where the model's tokenizer lies."""
+    elsewhere = getattr(MODELS.find(unit.spec.model.source), "tokenizer", None)
+    if elsewhere is not None and (folder := elsewhere(_request(bench, unit))) is not None:
+        return Path(folder)
     found = _paths.resolve(unit.spec.model.path, unit.base)
     if isinstance(found, _paths.HubId):
         from edgebake.models import _hub

@@ -14,6 +14,7 @@ from edgebake.target import LowerRequest
 from edgebake.types import DimBounds, MethodSignature, TensorSpec, Traced
 from edgebake_targets import (
     _coreml_activations,
+    _coreml_biases,
     _coreml_images,
     _coreml_metadata,
     _coreml_modules,
@@ -21,6 +22,7 @@ from edgebake_targets import (
     _coreml_precision,
     _coreml_rewrites,
     _coreml_sensitivity,
+    _coreml_shapes,
     _coreml_states,
 )
 from edgebake_targets._coreml_options import precision_of
@@ -99,9 +101,11 @@ def convert(
         weights = _coreml_sensitivity.weighed(weights, traced, name, request.calibration)
     if problems := list(misfits((w.module, w.scheme, w.values.shape, w.axis) for w in weights)):
         raise StageFailed(problems)
+    biases = _coreml_biases.corrected(weights, traced, name, request)
     failures = []
     for tried, table in _tables():
         decomposed = program.run_decompositions(table)
+        decomposed._state_dict = {**decomposed.state_dict, **biases}  # the dictionary is the traced program's own
         _coreml_images.scale_channels(decomposed, method, images)
         states = _coreml_states.states_of(decomposed, str(request.options["minimum_os"]))
         _coreml_rewrites.rewrite_attention(decomposed)
@@ -182,13 +186,13 @@ def _convert_once(
     import coremltools as ct
     import numpy as np
 
-    ranges = {name: ct.RangeDim(bounds.min, bounds.max, symbol=f"dim_{name}") for name, bounds in dims.items()}
+    shapes = _coreml_shapes.shapes_of(ct, method, dims)
     inputs = [
         _coreml_images.image_type(ct, spec, images[spec.name])
         if spec.name in images
         else ct.TensorType(
             name=spec.name,
-            shape=[ranges[d] if isinstance(d, str) else d for d in spec.shape] or [1],
+            shape=shapes[spec.name],
             dtype=np.dtype(spec.lowered_dtype or spec.dtype).type,
         )
         for spec in method.inputs

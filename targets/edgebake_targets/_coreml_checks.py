@@ -265,7 +265,7 @@ def _loaded(entry: Path) -> Package:
 
 
 def _promised(specs: Iterable[TensorSpec], signature: Signature) -> list[tuple[str, tuple[int | str, ...], str]]:
-    """Name, shape and dtype in the package; a named dimension reads as its range, a scalar has the shape (1,)."""
+    """Name, shape and dtype in the package; a dimension reads as its range or sizes, a scalar has the shape (1,)."""
     return [(s.name, tuple(_extent(d, signature) for d in s.shape) or (1,), s.lowered_dtype or s.dtype) for s in specs]
 
 
@@ -273,6 +273,8 @@ def _extent(size: int | str, signature: Signature) -> int | str:
     if isinstance(size, int):
         return size
     bounds = signature.dims[size]
+    if len(bounds.sizes) > 1:
+        return "|".join(map(str, sorted(bounds.sizes)))
     return f"{bounds.min}..{bounds.max}" if bounds.min != bounds.max else bounds.min
 
 

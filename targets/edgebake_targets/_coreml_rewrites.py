@@ -60,13 +60,14 @@ TRANSLATIONS = (
 
 @contextmanager
 def translations() -> Iterator[None]:
-    """The converter's table of operators with TRANSLATIONS in it; as it was afterwards."""
+    """The converter's table of operators with those of TRANSLATIONS that it lacks; as it was afterwards."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     table = _TORCH_OPS_REGISTRY.name_to_func_mapping
     before = dict(table)
     for entry in TRANSLATIONS:
-        table.update(dict.fromkeys(entry.names, entry.translate))
+        for name in entry.names:
+            table.setdefault(name, entry.translate)
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ def _squares(traced: Traced, method: str, samples: SampleSet, targets: Sequence[
     weights = {name: traced.programs[method].state_dict[name].detach().requires_grad_() for name in targets}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     random = torch.Generator().manual_seed(_SEED)
-    for outputs in _outputs(traced, method, samples, weights):
+    for outputs in outputs_of(traced, method, samples, weights):
         found = torch.autograd.grad(_projected(outputs, random), list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, found, strict=True):
             if gradient is not None:
@@ -91,13 +91,21 @@ def _squares(traced: Traced, method: str, samples: SampleSet, targets: Sequence[
     return sums
 
 
-def _outputs(
-    traced: Traced, method: str, samples: SampleSet, weights: Mapping[str, torch.Tensor]
+def outputs_of(
+    traced: Traced,
+    method: str,
+    samples: SampleSet,
+    weights: Mapping[str, torch.Tensor],
+    watched: torch.nn.Module | None = None,
 ) -> Iterator[Sequence[torch.Tensor]]:
-    """Of every call of ``method``, each sample from its start, with gradients by ``weights`` within the call."""
+    """Of every call of ``method``, each sample from its start, with gradients by ``weights`` within the call.
+
+    ``watched`` takes the place of the method's program.
+    """
     import torch
 
     modules: dict[str, Any] = {name: program.module(check_guards=False) for name, program in traced.programs.items()}
+    modules[method] = watched or modules[method]
     stateful = any(spec.role == "state" for signature in traced.signature.methods.values() for spec in signature.inputs)
     for sample in samples:
         carried: dict[str, torch.Tensor] = {}
@@ -106,7 +114,7 @@ def _outputs(
         for call in sample.calls if stateful else [c for c in sample.calls if c.method == method]:
             asked, inputs = call.method == method, _inputs(traced.signature, call, carried)
             replaced = {**(weights if asked else {}), **buffers[call.method]}
-            with torch.set_grad_enabled(asked):
+            with torch.set_grad_enabled(asked and bool(weights)):
                 outputs = torch.func.functional_call(modules[call.method], replaced, inputs)
             if asked:
                 yield outputs

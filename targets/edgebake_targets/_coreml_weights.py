@@ -109,16 +109,16 @@ def folds_norms(program: torch.export.ExportedProgram) -> bool:
     """
     found = [(node, _convolution(node)) for node in program.graph.nodes if node.op == "call_function"]
     readers: Counter[Any] = Counter(node.args[1] for node, kind in found if kind is not None)
-    normed = (node for node, kind in found if kind is not None and _norm_after(node) is not None)
+    normed = (node for node, kind in found if kind is not None and norm_after(node) is not None)
     grouped = any(kind is not None and kind[0] and kind[1] > 1 for _, kind in found)
     return not grouped and all(readers[node.args[1]] == 1 for node in normed)
 
 
-def _norm_after(node: torch.fx.Node) -> torch.fx.Node | None:
+def norm_after(node: torch.fx.Node) -> torch.fx.Node | None:
     """The batch normalisation that alone reads the result of ``node``."""
     following = next(iter(node.users)) if len(node.users) == 1 else None
     if following is not None and str(following.target) == "aten.alias.default":
-        return _norm_after(following)
+        return norm_after(following)
     return following if following is not None and "batch_norm" in str(following.target) else None
 
 
@@ -173,7 +173,7 @@ class _Weights:
         """``gamma / sqrt(variance + eps)`` of a batch normalisation that alone uses the output, None without one."""
         import numpy as np
 
-        following = _norm_after(node)
+        following = norm_after(node)
         if following is None or _convolution(node) is None or not self.folds:
             return None
         gamma, variance = following.args[1], following.args[4]

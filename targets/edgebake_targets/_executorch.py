@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import Problem, StageFailed
 from edgebake.target import LowerRequest, Missing
 from edgebake.types import Delegation, Lowered, Signature, Traced, canonical_module_name
+from edgebake_targets import _executorch_macs
 from edgebake_targets._units import EXECUTORCH_KERNELS, Tally, border_bytes
 
 if TYPE_CHECKING:
@@ -55,24 +57,39 @@ def missing_packages(packages: Mapping[str, str]) -> Missing | None:
     return None
 
 
-def to_edge(programs: Mapping[str, torch.export.ExportedProgram], partitioner: Sequence[Any]) -> EdgeProgramManager:
-    """Delegate every method of ``programs`` with ``partitioner``; StageFailed with ExecuTorch's own words."""
+def to_edge(
+    programs: Mapping[str, torch.export.ExportedProgram],
+    partitioner: Sequence[Any],
+    constants: dict[str, Any] | None = None,
+) -> EdgeProgramManager:
+    """Delegate every method of ``programs`` with ``partitioner``; StageFailed with ExecuTorch's own words.
+
+    ``constants``: methods without inputs, name to what they return.
+    """
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     # Quantised operators are outside the edge dialect's op set, and XNNPACK's and Vulkan's passes want plain
     # `clone`/`_to_copy` instead of their dim-order variants.
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     try:
-        with warnings.catch_warnings():
-            # ExecuTorch copies programs in a way that torch deprecates; only its authors can change that.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        with _without_deprecations():
             return to_edge_transform_and_lower(
                 {name: _own(program) for name, program in programs.items()},
                 partitioner={name: list(partitioner) for name in programs},
                 compile_config=config,
+                constant_methods=constants,
             )
     except Exception as error:  # its passes, and those of the backend, raise whatever Python raises
         raise _upstream(error) from error
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """ExecuTorch copies programs and checks sizes in ways that torch deprecates; only its authors can change that."""
+    with warnings.catch_warnings():
+        for message in (".*LeafSpec.*", "_check_is_size will be removed"):
+            warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        yield
 
 
 def _own(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -142,7 +159,8 @@ def to_executorch(edge: EdgeProgramManager, *, fuse_quantised: bool) -> Executor
     from executorch.exir import ExecutorchBackendConfig
 
     try:
-        return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=fuse_quantised))
+        with _without_deprecations():
+            return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=fuse_quantised))
     except Exception as error:  # as above
         raise _upstream(error) from error
 
@@ -253,7 +271,7 @@ def _part(node: torch.fx.Node) -> str:
 
 def _bytes(value: Any) -> int:
     """Size of a fake tensor, symbolic sizes at their upper bound; numbers pass for nothing."""
-    return math.prod(_dims(value)) * value.element_size() if hasattr(value, "element_size") else 0
+    return math.prod(_executorch_macs.dims(value)) * value.element_size() if hasattr(value, "element_size") else 0
 
 
 def is_delegate_call(node: torch.fx.Node) -> bool:
@@ -283,73 +301,9 @@ def op_name(node: torch.fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _dims(value: Any) -> tuple[int, ...]:
-    """Shape of a node or a fake tensor, symbolic sizes at their upper bound."""
-    tensor = value.meta.get("val") if hasattr(value, "meta") else value
-    shape = getattr(tensor, "shape", ())
-    return tuple(_upper(size) for size in shape)
-
-
-def _upper(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    symbolic = size.node
-    bound = symbolic.shape_env.bound_sympy(symbolic.expr).upper
-    return int(bound) if bound.is_Integer else int(symbolic.hint)
-
-
-def _output(node: Any) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return _dims(value[0] if isinstance(value, (tuple, list)) else value)
-
-
-def _contracted(operand: int) -> Callable[[Any], int]:
-    """Output elements times the last axis of argument ``operand``."""
-    return lambda node: math.prod(_output(node)) * _dims(node.args[operand])[-1]
-
-
-def _convolution(node: Any) -> int:
-    weight = _dims(node.args[1])
-    transposed = "transpose" in op_name(node) or (
-        op_name(node) == "aten.convolution" and bool(node.args[6])  # convolution(x, w, b, stride, pad, dil, transposed)
-    )
-    # One multiply per output element (transposed: input element) and weight of its channel.
-    elements = _dims(node.args[0]) if transposed else _output(node)
-    return math.prod(elements) * math.prod(weight[1:])
-
-
-def _attention(node: Any) -> int:
-    query, key, value = (_dims(argument) for argument in node.args[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-_MACS: Mapping[str, Callable[[Any], int]] = {
-    "aten.linear": _contracted(0),
-    "aten.mm": _contracted(0),
-    "aten.bmm": _contracted(0),
-    "aten.matmul": _contracted(0),
-    "aten.addmm": _contracted(1),
-    "aten.baddbmm": _contracted(1),
-    "aten.scaled_dot_product_attention": _attention,
-    **{
-        f"aten.{name}": _convolution
-        for name in (
-            "convolution",
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-        )
-    },
-}
-
-
 def node_macs(node: torch.fx.Node) -> int:
     """Multiply-accumulates of one operator; 0 for everything but convolutions, matrix products and attention."""
-    count = _MACS.get(op_name(node)) if node.op == "call_function" else None
-    return count(node) if count else 0
+    return _executorch_macs.count(op_name(node), node) if node.op == "call_function" else 0
 
 
 @dataclass(frozen=True, kw_only=True)

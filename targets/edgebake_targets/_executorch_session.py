@@ -49,6 +49,8 @@ def _bindings() -> Any:
 
 def opened(entry: Path, signature: Signature) -> Session:
     """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
+    if signature.language is not None:
+        _register_cache_operators()
     program = _program(entry)
     names = {program.get_method_name(index) for index in range(program.num_methods())}
     absent = sorted(set(signature.methods) - names)
@@ -57,6 +59,20 @@ def opened(entry: Path, signature: Signature) -> Session:
             f"it has no method {absent[0]!r}; its methods: {', '.join(sorted(names))}", where=str(entry)
         )
     return _Session(program, signature, entry)
+
+
+@lru_cache
+def _register_cache_operators() -> None:
+    """ExecuTorch's kernels for a decoder's cache: its library alone, without the compiler that its module imports."""
+    import torch
+
+    _bindings()
+    found = find_spec("executorch")
+    assert found is not None
+    folders = [Path(root, "extension/llm/custom_ops") for root in found.submodule_search_locations or ()]
+    (library,) = (file for folder in folders for file in folder.glob("*custom_ops_aot_lib.*"))
+    load: Any = torch.ops.load_library
+    load(library)
 
 
 def _program(entry: Path) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from edgebake.target import Asked, Refusal, Support
+from edgebake.scheme import parse
+from edgebake.target import Asked, Option, Refusal, Support
 
 FP16 = Support(
     scheme="fp16",
@@ -16,6 +17,13 @@ W4A16 = Support(
     scheme="w4a16",
     kinds=("linear", "conv"),
     note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
+)
+WIDE = Option(
+    name="wide_activations",
+    default="",
+    help="globs on module names, between spaces: what their operators make has 16 bits in a network of w8a8; auto: "
+    "those that calibration samples show to need it; . is what belongs to no module",
+    calibrated=("auto",),
 )
 
 
@@ -29,3 +37,29 @@ def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
     if len(asked.inputs) > 1:
         what = f"{target} takes networks of one method, not {', '.join(asked.inputs)}"
         yield Refusal(what=what, fix="make a component of each method")
+
+
+def refused_widths(asked: Asked, supports: Sequence[Support], floats: Sequence[str] = ()) -> Iterator[Refusal]:
+    """Schemes of modules that cannot stand beside the network's, and ``wide_activations`` where there are no 8 bits.
+
+    ``floats``: schemes without integers that modules of any network take.
+    """
+    width = parse(asked.scheme).activation_bits
+    for scheme in dict.fromkeys(asked.module_schemes):
+        fits = width is not None and parse(scheme).activation_bits == width
+        if scheme == asked.scheme or scheme in floats or fits:
+            continue
+        or_float = f", or are {floats[0]}" if floats else ""
+        what = f"{scheme} in a network of {asked.scheme}: activations have one width here{or_float}"
+        able = ", ".join(r.scheme for r in supports if r.scheme in floats or _alike(r.scheme, asked.scheme))
+        fix = f"beside {asked.scheme}, modules take {able}"
+        if width == 8:
+            fix += "; for 16 bits where 8 lose too much, options: {wide_activations: auto}"
+        yield Refusal(what=what, fix=fix, key="modules")
+    if asked.options["wide_activations"] and width != 8:
+        what = f"wide_activations widens activations of 8 bits, and those of {asked.scheme} have not 8"
+        yield Refusal(what=what, fix="scheme: w8a8, or leave it out", key="options.wide_activations")
+
+
+def _alike(scheme: str, other: str) -> bool:
+    return parse(scheme).activation_bits == parse(other).activation_bits

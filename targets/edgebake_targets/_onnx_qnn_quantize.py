@@ -18,7 +18,8 @@ from edgebake_targets._onnx_graph import WEIGHT_SLOT, attribute
 from edgebake_targets._onnx_ranges import HEADROOM, observed, ranges_of, store, wide_range
 from edgebake_targets._onnx_static import Feed, silent, turn_weights
 from edgebake_targets._onnx_wide import Kept, searched
-from edgebake_targets._onnx_widths import SEARCH, fold_clamps, named, overrides, values_of, words
+from edgebake_targets._onnx_widths import fold_clamps, modules_of, overrides, values_of
+from edgebake_targets._wide import SEARCH, named, words
 
 if TYPE_CHECKING:
     import onnx
@@ -108,7 +109,7 @@ def quantize(
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # its preprocessing is done: folded at export
     left_float = _left_float(model, request.assignment)
     folded, ends = fold_clamps(model, left_float)
-    wide, calls = named(request.options, folded), Kept(calls, count)
+    wide, calls = named(request.options, modules_of(folded)), Kept(calls, count)
     with tempfile.TemporaryDirectory(prefix="edgebake-") as name:
         folder = Path(name)
         onnx.save_model(model, folder / "float.onnx")

@@ -10,12 +10,11 @@ not looked at.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgebake_targets._onnx_widths import ITSELF, ends_of, home
+from edgebake_targets._onnx_widths import ends_of, home
+from edgebake_targets._wide import Found, found
 
 if TYPE_CHECKING:
     import onnx
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     Feed = dict[str, NDArray[Any]]
 
 SAMPLES = 8  # calls of the calibration samples, spread over them
-WITHIN_DB = 1.0  # of what 16 bits everywhere give
-PLENTY_DB = 30.0  # at an output; nothing that follows asks for more
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _OUTPUT = "_QuantizeLinear_Input"  # what ONNX Runtime calls the value behind a rounded output of the graph
 
@@ -47,14 +44,6 @@ class Kept:
             yield feed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """Modules whose values need 16 bits besides those that were named, and what reports say of the search."""
-
-    modules: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found:
     """The modules to make wide besides ``given``: those at the outputs, then those that lose most."""
     meter = _Meter(ready.model, feeds)
@@ -63,36 +52,12 @@ def searched(ready: Ready, feeds: Sequence[Feed], given: Sequence[str]) -> Found
     base = [*given, *ends]
     narrow = ready.rounded(base)
     others = [m for m in dict.fromkeys(map(home, nodes)) if m not in base]
-    now, best = meter.loss(narrow), meter.loss(ready.rounded([*base, *others]))
-    enough = max(best * 10 ** (WITHIN_DB / 10), 10 ** (-PLENTY_DB / 10))
-    count, order, loss = 0, list[str](), now
-    if now > enough:
-        alone = {module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))) for module in others}
-        order = sorted((m for m in others if alone[m] > 0.0), key=lambda module: -alone[module])
-        if order:
-            count, loss = _fewest(len(order), lambda n: meter.loss(ready.rounded([*base, *order[:n]])), enough, best)
-    found = (*ends, *order[:count])
-    text = f"{_db(loss)} on calibration samples, {_db(now)} with the outputs alone, {_db(best)} with 16 bits everywhere"
-    named = ", ".join("the network itself" if module == ITSELF else module for module in found)
-    head = f"{len(found)} of {len(ends) + len(others)} modules have 16-bit activations"
-    return Found(modules=found, notes=(f"wide_activations: auto: {head}: {text}: {named}",))
-
-
-def _fewest(most: int, loss: Callable[[int], float], enough: float, best: float) -> tuple[int, float]:
-    """The least count whose loss is enough, and that loss; by bisection, since more modules lose less."""
-    below, count, found = 0, most, best
-    while count - below > 1:
-        middle = (below + count) // 2
-        lost = loss(middle)
-        if lost <= enough:
-            count, found = middle, lost
-        else:
-            below = middle
-    return count, found
-
-
-def _db(loss: float) -> str:
-    return f"{-10 * math.log10(loss):.1f} dB" if loss > 0.0 else "exact"
+    return found(
+        ends,
+        others,
+        alone=lambda module: meter.loss(rounding_only(ready.model, narrow, ready.values([module]))),
+        loss=lambda modules: meter.loss(narrow if not modules else ready.rounded([*base, *modules])),
+    )
 
 
 class _Meter:

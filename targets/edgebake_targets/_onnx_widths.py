@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import Problem, RecipeError
 from edgebake_targets._onnx import module_of
 from edgebake_targets._onnx_graph import Graph, producers
+from edgebake_targets._wide import ITSELF
 
 if TYPE_CHECKING:
     import onnx
 
-ITSELF = "."  # operators that belong to no module, which are the network's own
-SEARCH = "auto"
 PASSING = frozenset(
     ("Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 )
@@ -29,33 +25,14 @@ CLAMPS = frozenset(("Clip", "Relu"))
 Overrides = dict[str, list[dict[str, Any]]]
 
 
-def words(options: Mapping[str, Any]) -> list[str]:
-    """The parts of the option ``wide_activations``."""
-    return str(options["wide_activations"]).replace(",", " ").split()
-
-
 def home(node: onnx.NodeProto) -> str:
     """The module that ``node`` belongs to."""
     return module_of(node) or ITSELF
 
 
-def named(options: Mapping[str, Any], model: onnx.ModelProto) -> list[str]:
-    """Modules whose values ``wide_activations`` names; RecipeError for a glob that matches none with operators."""
-    globs = [word for word in words(options) if word != SEARCH]
-    modules = sorted({home(node) for node in model.graph.node})
-    problems = []
-    for glob in globs:
-        if not any(_is_named(module, glob) for module in modules):
-            near = get_close_matches(glob, modules, 1) or modules[:1]
-            what = f"wide_activations: no module with operators matches {glob!r}"
-            problems.append(Problem(what=what, fix=f"name one with an operator of its own, such as {near[0]!r}"))
-    if problems:
-        raise RecipeError(problems)
-    return [module for module in modules if any(_is_named(module, glob) for glob in globs)]
-
-
-def _is_named(module: str, glob: str) -> bool:
-    return module == glob or (module != ITSELF and fnmatchcase(module, glob))
+def modules_of(model: onnx.ModelProto) -> list[str]:
+    """The modules that have operators in the graph."""
+    return sorted({home(node) for node in model.graph.node})
 
 
 def values_of(model: onnx.ModelProto, modules: Collection[str], floats: Collection[str]) -> set[str]:

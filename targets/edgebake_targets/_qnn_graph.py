@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 # exp(-100) is 0 in float32 against any score of the same row that is not 84 lower.
 MASKED = -100.0
 _LOWEST = -1000.0  # no score is this low: what is lower hides a key
-_MOVES = ("alias", "clone", "contiguous", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "slice",
-          "squeeze", "to", "_to_copy", "transpose", "unsqueeze", "view")  # fmt: skip
-_CARRY = frozenset({*_MOVES, "add", "masked_fill", "mul", "where"})
+MOVES = ("alias", "clone", "contiguous", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "slice",
+         "squeeze", "to", "_to_copy", "transpose", "unsqueeze", "view")  # fmt: skip
+_CARRY = frozenset({*MOVES, "add", "masked_fill", "mul", "where"})
 _MASKED_BY = ("scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax")
 
 

@@ -2,21 +2,24 @@
 
 ``python -m edgebake_targets._qnn_lowerer REQUEST`` in the environment of ``_qnn_toolchain``. REQUEST is a JSON file
 with ``program`` (.pt2), ``calibration`` (.npz of ``<call>.<input>``, or none), ``inputs`` (names in the program's
-order), ``scheme``, ``soc_model``, ``activation_range``, ``out`` (a folder), ``stage`` (a file that names what is being
-done) and ``answer`` (where the JSON answer goes).
+order), ``scheme``, ``schemes`` (of modules that have their own), ``wide`` (modules with 16-bit activations),
+``search`` (whether to find more of them), ``soc_model``, ``activation_range``, ``out`` (a folder), ``stage`` (a file
+that names what is being done), ``log`` (the file that takes what this process prints) and ``answer`` (where the JSON
+answer goes).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake_targets import _executorch, _qnn_graph
+from edgebake_targets import _executorch, _qnn_graph, _qnn_reasons
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +31,7 @@ _MAGIC, _STAMP = b"\xcd\xab\x78\x56", slice(4, 12)
 
 
 def main(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Lower and write ``model.pte``; delegation, planned memory and the quantised operators as plain data."""
+    """Lower and write ``model.pte``; delegation, planned memory and what reports say, as plain data."""
     import torch
 
     stage = Path(request["stage"])
@@ -37,28 +40,42 @@ def main(request: Mapping[str, Any]) -> dict[str, Any]:
     module = program.module(check_guards=False)
     _qnn_graph.rewrite(module)
     example = tuple(program.example_inputs[0])
+    notes: tuple[str, ...] = ()
     if request["scheme"] != "fp16":
         stage.write_text("quantising", encoding="utf-8")
-        module = _quantized(module, request)
+        module, notes = rounded(module, request)
     stage.write_text("compiling", encoding="utf-8")
-    edge = _lowered(module, example, int(request["soc_model"]), half=request["scheme"] == "fp16")
+    with _qnn_reasons.told(Path(request["log"])) as reasons:
+        edge = compiled(module, example, int(request["soc_model"]), half=request["scheme"] == "fp16")
     stage.write_text("writing the program", encoding="utf-8")
     for binary in _binaries(edge):
         _stamp(binary)
-    delegation = _executorch.delegation(edge, {}, "QNN's compiler for the HTP does not take it")
+    delegation = _executorch.delegation(edge, reasons, "QNN's compiler for the HTP does not take it")
     written = _executorch.to_executorch(edge, fuse_quantised=False)
     _executorch.write(written, Path(request["out"]))
-    return {"delegation": asdict(delegation), "planned": _executorch.planned_memory(written)}
+    return {"delegation": asdict(delegation), "planned": _executorch.planned_memory(written), "notes": notes}
 
 
-def _quantized(module: torch.fx.GraphModule, request: Mapping[str, Any]) -> torch.fx.GraphModule:
-    from edgebake_targets._qnn_quantizer import quantized
+def rounded(module: torch.fx.GraphModule, request: Mapping[str, Any]) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
+    """``module`` in the integers that ``request`` asks for, and what reports say of them."""
+    from edgebake_targets._qnn_quantizer import Schemes, quantized
+    from edgebake_targets._qnn_wide import searched
 
-    calls = _calls(Path(request["calibration"]), request["inputs"])
-    return quantized(module, request["scheme"], int(request["soc_model"]), calls, request["activation_range"])
+    def calls() -> Iterator[tuple[torch.Tensor, ...]]:
+        return calls_in(Path(request["calibration"]), request["inputs"])
+
+    def integers(of: torch.fx.GraphModule, wide: Collection[str]) -> torch.fx.GraphModule:
+        schemes = Schemes(scheme=request["scheme"], modules=request["schemes"], wide=frozenset(wide))
+        return quantized(of, schemes, int(request["soc_model"]), calls(), request["activation_range"])
+
+    if not request["search"]:
+        return integers(module, request["wide"]), ()
+    found = searched(integers(copy.deepcopy(module), request["wide"]), list(calls()), request["wide"])
+    return integers(module, [*request["wide"], *found.modules]), found.notes
 
 
-def _calls(file: Path, inputs: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+def calls_in(file: Path, inputs: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The calls in ``file``, tensors in the order of ``inputs``."""
     import numpy as np
     import torch
 
@@ -68,7 +85,8 @@ def _calls(file: Path, inputs: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
             yield tuple(torch.from_numpy(stored[f"{call}.{name}"]) for name in inputs)
 
 
-def _lowered(module: torch.fx.GraphModule, example: tuple[Any, ...], soc_model: int, *, half: bool) -> Any:
+def compiled(module: torch.fx.GraphModule, example: tuple[Any, ...], soc_model: int, *, half: bool) -> Any:
+    """An edge program whose parts for the NPU are compiled for ``soc_model``; ``half``: floats run in float16 there."""
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ from edgebake.scheme import parse
 from edgebake.target import LowerRequest
 from edgebake.types import Delegation, LeftOut, Traced, UnitWork
 from edgebake_targets import _qnn_toolchain
+from edgebake_targets._executorch import innermost_module
+from edgebake_targets._wide import ITSELF, SEARCH, named, words
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 _TAIL = 15  # lines of the process's log that a message carries
@@ -26,27 +30,53 @@ _LAST = re.compile(r"\[QnnPartitioner\] (\S+) \||Visiting: \S+, (\S+)")  # what 
 _NOISE = ("[INFO] [Qnn ExecuTorch]", "Starting stage:", "Completed stage:")
 
 
-def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> tuple[Delegation, int]:
-    """Write ``model.pte`` into ``request.folder``; what the NPU takes, and planned memory in bytes."""
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What is said of a ``model.pte``."""
+
+    delegation: Delegation
+    planned: int  # bytes
+    notes: tuple[str, ...]
+
+
+def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> Written:
+    """Write ``model.pte`` into ``request.folder``."""
+    with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
+        at = Path(scratch)
+        answer = _run(asked(traced, request, soc_model, at), at, request)
+    return Written(
+        delegation=_delegation(answer["delegation"]), planned=int(answer["planned"]), notes=tuple(answer["notes"])
+    )
+
+
+def asked(traced: Traced, request: LowerRequest, soc_model: int, at: Path) -> dict[str, Any]:
+    """What the process is asked, its files in the folder ``at``."""
     import torch
 
     ((method, program),) = traced.programs.items()
-    with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
-        at = Path(scratch)
-        torch.export.save(program, at / "program.pt2")
-        asked = {
-            "program": str(at / "program.pt2"),
-            "calibration": str(_calibration(traced, request, method, at / "calibration.npz")),
-            "inputs": [spec.name for spec in traced.signature.methods[method].inputs],
-            "scheme": request.scheme,
-            "soc_model": soc_model,
-            "activation_range": range_of(request),
-            "out": str(request.folder),
-            "stage": str(at / "stage"),
-            "answer": str(at / "answer.json"),
-        }
-        answer = _run(asked, at, request)
-    return _delegation(answer["delegation"]), int(answer["planned"])
+    wide = named(request.options, modules_of(program))
+    torch.export.save(program, at / "program.pt2")
+    return {
+        "program": str(at / "program.pt2"),
+        "calibration": str(_calibration(traced, request, method, at / "calibration.npz")),
+        "inputs": [spec.name for spec in traced.signature.methods[method].inputs],
+        "scheme": request.scheme,
+        "schemes": {name: own for name, own in request.assignment.schemes.items() if own != request.scheme},
+        "wide": wide,
+        "search": SEARCH in words(request.options),
+        "soc_model": soc_model,
+        "activation_range": range_of(request),
+        "out": str(request.folder),
+        "stage": str(at / "stage"),
+        "log": str(at / "log"),
+        "answer": str(at / "answer.json"),
+    }
+
+
+def modules_of(program: torch.export.ExportedProgram) -> list[str]:
+    """The modules that have operators in ``program``."""
+    nodes = (node for node in program.graph_module.graph.nodes if node.op == "call_function")
+    return sorted({innermost_module(node) or ITSELF for node in nodes})
 
 
 def _delegation(told: Mapping[str, Any]) -> Delegation:
@@ -57,9 +87,9 @@ def _delegation(told: Mapping[str, Any]) -> Delegation:
 
 def range_of(request: LowerRequest) -> str:
     """What auto stands for: MiniLM in w8a16 has 30.7 dB with minmax and 21.3 with histogram."""
-    asked = str(request.options["activation_range"])
+    named_range = str(request.options["activation_range"])
     narrow = parse(request.scheme).activation_bits == 8
-    return asked if asked != "auto" else "histogram" if narrow else "minmax"
+    return named_range if named_range != "auto" else "histogram" if narrow else "minmax"
 
 
 def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path) -> Path:
@@ -83,34 +113,27 @@ def _calls(traced: Traced, request: LowerRequest, method: str) -> Iterator[Mappi
         yield from (call.tensors() for sample in samples for call in sample.calls)
 
 
-def _run(asked: Mapping[str, Any], scratch: Path, request: LowerRequest) -> dict[str, Any]:
-    (scratch / "request.json").write_text(json.dumps(asked), encoding="utf-8")
+def _run(told: Mapping[str, Any], scratch: Path, request: LowerRequest) -> dict[str, Any]:
+    (scratch / "request.json").write_text(json.dumps(told), encoding="utf-8")
     command = [sys.executable, "-m", "edgebake_targets._qnn_lowerer", str(scratch / "request.json")]
     environment = {**os.environ, **_qnn_toolchain.environment()}
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-        env=environment,
-        cwd=scratch,  # the vendor's compiler leaves files where it runs
-    )
-    sys.stderr.write(done.stdout)  # the stage's log
-    answer = Path(asked["answer"])
+    log, answer = Path(told["log"]), Path(told["answer"])
+    with log.open("wb") as file:  # not a pipe: the process itself reads what was said of each operator
+        # The vendor's compiler leaves files where it runs.
+        done = subprocess.run(command, stdout=file, stderr=file, check=False, env=environment, cwd=scratch)
+    printed = log.read_text(encoding="utf-8", errors="replace")
+    sys.stderr.write(printed)  # the stage's log
     if done.returncode or not answer.is_file():
-        raise _failure(done, Path(asked["stage"]), request)
-    told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return told
+        raise _failure(done.returncode, printed, Path(told["stage"]), request)
+    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return found
 
 
-def _failure(done: subprocess.CompletedProcess[str], stage: Path, request: LowerRequest) -> StageFailed:
-    code = done.returncode
+def _failure(code: int, printed: str, stage: Path, request: LowerRequest) -> StageFailed:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     doing = stage.read_text(encoding="utf-8") if stage.is_file() else "starting"
-    lines = [line for line in re.split(r"[\r\n]+", done.stdout) if line.strip() and not line.startswith(_NOISE)]
-    seen = [name for found in _LAST.findall(done.stdout) for name in found if name]
+    lines = [line for line in re.split(r"[\r\n]+", printed) if line.strip() and not line.startswith(_NOISE)]
+    seen = [name for found in _LAST.findall(printed) for name in found if name]
     last = f"; the last operator it looked at: {seen[-1]}" if seen else ""
     device = (request.device or {}).get("name", "")
     return StageFailed(

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgebake_targets._executorch import innermost_module
 from edgebake_targets._observers import observer
-from edgebake_targets._qnn_graph import name_of
+from edgebake_targets._qnn_graph import MOVES, name_of
+from edgebake_targets._wide import ITSELF
 
 if TYPE_CHECKING:
     import torch
 
 _TYPES = {"w8a8": "use_8a8w", "w8a16": "use_16a8w", "w4a16": "use_16a4w"}
+_WIDER = {"w8a8": "w8a16"}
 _PRODUCTS = ("conv1d", "conv2d", "conv3d", "linear")
 _CLAMPS = ("relu", "relu_", "hardtanh", "hardtanh_")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schemes:
+    """Which operator of a network is rounded how: ``scheme`` but in ``modules`` that have their own.
+
+    What operators of the modules ``wide`` make has 16 bits. An operator computes in one width: one that reads such a
+    value is wide, too, and takes its other inputs converted.
+    """
+
+    scheme: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    wide: frozenset[str] = frozenset()
+
+    def of(self, node: torch.fx.Node) -> str:
+        """The scheme of ``node``."""
+        own = self.modules.get(home(node), self.scheme)
+        wide = any(home(maker) in self.wide for maker in (node, *_makers(node)))
+        return _WIDER.get(own, own) if wide else own
+
+    def all(self) -> list[str]:
+        """Every scheme that an operator may have."""
+        found = {self.scheme, *self.modules.values()}
+        return sorted(found | ({_WIDER.get(scheme, scheme) for scheme in found} if self.wide else set()))
+
+
+def home(node: torch.fx.Node) -> str:
+    """The module that ``node`` belongs to; what the backend's passes put in is where its first input comes from."""
+    while not node.meta.get("nn_module_stack"):
+        before = [given for given in node.all_input_nodes if given.op == "call_function"]
+        if not before:
+            return ITSELF
+        node = before[0]
+    return innermost_module(node) or ITSELF
+
+
+def _makers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """Where the values that ``node`` reads come from, past what only reshapes or moves them."""
+    for given in node.all_input_nodes:
+        if name_of(given) in MOVES:
+            yield from _makers(given)
+        yield given
+
+
 def quantized(
     module: torch.fx.GraphModule,
-    scheme: str,
+    schemes: Schemes,
     soc_model: int,
     calibration: Iterable[tuple[torch.Tensor, ...]],
     activation_range: str,
@@ -33,23 +78,30 @@ def quantized(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     with torch.no_grad():
-        observed = prepare_pt2e(module, _quantizer(scheme, soc_model, activation_range))
+        observed = prepare_pt2e(module, _quantizer(schemes, soc_model, activation_range))
         for inputs in calibration:
             observed(*inputs)
         converted: torch.fx.GraphModule = convert_pt2e(observed)
     return converted
 
 
-def _quantizer(scheme: str, soc_model: int, activation_range: str) -> Any:
-    from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
+def _quantizer(schemes: Schemes, soc_model: int, activation_range: str) -> Any:
+    from executorch.backends.qualcomm.quantizer.quantizer import ModuleQConfig, QnnQuantizer, QuantDtype
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
 
+    def config(scheme: str) -> Any:
+        return ModuleQConfig(
+            QuantDtype[_TYPES[scheme]],
+            is_conv_per_channel=True,
+            is_linear_per_channel=True,
+            act_observer=observer(activation_range),
+        )
+
     made = QnnQuantizer(soc_model=QcomChipset(soc_model))
-    made.set_default_quant_config(
-        QuantDtype[_TYPES[scheme]],
-        is_conv_per_channel=True,
-        is_linear_per_channel=True,
-        act_observer=observer(activation_range),
+    made.default_quant_config = config(schemes.scheme)
+    others = [scheme for scheme in schemes.all() if scheme != schemes.scheme]
+    made.set_submodule_qconfig_list(
+        [(lambda node, scheme=scheme: schemes.of(node) == scheme, config(scheme)) for scheme in others]
     )
     made.add_custom_quant_annotations([annotate_clamped, annotate_counts])
     return made

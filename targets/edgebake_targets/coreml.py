@@ -168,6 +168,13 @@ OPTIONS = (
         calibrated=("sensitive_kmeans",),
     ),
     Option(
+        name="correct_biases",
+        default=False,
+        help="take off the biases what palettes, groups and pruning add to a layer's output on average, by calibration "
+        "samples; for int8 and int4 per channel the compression step correct-biases does that",
+        calibrated=(True,),
+    ),
+    Option(
         name="compute_units",
         default="all",
         help="what the app should load the package with; kept as metadata, since only the app can choose",
@@ -228,7 +235,14 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     iOS 18. RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter
     refuses the network or a module that is to be compressed did not come out compressed.
     """
-    from edgebake_targets import _coreml, _coreml_images, _coreml_metadata, _coreml_methods, _coreml_options
+    from edgebake_targets import (
+        _coreml,
+        _coreml_images,
+        _coreml_metadata,
+        _coreml_methods,
+        _coreml_options,
+        _coreml_shapes,
+    )
     from edgebake_targets._coreml_checks import CHECKS_FILE
     from edgebake_targets._coreml_refusals import check_names
     from edgebake_targets._coreml_search import found_in, said
@@ -237,6 +251,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
 
     request = _coreml_options.canonical(request)
     _refuse(request)
+    _coreml_shapes.check(traced.signature, request)
     _coreml_metadata.check_labels(request.options, traced.signature)
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
     methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}

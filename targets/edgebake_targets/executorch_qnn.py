@@ -14,8 +14,11 @@ FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
-    *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges")),
-    *(f"edgebake_targets._qnn_{part}" for part in ("graph", "lowerer", "lowering", "quantizer", "toolchain")),
+    *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges", "_wide")),
+    *(
+        f"edgebake_targets._qnn_{part}"
+        for part in ("graph", "lowerer", "lowering", "quantizer", "reasons", "toolchain", "wide")
+    ),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
 CHIPS = (30, 36, 39, 42, 43, 45, 46, 52, 53, 57, 58, 69, 72, 75, 77, 87, 93, 95, 96, 97)
@@ -32,7 +35,7 @@ SUPPORTS = (
     Support(
         scheme="w8a8",
         kinds=_ALL,
-        note="everything in 8 bits: convolutional networks; attention loses too much, take w8a16",
+        note="everything in 8 bits but what wide_activations names or finds; attention loses too much, take w8a16",
     ),
     _htp.W4A16,
 )
@@ -45,6 +48,7 @@ OPTIONS = (
         "where activations have 16 bits, levels enough for both",
         choices=("auto", "histogram", "minmax"),
     ),
+    _htp.WIDE,
 )
 
 _PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
@@ -58,12 +62,9 @@ def missing() -> Missing | None:
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """What no weight needs to be read for: fixed shapes, one method, one scheme."""
+    """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
     yield from _htp.refusals("executorch-qnn", asked)
-    for scheme in dict.fromkeys(asked.module_schemes):
-        if scheme != asked.scheme:
-            what = f"{scheme} in a network of {asked.scheme}: executorch-qnn gives all modules one scheme"
-            yield Refusal(what=what, fix="leave the rule out, or build for onnx-qnn", key="modules")
+    yield from _htp.refused_widths(asked, SUPPORTS)
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
@@ -72,9 +73,9 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
 
     device: Mapping[str, Any] = request.device or {}
     _executorch.refuse_writes(traced, "executorch-qnn keeps nothing between calls")
-    delegation, planned = lowered(traced, request, int(device["soc_model"]))
-    if not delegation.partitions:
-        names = ", ".join(row.op for row in delegation.left_out)
+    written = lowered(traced, request, int(device["soc_model"]))
+    if not written.delegation.partitions:
+        names = ", ".join(f"{row.op} ({row.reason})" for row in written.delegation.left_out)
         raise StageFailed(
             f"the NPU of {device['name']} takes none of the network's operators: {names}",
             where="lower",
@@ -84,8 +85,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         files=(_executorch.ARTIFACT,),
         entry=_executorch.ARTIFACT,
         signature=traced.signature,
-        delegation=delegation,
-        planned_memory_bytes=planned,
+        delegation=written.delegation,
+        planned_memory_bytes=written.planned,
         encodings={
             "schemes": request.assignment.by_scheme(),
             "runtime": {
@@ -94,4 +95,5 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
                 "soc_model": str(device["soc_model"]),
             },
         },
+        notes=written.notes,
     )

@@ -13,7 +13,7 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-from edgebake_targets import _executorch, _ranges
+from edgebake_targets import _executorch, _executorch_llm, _ranges
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
+DECODES = True
 SOURCES = (
     *_executorch.SOURCES,
     *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_quantizer")),
@@ -102,12 +103,14 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
+    traced = _executorch_llm.with_own_operators(traced)
     _executorch.refuse_states(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)
         _refuse_half_norms(method, program)
     with _refusals() as reasons:
-        edge = _executorch.to_edge(traced.programs, _partitioners(request.assignment))
+        metadata = _executorch_llm.metadata(traced.signature)
+        edge = _executorch.to_edge(traced.programs, _partitioners(request.assignment), metadata)
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
     encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
     lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)

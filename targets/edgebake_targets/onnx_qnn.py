@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
 from edgebake_targets import _htp, _qnn, _ranges
@@ -42,6 +41,7 @@ SOURCES = (
     "edgebake_targets._qnn",
     "edgebake_targets._ranges",
     "edgebake_targets._units",
+    "edgebake_targets._wide",
     "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
     "edgebake_targets._htp",
@@ -67,13 +67,7 @@ SUPPORTS = (
 
 OPTIONS = (
     *CALIBRATION,
-    Option(
-        name="wide_activations",
-        default="",
-        help="globs on module names, between spaces: what their operators make has 16 bits in a network of w8a8; auto: "
-        "those that calibration samples show to need it; . is what belongs to no module",
-        calibrated=("auto",),
-    ),
+    _htp.WIDE,
     Option(
         name="cpu_fallback",
         default=False,
@@ -101,22 +95,7 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         what = f"{wanted} MiB of VTCM on {asked.device['name']}, which has {there}"
         yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     yield from _ranges.refused(asked)
-    yield from _mixed(asked)
-
-
-def _mixed(asked: Asked) -> Iterator[Refusal]:
-    width = parse(asked.scheme).activation_bits
-    for scheme in asked.module_schemes:
-        if scheme not in ("fp16", "fp32") and parse(scheme).activation_bits != width:
-            what = f"{scheme} in a network of {asked.scheme}: activations have one width here, or are fp16"
-            able = ", ".join(r.scheme for r in SUPPORTS if parse(r.scheme).activation_bits in (width, None))
-            fix = f"beside {asked.scheme}, modules take {able}"
-            if width == 8:
-                fix += "; for 16 bits where 8 lose too much, options: {wide_activations: auto}"
-            yield Refusal(what=what, fix=fix, key="modules")
-    if asked.options["wide_activations"] and width != 8:
-        what = f"wide_activations widens activations of 8 bits, and those of {asked.scheme} have not 8"
-        yield Refusal(what=what, fix="scheme: w8a8, or leave it out", key="options.wide_activations")
+    yield from _htp.refused_widths(asked, SUPPORTS, floats=("fp16", "fp32"))
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import decoders
+import outlier_decoders
 from edgebake.compress import _blocks, _rounding, gptq, quantize_weights
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.scheme import parse
@@ -30,7 +30,7 @@ def correlated(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, to
 def quantised(module: torch.nn.Module, scheme: str) -> torch.nn.Module:
     """As torchao stores it."""
     made = copy.deepcopy(module)
-    return quantize_weights.apply(decoders.request(made, decoders.linears(made, scheme)))
+    return quantize_weights.apply(outlier_decoders.request(made, outlier_decoders.linears(made, scheme)))
 
 
 @pytest.mark.parametrize("scheme", ["w4", "w4g32", "w8", "w3g16"])
@@ -59,22 +59,22 @@ def test_plain_rounding_is_what_torchao_does() -> None:
     module = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 16)})
     weight = module["a"].weight.detach().clone()
     for scheme in ("w4", "w4g32", "w8"):
-        made = quantize_weights.apply(decoders.request(copy.deepcopy(module), {"a": scheme}))
+        made = quantize_weights.apply(outlier_decoders.request(copy.deepcopy(module), {"a": scheme}))
         off = (made["a"].weight.dequantize() - _rounding.rounded(weight, parse(scheme))).abs() > 1e-6
         assert off.float().mean() < 0.01  # halves between two integers go to either, and torchao has -128
 
 
 @pytest.mark.parametrize("scheme", ["w4", "w4g32", "w8"])
 def test_torchao_keeps_every_integer_and_scale(scheme: str) -> None:
-    plain = decoders.network()
-    made, said = decoders.after(gptq, plain, scheme)
+    plain = outlier_decoders.network()
+    made, said = outlier_decoders.after(gptq, plain, scheme)
     stored = quantised(made, scheme)
-    layers = [name for name, part in made.named_modules() if name in _wrapped(decoders.linears(made, scheme))]
+    layers = [name for name, part in made.named_modules() if name in _wrapped(outlier_decoders.linears(made, scheme))]
     assert len(layers) == 14
     for name in layers:
         weight = stored.get_submodule(name).weight
         assert torch.equal(weight.dequantize(), made.get_submodule(name).weight)  # type: ignore[operator]
-    assert decoders.decibels(plain, stored) > decoders.decibels(plain, quantised(plain, scheme)) + 1
+    assert outlier_decoders.decibels(plain, stored) > outlier_decoders.decibels(plain, quantised(plain, scheme)) + 1
     assert said[0].startswith("gptq: 14 linear layers rounded; the squared error of their outputs on calibration")
 
 
@@ -105,24 +105,24 @@ def test_core_ml_blocks_keep_every_integer_and_scale_in_float16() -> None:
 
 
 def test_layers_outside_the_decoder_layers_and_networks_without_layers_are_rounded_too() -> None:
-    plain = decoders.network()
-    made = gptq.apply(decoders.request(copy.deepcopy(plain), {"lm_head": "w8"}))
+    plain = outlier_decoders.network()
+    made = gptq.apply(outlier_decoders.request(copy.deepcopy(plain), {"lm_head": "w8"}))
     assert not torch.equal(made.get_parameter("wrapped.lm_head.weight"), plain.get_parameter("wrapped.lm_head.weight"))
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
     net[0].weight.data[:, 3] *= 20
     x, said = torch.randn(64, 16), []
     wanted = net(x)
-    request = decoders.request(copy.deepcopy(net), {"0": "w4", "2": "w4"}, said, [x])
+    request = outlier_decoders.request(copy.deepcopy(net), {"0": "w4", "2": "w4"}, said, [x])
     made = gptq.apply(request)
-    rough = quantize_weights.apply(decoders.request(copy.deepcopy(net), {"0": "w4", "2": "w4"}))
+    rough = quantize_weights.apply(outlier_decoders.request(copy.deepcopy(net), {"0": "w4", "2": "w4"}))
     assert (made(x) - wanted).square().sum() < (rough(x) - wanted).square().sum()
     assert said[0].startswith("gptq: 2 linear layers")
 
 
 def test_a_block_sees_what_the_rounded_blocks_before_it_give() -> None:
-    plain = decoders.network()
-    made, _ = decoders.after(gptq, plain)
+    plain = outlier_decoders.network()
+    made, _ = outlier_decoders.after(gptq, plain)
     name = "wrapped.model.layers.1.mlp.down_proj"
     given: list[torch.Tensor] = []
     calls: list[_blocks.Moments] = []
@@ -133,30 +133,30 @@ def test_a_block_sees_what_the_rounded_blocks_before_it_give() -> None:
         if isinstance(part, torch.nn.Linear) and "layers.1" not in path:
             mixed.get_submodule(path).weight = part.weight
     mixed.get_submodule(name).register_forward_pre_hook(lambda _m, args: given.append(args[0].reshape(-1, 192)))
-    for call in decoders.ids():
+    for call in outlier_decoders.ids():
         mixed(call)
     x = torch.cat(given)
-    request = decoders.request(mixed, {})
+    request = outlier_decoders.request(mixed, {})
     _blocks.walk(request, {"down": mixed.get_submodule(name)}, calls.append)  # type: ignore[dict-item]
     assert torch.allclose(calls[0]["down"], x.T @ x / len(x), rtol=1e-3, atol=1e-5)
-    wanted = gptq.rounded(plain.get_parameter(f"{name}.weight"), calls[0]["down"], parse("w4"), **decoders.GPTQ)
+    wanted = gptq.rounded(plain.get_parameter(f"{name}.weight"), calls[0]["down"], parse("w4"), **outlier_decoders.GPTQ)
     assert torch.equal(made.get_parameter(f"{name}.weight"), wanted)
 
 
 def test_layers_with_one_input_share_one_moment_and_hooks_are_gone() -> None:
-    plain, seen = decoders.network(), []
-    layers = {n: plain.get_submodule(f"wrapped.{n}") for n in decoders.linears(plain, "w4")}
-    _blocks.walk(decoders.request(plain, {}), layers, seen.append)  # type: ignore[arg-type]
+    plain, seen = outlier_decoders.network(), []
+    layers = {n: plain.get_submodule(f"wrapped.{n}") for n in outlier_decoders.linears(plain, "w4")}
+    _blocks.walk(outlier_decoders.request(plain, {}), layers, seen.append)  # type: ignore[arg-type]
     assert [len({id(m) for m in part.values()}) for part in seen] == [4, 4]  # q k v, o, gate up, down
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in plain.modules())
 
 
 def test_the_float_network_keeps_its_weights_and_the_result_is_the_same_each_time() -> None:
-    plain = decoders.network()
-    before = decoders.logits(plain)
-    first, second = (decoders.after(gptq, plain)[0] for _ in range(2))
-    assert torch.equal(decoders.logits(plain), before)
-    assert torch.equal(decoders.logits(first), decoders.logits(second))
+    plain = outlier_decoders.network()
+    before = outlier_decoders.logits(plain)
+    first, second = (outlier_decoders.after(gptq, plain)[0] for _ in range(2))
+    assert torch.equal(outlier_decoders.logits(plain), before)
+    assert torch.equal(outlier_decoders.logits(first), outlier_decoders.logits(second))
 
 
 # --- what users are told ----------------------------------------------------------------------------------------------
@@ -164,20 +164,20 @@ def test_the_float_network_keeps_its_weights_and_the_result_is_the_same_each_tim
 
 def test_a_step_that_rounds_nothing_says_so() -> None:
     with pytest.raises(RecipeError, match="gptq: no linear layer gets integer weights") as caught:
-        decoders.after(gptq, decoders.network(), "w8a8d")
+        outlier_decoders.after(gptq, outlier_decoders.network(), "w8a8d")
     assert "choose such a scheme (w4, w4g32, w4g32a8d, w8)" in str(caught.value)
 
 
 def test_a_group_that_does_not_divide_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"divisible by 64, but model.layers.0.self_attn.q_proj has 96") as caught:
-        decoders.after(gptq, decoders.network(), "w4g64")
+        outlier_decoders.after(gptq, outlier_decoders.network(), "w4g64")
     assert 'modules: {"model.layers.0.self_attn.q_proj": w8}' in str(caught.value)
 
 
 def test_inputs_that_are_not_finite_are_refused_by_layer() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 4))
     with pytest.raises(StageFailed, match="the inputs of 0 on calibration samples are not finite") as caught:
-        gptq.apply(decoders.request(net, {"0": "w4"}, calls=[torch.full((1, 4), 1e30)]))
+        gptq.apply(outlier_decoders.request(net, {"0": "w4"}, calls=[torch.full((1, 4), 1e30)]))
     assert "check the calibration samples" in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def test_too_few_samples_without_damping_are_refused_by_layer() -> None:
     with pytest.raises(
         StageFailed, match=r"inputs of model\S+ on calibration samples span too few directions"
     ) as caught:
-        decoders.after(gptq, decoders.network(), calls=decoders.ids(1), damping=0)
+        outlier_decoders.after(gptq, outlier_decoders.network(), calls=outlier_decoders.ids(1), damping=0)
     assert "raise its damping (0.01), or give more calibration samples" in str(caught.value)
 
 
@@ -193,7 +193,7 @@ def test_a_layer_that_no_sample_reaches_is_told_and_stays() -> None:
     net, said = torch.nn.ModuleDict({"used": torch.nn.Linear(4, 4), "idle": torch.nn.Linear(4, 4)}), []
     net.forward = net["used"].__call__  # type: ignore[method-assign]
     before = net["idle"].weight
-    gptq.apply(decoders.request(net, {"used": "w4", "idle": "w4"}, said, [torch.randn(9, 4)]))
+    gptq.apply(outlier_decoders.request(net, {"used": "w4", "idle": "w4"}, said, [torch.randn(9, 4)]))
     assert net["idle"].weight is before
     assert said[1] == "gptq: no calibration sample reaches idle: rounded plainly"
 
@@ -209,7 +209,7 @@ def test_a_layer_that_no_sample_reaches_is_told_and_stays() -> None:
 )
 def test_options_are_checked(options: dict[str, object], what: str, fix: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        decoders.after(gptq, decoders.network(), **options)
+        outlier_decoders.after(gptq, outlier_decoders.network(), **options)
     assert what in str(caught.value) and fix in str(caught.value)
 
 
@@ -226,11 +226,11 @@ def test_what_gptq_chose_is_what_xnnpack_and_onnx_files_hold(tmp_path: Path) -> 
     network = xnnpack_cases.text_network()
     schemes = dict.fromkeys(("up", "down", "head"), "w4g32a8d")
     samples = [xnnpack_cases.ids(20, seed) for seed in range(8)]
-    made = gptq.apply(decoders.request(copy.deepcopy(network), schemes, calls=samples))
+    made = gptq.apply(outlier_decoders.request(copy.deepcopy(network), schemes, calls=samples))
     built = xnnpack_cases.build(
         made, xnnpack_cases.TEXT, schemes, dict.fromkeys(schemes, "linear"), samples[:1], tmp_path
     )
-    exact = quantize_weights.apply(decoders.request(copy.deepcopy(made), schemes))
+    exact = quantize_weights.apply(outlier_decoders.request(copy.deepcopy(made), schemes))
     lowered, folder = built
     session = xnnpack_cases.executorch_runtime.open(folder / lowered.entry, xnnpack_cases.TEXT)
     given = xnnpack_cases.ids(25, seed=9)
@@ -245,7 +245,7 @@ def test_what_gptq_chose_is_what_xnnpack_and_onnx_files_hold(tmp_path: Path) -> 
         for given in onnx_cases.text_inputs(6):
             module(*map(torch.from_numpy, given.values()))
 
-    request = replace(decoders.request(copy.deepcopy(text), names), run_calibration=run)
+    request = replace(outlier_decoders.request(copy.deepcopy(text), names), run_calibration=run)
     made_text = gptq.apply(request)
     program = onnx_cases.export_text(made_text)
     out = tmp_path / "onnx"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import decoders
+import outlier_decoders
 from edgebake.compress import _decoder, _hadamard, rotate
 from edgebake.errors import RecipeError, StageFailed
 
@@ -18,7 +18,7 @@ def stream_peak(module: torch.nn.Module) -> float:
     """How far the largest value of the residual stream stands above its root mean square."""
     given: list[torch.Tensor] = []
     hook = module.get_submodule("wrapped.model.layers.1").register_forward_pre_hook(lambda _m, a: given.append(a[0]))
-    decoders.logits(module)
+    outlier_decoders.logits(module)
     hook.remove()
     x = torch.cat(given)
     return float(x.abs().max() / x.square().mean().sqrt())
@@ -60,9 +60,9 @@ def test_seeds_decide() -> None:
     ],
 )
 def test_the_function_stays_and_outliers_go(kind: str, more: dict[str, Any]) -> None:
-    plain = decoders.network(kind, **more)
-    made, said = decoders.after(rotate, plain)
-    assert decoders.decibels(plain, made) > 100
+    plain = outlier_decoders.network(kind, **more)
+    made, said = outlier_decoders.after(rotate, plain)
+    assert outlier_decoders.decibels(plain, made) > 100
     assert stream_peak(made) < 0.6 * stream_peak(plain)
     assert said[0] == "rotate: the rotations R3 and R4, which work at run time, are left out"
     told = re.fullmatch(r"rotate: float outputs unchanged to (\d+) dB", said[-1])
@@ -70,21 +70,21 @@ def test_the_function_stays_and_outliers_go(kind: str, more: dict[str, Any]) -> 
 
 
 def test_each_rotation_can_be_left_out() -> None:
-    plain = decoders.network()
+    plain = outlier_decoders.network()
     name = "wrapped.model.layers.0.self_attn.{}_proj.weight".format
     for options, moved in (({"r2": False}, "qkvo"), ({"r1": False}, "vo")):
-        made, _ = decoders.after(rotate, plain, **options)
-        assert decoders.decibels(plain, made) > 100
+        made, _ = outlier_decoders.after(rotate, plain, **options)
+        assert outlier_decoders.decibels(plain, made) > 100
         changed = [p for p in "qkvo" if not torch.equal(made.get_parameter(name(p)), plain.get_parameter(name(p)))]
         assert "".join(changed) == moved
-    one, other = (decoders.after(rotate, plain, seed=seed)[0] for seed in (0, 1))
+    one, other = (outlier_decoders.after(rotate, plain, seed=seed)[0] for seed in (0, 1))
     assert not torch.equal(one.get_parameter(name("q")), other.get_parameter(name("q")))
 
 
 def test_a_tied_embedding_comes_apart_and_that_is_told() -> None:
-    plain = decoders.network(tied=True)
-    made, said = decoders.after(rotate, plain)
-    assert decoders.decibels(plain, made) > 100
+    plain = outlier_decoders.network(tied=True)
+    made, said = outlier_decoders.after(rotate, plain)
+    assert outlier_decoders.decibels(plain, made) > 100
     assert made.wrapped.lm_head.weight is not made.wrapped.model.embed_tokens.weight
     assert plain.wrapped.lm_head.weight is plain.wrapped.model.embed_tokens.weight
     assert said[1] == (
@@ -94,9 +94,9 @@ def test_a_tied_embedding_comes_apart_and_that_is_told() -> None:
 
 
 def test_the_float_network_keeps_its_tensors_and_hooks_are_gone() -> None:
-    plain = decoders.network()
+    plain = outlier_decoders.network()
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    made, _ = decoders.after(rotate, plain)
+    made, _ = outlier_decoders.after(rotate, plain)
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in made.modules())
 
@@ -113,42 +113,42 @@ def test_the_float_network_keeps_its_tensors_and_hooks_are_gone() -> None:
     ],
 )
 def test_other_architectures_are_refused_with_the_reason(kind: str, more: dict[str, Any], why: str) -> None:
-    plain = decoders.any_network(kind, **more)
+    plain = outlier_decoders.any_network(kind, **more)
     with pytest.raises(RecipeError) as caught:
-        decoders.after(rotate, plain)
+        outlier_decoders.after(rotate, plain)
     assert why in str(caught.value)
     assert "take the step out; gptq works on every network with linear layers" in str(caught.value)
 
 
 def test_parts_that_are_not_what_their_names_say_are_refused() -> None:
-    plain = decoders.network()
+    plain = outlier_decoders.network()
     plain.wrapped.model.layers[1].mlp.up_proj = torch.nn.Identity()
     with pytest.raises(RecipeError, match=r"model.layers.1.mlp.up_proj is a Identity, not a Linear"):
-        decoders.after(rotate, plain)
-    plain = decoders.network()
+        outlier_decoders.after(rotate, plain)
+    plain = outlier_decoders.network()
     del plain.wrapped.model.layers[1].self_attn.head_dim
     with pytest.raises(RecipeError, match=r"model.layers.1.self_attn has no head_dim"):
-        decoders.after(rotate, plain)
-    plain = decoders.network()
+        outlier_decoders.after(rotate, plain)
+    plain = outlier_decoders.network()
     plain.wrapped.lm_head = torch.nn.Sequential(plain.wrapped.lm_head)
     with pytest.raises(RecipeError, match="its embed_tokens is no Embedding, or its lm_head no Linear"):
-        decoders.after(rotate, plain)
+        outlier_decoders.after(rotate, plain)
 
 
 def test_a_network_whose_outputs_would_change_is_refused() -> None:
-    plain = decoders.network()
+    plain = outlier_decoders.network()
     layer = plain.wrapped.model.layers[1]
     layer.register_forward_hook(lambda _m, _args, output: torch.relu(output))  # not what a rotation goes through
     with pytest.raises(StageFailed, match=r"rotate changed what the network computes: its outputs are .* dB") as caught:
-        decoders.after(rotate, plain)
+        outlier_decoders.after(rotate, plain)
     assert "the network is not built as its names say: take the step out" in str(caught.value)
 
 
 def test_nothing_to_rotate_and_nothing_to_compare_with_are_refused() -> None:
     with pytest.raises(RecipeError, match="rotate: r1 and r2 are both off"):
-        decoders.after(rotate, decoders.network(), r1=False, r2=False)
+        outlier_decoders.after(rotate, outlier_decoders.network(), r1=False, r2=False)
     with pytest.raises(RecipeError, match="no calibration sample calls the network"):
-        rotate.apply(decoders.request(copy.deepcopy(decoders.network()), {}, calls=[]))
+        rotate.apply(outlier_decoders.request(copy.deepcopy(outlier_decoders.network()), {}, calls=[]))
 
 
 def test_decibels_of_equal_and_of_empty_signals() -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-import decoders
+import outlier_decoders
 from edgebake.compress import _cayley, _rounding, rotate, spinquant
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.scheme import parse
@@ -18,7 +18,7 @@ def kept(module: torch.nn.Module, scheme: str) -> torch.nn.Module:
     import copy
 
     made = copy.deepcopy(module)
-    for name in decoders.linears(made, scheme):
+    for name in outlier_decoders.linears(made, scheme):
         layer = made.get_submodule(f"wrapped.{name}")
         layer.weight = torch.nn.Parameter(_rounding.rounded(layer.weight.detach(), parse(scheme)))  # type: ignore[arg-type]
     return made
@@ -44,17 +44,17 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
 
 @pytest.mark.parametrize("scheme", ["w4", "w4g32a8d"])
 def test_the_function_stays_and_the_rounded_network_comes_nearer_on_calibration(scheme: str) -> None:
-    plain = decoders.network()
-    made, said = decoders.after(spinquant, plain, scheme, decoders.ids(1), steps=12)
-    assert decoders.decibels(plain, made) > 100
+    plain = outlier_decoders.network()
+    made, said = outlier_decoders.after(spinquant, plain, scheme, outlier_decoders.ids(1), steps=12)
+    assert outlier_decoders.decibels(plain, made) > 100
     told = re.fullmatch(
         r"spinquant: 12 steps; divergence of the rounded network from the float one on the first calibration call "
         r"(\S+) before, (\S+) after \(nats per position\)",
         said[1],
     )
     assert told and float(told[2]) < 0.9 * float(told[1])
-    start, _ = decoders.after(rotate, plain, scheme)
-    given = decoders.ids(1)[0]
+    start, _ = outlier_decoders.after(rotate, plain, scheme)
+    given = outlier_decoders.ids(1)[0]
     with torch.no_grad():
         wanted = plain(given)[0].softmax(-1)
         losses = [
@@ -66,26 +66,26 @@ def test_the_function_stays_and_the_rounded_network_comes_nearer_on_calibration(
 
 
 def test_the_result_is_the_same_each_time_and_the_float_network_keeps_its_tensors() -> None:
-    plain = decoders.network(tied=True)
-    before = decoders.logits(plain)
-    first, second = (decoders.after(spinquant, plain, steps=2) for _ in range(2))
-    assert torch.equal(decoders.logits(first[0]), decoders.logits(second[0])) and first[1] == second[1]
-    assert torch.equal(decoders.logits(plain), before)
+    plain = outlier_decoders.network(tied=True)
+    before = outlier_decoders.logits(plain)
+    first, second = (outlier_decoders.after(spinquant, plain, steps=2) for _ in range(2))
+    assert torch.equal(outlier_decoders.logits(first[0]), outlier_decoders.logits(second[0])) and first[1] == second[1]
+    assert torch.equal(outlier_decoders.logits(plain), before)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in first[0].modules())
     assert first[1][1].startswith("spinquant: the embedding and the head shared one weight and are two now")
 
 
 def test_a_decoder_that_nothing_rounds_and_other_networks_are_refused() -> None:
     with pytest.raises(RecipeError, match="spinquant: no linear layer of the decoder gets integer weights") as caught:
-        decoders.after(spinquant, decoders.network(), "w8a8d")
+        outlier_decoders.after(spinquant, outlier_decoders.network(), "w8a8d")
     assert "or the step rotate, which learns nothing" in str(caught.value)
     with pytest.raises(RecipeError, match="spinquant works on decoders built like Llama"):
-        spinquant.apply(decoders.request(torch.nn.Linear(4, 4), {"": "w4"}))
+        spinquant.apply(outlier_decoders.request(torch.nn.Linear(4, 4), {"": "w4"}))
 
 
 def test_a_loss_that_is_not_finite_ends_it_with_the_step() -> None:
-    plain = decoders.network()
+    plain = outlier_decoders.network()
     plain.wrapped.lm_head.weight.data[3] = float("inf")
     with pytest.raises(StageFailed, match="spinquant: the loss of step 1 is not finite") as caught:
-        decoders.after(spinquant, plain, steps=1)
+        outlier_decoders.after(spinquant, plain, steps=1)
     assert "lower its rate, or check the calibration samples" in str(caught.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from edgebake import locate, signatures, trace
 from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
 from edgebake.reference_run import run_float
-from edgebake.types import Call, Loaded, MethodSignature, Sample, Signature, TensorSpec
+from edgebake.types import Call, DimBounds, Loaded, MethodSignature, Sample, Signature, TensorSpec
 
 
 class Memory(nn.Module):
@@ -87,7 +89,9 @@ def test_tracing_leaves_buffers_alone_and_names_those_that_are_written(loaded: L
     traced = trace.trace(loaded)
     assert traced.signature.methods["forward"].buffers == ("calls", "seen")
     assert loaded.signature.methods["forward"].buffers == ()
-    assert signatures.from_json(signatures.to_json(traced.signature)) == traced.signature
+    listed = replace(traced.signature, dims={"n": DimBounds(min=1, max=4), "m": DimBounds(min=2, max=8, sizes=(8, 2))})
+    for signature in (traced.signature, listed):
+        assert signatures.from_json(json.loads(json.dumps(signatures.to_json(signature)))) == signature
     program = traced.programs["forward"]
     assert float(program.state_dict["seen"][0, 0]) == 3
     assert [module.name for module in trace.live_modules(loaded)] == ["linear"]  # found by gradients

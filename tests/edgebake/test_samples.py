@@ -131,6 +131,17 @@ def test_noise_knows_roles_and_bounds_and_does_not_depend_on_its_neighbours(tmp_
     np.testing.assert_array_equal(values(later, "audio")[0], values(found, "audio")[13])
 
 
+def test_only_listed_sizes_are_drawn_and_taken(tmp_path: Path) -> None:
+    of = component({"x": {"shape": [1, "n"]}}, {"n": {"sizes": [64, 16, 32]}})
+    found = read({"noise": True, "count": 20}, of, tmp_path)
+    assert {sample.calls[0].tensors()["x"].shape[1] for sample in found} == {16, 32, 64}
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 1, 20), np.float32))
+    with pytest.raises(RecipeError, match=r"float32\[1, n\], n = 64\|16\|32"):
+        read({"file": "x.npz", "count": 2}, of, tmp_path)
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 1, 32), np.float32))
+    assert len(read({"file": "x.npz", "count": 2}, of, tmp_path)) == 2
+
+
 def test_noise_for_a_stateful_network_is_a_sequence_without_states(tmp_path: Path) -> None:
     of = component({"x": {"shape": [1, 3]}, "h": {"shape": [1, 4], "role": "state", "state_from": "h_next"}})
     sample = read({"noise": True, "count": 1}, of, tmp_path).samples[0]

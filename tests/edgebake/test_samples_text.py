@@ -52,6 +52,15 @@ def test_lines_are_cut_to_the_bound_and_padded_to_the_lower_bound_only(folder: P
     assert [s.source for s in found] == ["g1", "g1", "g2", "line 5"]
 
 
+def test_lines_are_padded_to_the_next_size_where_only_some_are_taken(folder: Path) -> None:
+    model = {"source": "transformers", "path": "m"}
+    taken = Component.model_validate({"model": model, "inputs": IDS, "dims": {"seq": {"sizes": [7, 4]}}})
+    found = read(Samples(text="t.txt", count=4), taken, folder, folder)
+    lengths = [s.calls[0].tensors()["attention_mask"].sum().item() for s in found]
+    assert [s.calls[0].tensors()["input_ids"].shape[1] for s in found] == [4, 7, 7, 4]
+    assert lengths == [3, 5, 7, 4]
+
+
 def test_only_declared_inputs_are_made(folder: Path) -> None:
     found = read(Samples(text="t.txt", count=1), component(inputs={"input_ids": IDS["input_ids"]}), folder, folder)
     assert set(found.samples[0].calls[0].inputs) == {"input_ids"}

@@ -173,3 +173,24 @@ def test_the_inventory_lists_what_rules_can_name_once() -> None:
         ("gpt", "linear", 30),
         ("head", "linear", 40),
     ]
+
+
+class Tied(nn.Module):
+    """An embedding and a head that reads the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(16, 4), nn.Linear(4, 16, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.embedding(ids))
+        return out
+
+
+def test_rules_can_name_a_head_that_is_tied_to_the_embedding() -> None:
+    model = {"source": "python", "path": "m:f"}
+    component = Component.model_validate({"model": model, "inputs": {"ids": {"shape": [1, 4], "dtype": "int64"}}})
+    network = Tied().eval().requires_grad_(False)
+    made = _shared.finish(component, {"forward": network}, lambda net, given: net(**given), {})
+    assert [module.name for module in trace.live_modules(made)] == ["embedding", "head"]

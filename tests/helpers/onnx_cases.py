@@ -140,6 +140,19 @@ def export_text(module: torch.nn.Module, *, dynamic: bool = True) -> torch.expor
     return torch.export.export(module, args, dynamic_shapes=(({1: seq}, {1: seq}),) if dynamic else None, strict=False)
 
 
+def traced_text() -> tuple[Wrapper, Traced]:
+    """The text network with seeded weights, and its program of a dynamic length."""
+    module = seeded(TinyText)
+    return module, Traced(programs={"forward": export_text(module)}, signature=TEXT)
+
+
+def traced_image() -> tuple[Wrapper, Traced]:
+    """The image network with seeded weights, and its program."""
+    module = seeded(TinyImage)
+    program = torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False)
+    return module, Traced(programs={"forward": program}, signature=IMAGE)
+
+
 def text_inputs(count: int, seed: int = 1) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, 32, count)

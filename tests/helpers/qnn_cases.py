@@ -21,7 +21,7 @@ from edgebake.types import (
     Traced,
 )
 from edgebake_targets import onnx_qnn
-from onnx_cases import IMAGE, TEXT, TinyImage, TinyText, Wrapper, export_text, kinds_of, samples, seeded
+from onnx_cases import TEXT, TinyText, Wrapper, export_text, kinds_of, samples, seeded, traced_image
 
 Inputs = list[dict[str, np.ndarray]]
 
@@ -71,10 +71,7 @@ def traced_vector(module: torch.nn.Module, signature: Signature) -> Traced:
     return Traced(programs={"forward": program}, signature=signature)
 
 
-def image() -> tuple[Wrapper, Traced]:
-    module = seeded(TinyImage)
-    program = torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False)
-    return module, Traced(programs={"forward": program}, signature=IMAGE)
+image = traced_image
 
 
 def text() -> tuple[Wrapper, Traced]:

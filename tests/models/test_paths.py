@@ -11,6 +11,7 @@ import pytest
 
 from edgebake.errors import RecipeError
 from edgebake.models import _paths
+from edgebake.models._index import check_index
 from edgebake.recipe import Model
 
 
@@ -74,7 +75,7 @@ def test_an_index_that_names_files_outside_the_folder_is_refused(shard: object, 
     (folder / "model.safetensors.index.json").write_text(index)
     (tmp_path / "out.safetensors").write_bytes(b"x")
     with pytest.raises(RecipeError, match="outside the model's folder"):
-        _paths.check_index(folder)
+        check_index(folder)
 
 
 def test_an_index_may_not_reach_outside_through_a_link_but_a_hub_snapshot_may_link_its_blobs(tmp_path: Path) -> None:
@@ -84,15 +85,15 @@ def test_an_index_may_not_reach_outside_through_a_link_but_a_hub_snapshot_may_li
         folder_with(folder)
         (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "one.safetensors"}}')
         (folder / "one.safetensors").symlink_to(blob)
-    _paths.check_index(repo / "snapshots" / ("a" * 40))
+    check_index(repo / "snapshots" / ("a" * 40))
     with pytest.raises(RecipeError, match="outside"):
-        _paths.check_index(tmp_path / "plain")
+        check_index(tmp_path / "plain")
 
 
 def test_an_index_that_names_a_missing_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}')
     with pytest.raises(RecipeError, match="missing"):
-        _paths.check_index(tmp_path)
+        check_index(tmp_path)
 
 
 def test_a_fingerprint_depends_on_the_weights_and_not_on_the_place_or_the_readme(tmp_path: Path) -> None:

@@ -66,6 +66,40 @@ def test_eight_bits_keep_what_a_clamp_lets_through(built: Built) -> None:
     assert lowered.delegation.left_out == ()
 
 
+class Spiky(torch.nn.Module):
+    """What nobody reads of the first layer is a thousand times as large as what is, which 8 bits then lose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.spiky, self.after, self.last = (torch.nn.Linear(64, 64) for _ in range(3))
+        self.head = torch.nn.Linear(64, 8)
+        with torch.no_grad():
+            self.spiky.weight[0] *= 1000
+            self.after.weight[:, 0] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(torch.relu(self.last(torch.relu(self.after(self.spiky(x))))))
+        return result
+
+
+@slow
+def test_values_that_8_bits_lose_have_16_where_the_search_finds_them(store: Path, tmp_path: Path) -> None:
+    module = Wrapper(Spiky()).eval()
+    traced = traced_vector(module, vector(8, 1))
+    found = {}
+    for wide in ("", "auto"):
+        folder = tmp_path / f"wide-{wide}"
+        folder.mkdir()
+        options = {"wide_activations": wide, "activation_range": "minmax"}
+        lowered = lower(traced, module, folder, "w8a8", vectors(16, 1), executorch_qnn, **options)
+        found[wide] = measured(module, folder, lowered, vectors(4, 1))
+        assert lowered.delegation.left_out == ()
+    assert found[""] < 15 < 33 < found["auto"], found
+    (note,) = lowered.notes
+    assert note.startswith("wide_activations: auto: 2 of 5 modules") and note.endswith(": head, spiky")
+
+
 @slow
 @pytest.mark.parametrize(("scheme", "floor"), [("fp16", 62), ("w8a16", 41)])
 def test_attention_with_padding_stays_on_the_npu_and_close(
@@ -92,6 +126,7 @@ def test_the_artifact_names_its_chip_and_who_wrote_it(built: Built) -> None:
     assert lowered.encodings["runtime"]["written_by"] == executorch_qnn.versions()["qnn"]
     found = inspect(folder / "model.pte")
     assert found.delegates == {"QnnBackend": 1}
+    assert found.facts["soc_model"] == "57"
     assert [i.shape for i in found.inputs] == [(1, 3, 16, 16)]
 
 
@@ -165,28 +200,47 @@ def test_a_mask_that_becomes_float_keeps_its_value(store: Path, tmp_path: Path) 
 
 
 class Bent(torch.nn.Module):
-    """An error function between two linear layers: the backend has no builder for it."""
+    """Between two linear layers an error function, which the backend has no builder for, and more axes than QNN has."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.second(torch.erf(self.first(x)))
+        hidden = torch.erf(self.first(x)).reshape(1, 2, 2, 2, 2, 4).permute(0, 5, 4, 3, 2, 1)
+        result: torch.Tensor = self.second(hidden.reshape(1, 64))
         return result
 
 
 @slow
-def test_operators_that_the_npu_lacks_are_listed_and_run_on_the_cpu(store: Path, tmp_path: Path) -> None:
+def test_operators_that_the_npu_lacks_are_listed_with_the_reason_and_run_on_the_cpu(
+    store: Path, tmp_path: Path
+) -> None:
     module = Wrapper(Bent()).eval()
     traced = traced_vector(module, vector(8, 1))
     lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1), executorch_qnn)
-    (left,) = lowered.delegation.left_out
-    assert (left.op, left.count) == ("aten.erf", 1)
-    assert "does not take it" in left.reason
+    reasons = {row.op: row.reason for row in lowered.delegation.left_out}
+    assert reasons["aten.erf"] == "ExecuTorch has no builder of aten.erf.default for QNN"
+    assert reasons["aten.permute_copy"] == "QNN: has incorrect Rank 6."
     assert (lowered.delegation.partitions, lowered.delegation.share) == (2, 1.0)
     assert {work.unit for work in lowered.delegation.units} == {"NPU", "CPU"}
     assert measured(module, tmp_path, lowered, vectors(4, 1)) > 45
+
+
+@slow
+def test_a_network_of_which_the_npu_takes_nothing_is_refused_with_the_reasons(store: Path, tmp_path: Path) -> None:
+    class Only(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.erf(x)
+
+    module = Wrapper(Only()).eval()
+    traced = traced_vector(module, vector(64, 1))
+    with pytest.raises(StageFailed) as caught:
+        lower(traced, module, tmp_path, "fp16", [], executorch_qnn)
+    said = str(caught.value)
+    assert "takes none of the network's operators: " in said
+    assert "aten.erf (ExecuTorch has no builder of aten.erf.default for QNN)" in said
+    assert "build this network for executorch-xnnpack" in said
 
 
 def request_for(folder: Path) -> LowerRequest:

@@ -11,11 +11,12 @@ import torch
 
 from asking import defaults, lower_request
 from edgebake import devices, toolchains
-from edgebake.errors import StageFailed, ToolchainMissing
+from edgebake.errors import RecipeError, StageFailed, ToolchainMissing
 from edgebake.target import Asked
 from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
-from edgebake_targets import _qnn_graph, _qnn_lowering, _qnn_toolchain, executorch_qnn
+from edgebake_targets import _qnn_graph, _qnn_lowering, _qnn_reasons, _qnn_toolchain, executorch_qnn
 from edgebake_targets.runners import executorch_qnn_simulator
+from qnn_cases import image
 from qnn_rules import FIXED, refused
 
 
@@ -33,9 +34,21 @@ CANNOT = {
     "{target: executorch-qnn, device: sm1, scheme: fp16, %s}": ("there is no device 'sm1'",),
     "{target: executorch-qnn, device: sm8650, scheme: w8a8d, %s}": ("cannot do w8a8d", "w8a16"),
     "{target: executorch-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}": ("has no option 'soc'",),
-    "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': fp16}}}": (
-        "fp16 in a network of w8a8: executorch-qnn gives all modules one scheme",
-        "build for onnx-qnn",
+    "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': w8a16}}}": (
+        "w8a16 in a network of w8a8: activations have one width here",
+        "beside w8a8, modules take w8a8; for 16 bits where 8 lose too much, options: {wide_activations: auto}",
+    ),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a16, %s, compress: {modules: {'a.*': fp16}}}": (
+        "fp16 in a network of w8a16: activations have one width here",
+        "beside w8a16, modules take w8a16, w4a16",
+    ),
+    "{target: executorch-qnn, device: sm8650, scheme: fp16, %s, compress: {modules: {'a.*': w8a16}}}": (
+        "w8a16 in a network of fp16: activations have one width here",
+        "beside fp16, modules take fp16",
+    ),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a16, %s, options: {wide_activations: a}}": (
+        "wide_activations widens activations of 8 bits, and those of w8a16 have not 8",
+        "scheme: w8a8, or leave it out",
     ),
 }
 
@@ -96,6 +109,42 @@ def test_integers_without_calibration_samples_are_refused(tmp_path: Path) -> Non
 def test_ranges_of_sixteen_bits_keep_outliers(tmp_path: Path, scheme: str, asked: str, found: str) -> None:
     request = lower_request(tmp_path, {**defaults(executorch_qnn), "activation_range": asked}, scheme=scheme)
     assert _qnn_lowering.range_of(request) == found
+
+
+def test_a_glob_that_names_no_operator_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    options = {**defaults(executorch_qnn), "wide_activations": "steam"}
+    request = lower_request(tmp_path, options, scheme="w8a8")
+    with pytest.raises(RecipeError, match=r"no module with operators matches 'steam'\n?.*such as 'stem"):
+        _qnn_lowering.asked(image()[1], request, 57, tmp_path)
+
+
+def test_the_process_is_told_which_modules_are_wide_and_whether_to_look_for_more(tmp_path: Path) -> None:
+    options = {**defaults(executorch_qnn), "wide_activations": "p* auto"}
+    told = _qnn_lowering.asked(image()[1], lower_request(tmp_path, options, scheme="fp16"), 57, tmp_path)
+    assert (told["wide"], told["search"]) == (["point"], True)
+
+
+# What QNN 2.49 printed of a permutation of six axes.
+REFUSED = [
+    "[INFO] [Qnn ExecuTorch]: Visiting: aten_permute_copy_default, aten.permute_copy.default",
+    "[ERROR] [Qnn ExecuTorch]:  <E> [4294967295] has incorrect Rank 6.",
+    "[ERROR] [Qnn ExecuTorch]:  <E> QnnBackend_validateOpConfig failed 3110",
+    "[ERROR] [Qnn ExecuTorch]:  <E> Failed to validate op aten_permute_copy_default with error 0xc26",
+    "[WARNING] [Qnn ExecuTorch]: Qnn Backend op validation failed with error: 3110",
+]
+WARNED = "[QNN Delegate Op Builder]: Only the negative dimension is supported in layer_norm."
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (REFUSED, "QNN: has incorrect Rank 6."),
+        ([*REFUSED[:1], WARNED], f"ExecuTorch: {WARNED.partition(': ')[2]}"),
+        (REFUSED[:1], ""),
+    ],
+)
+def test_the_reason_is_the_vendors_own_words_first(lines: list[str], reason: str) -> None:
+    assert _qnn_reasons.complained(lines) == reason
 
 
 # --- the toolchain ----------------------------------------------------------------------------------------------------

@@ -32,10 +32,8 @@ from edgebake_targets._onnx_quantize import symmetric_int4_blocks, symmetric_int
 from edgebake_targets.inspectors.onnx import inspect
 from edgebake_targets.runners import onnxruntime_cpu
 from onnx_cases import (
-    IMAGE,
     TEXT,
     Counter,
-    TinyImage,
     TinyText,
     Wrapper,
     export_text,
@@ -45,6 +43,8 @@ from onnx_cases import (
     seeded,
     sqnr,
     text_inputs,
+    traced_image,
+    traced_text,
     uniform,
 )
 
@@ -53,15 +53,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def text() -> tuple[Wrapper, Traced]:
-    module = seeded(TinyText)
-    return module, Traced(programs={"forward": export_text(module)}, signature=TEXT)
+    return traced_text()
 
 
 @pytest.fixture(scope="module")
 def image() -> tuple[Wrapper, Traced]:
-    module = seeded(TinyImage)
-    program = torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False)
-    return module, Traced(programs={"forward": program}, signature=IMAGE)
+    return traced_image()
 
 
 # Floors are 3-5 dB below what was measured on a processor with VNNI.

@@ -15,7 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-import qnn_cases
 from asking import defaults, lower_request
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import NotMeasured, runners_of
@@ -25,16 +24,14 @@ from edgebake_targets._ort_format import canonical
 from edgebake_targets.inspectors import ort
 from edgebake_targets.runners import onnxruntime_cpu as runner
 from onnx_cases import (
-    TEXT,
-    TinyText,
     Wrapper,
-    export_text,
     image_inputs,
     kinds_of,
     samples,
-    seeded,
     sqnr,
     text_inputs,
+    traced_image,
+    traced_text,
     uniform,
 )
 
@@ -52,13 +49,12 @@ def lower(
 
 @pytest.fixture(scope="module")
 def text() -> tuple[Wrapper, Traced]:
-    module = seeded(TinyText)
-    return module, Traced(programs={"forward": export_text(module)}, signature=TEXT)
+    return traced_text()
 
 
 @pytest.fixture(scope="module")
 def image() -> tuple[Wrapper, Traced]:
-    return qnn_cases.image()
+    return traced_image()
 
 
 @pytest.fixture(scope="module")

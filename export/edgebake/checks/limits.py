@@ -27,14 +27,30 @@ def problems(case: Case) -> Iterator[Problem]:
     if agreement is not None and agreement.metric != "binary" and "threshold" in agreement.model_fields_set:
         what = f"threshold: is for binary, the metric is {agreement.metric}"
         yield Problem(what=what, where=case.where("limits", "agreement", "threshold"), fix="remove it")
+    yield from _language(case)
     yield from _size(case)
+
+
+def _language(case: Case) -> Iterator[Problem]:
+    """A network with a cache is judged by its text, every other one by its outputs."""
+    spec = case.unit.spec
+    decodes = spec.model.context is not None
+    strange = ("agreement", "task") if decodes else ("language",)
+    for key in (key for key in quality_limits(spec.limits) if key[0] in strange):
+        name = ".".join(key)
+        yield Problem(
+            what=f"{name} is no limit for a network {'with' if decodes else 'without'} a key/value cache",
+            where=case.where("limits", *key),
+            fix="use limits: {language: {top1: 0.98}}" if decodes else "remove it, or give model: {context: ...}",
+        )
 
 
 def quality_limits(limits: Limits) -> tuple[tuple[str, ...], ...]:
     """Keys of the limits that say something about closeness to the float model or about the task."""
     parity = [("parity", key) for key, value in limits.parity if value is not None]
     single = [(key,) for key in ("agreement", "task") if getattr(limits, key) is not None]
-    return (*parity, *single)
+    language = [("language", key) for key, value in limits.language if value is not None]
+    return (*parity, *single, *language)
 
 
 def _task(case: Case) -> Iterator[Problem]:

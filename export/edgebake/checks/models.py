@@ -10,6 +10,7 @@ from edgebake.callables import module_file, split_callable
 from edgebake.checks.case import Case, moved
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.models import _paths
+from edgebake.models._index import check_index
 from edgebake.recipe import Model
 from edgebake.target import MODELS
 from edgebake.wording import did_you_mean, said
@@ -17,6 +18,7 @@ from edgebake.wording import did_you_mean, said
 # Model keys that only some sources look at; a plug-in's source may look at all.
 _TAKES = {
     "task": ("transformers", "gguf"),
+    "context": ("transformers", "gguf"),
     "revision": ("transformers",),
     "state_dict": ("python",),
     "remote_code": ("transformers",),
@@ -64,7 +66,7 @@ def _transformers(case: Case, model: Model, _trust: bool) -> Iterator[Problem]:
         what = f"{said(model.path)} has no config.json"
         yield Problem(what=what, where=case.where("model", "path"), fix="give the model's folder")
         return
-    _paths.check_index(folder)
+    check_index(folder)
     yield from _weights(case, model, folder)
 
 

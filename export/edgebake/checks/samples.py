@@ -65,6 +65,7 @@ _OF_KIND = {
     "std": "images",
     "labels": "images",
     "high": "noise",
+    "length": "text",
     "options": "python",
 }
 
@@ -79,7 +80,8 @@ def _stray_keys(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
 def _text(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
     where = case.where("samples", purpose, "text")
     _, inputs = only_method(case.unit.spec, "text")
-    if "input_ids" not in inputs or any(name not in TEXT_INPUTS for name in inputs):
+    running = case.unit.spec.model.context is not None  # edgebake.samples_tokens
+    if not running and ("input_ids" not in inputs or any(name not in TEXT_INPUTS for name in inputs)):
         yield Problem(
             what=f"text feeds {', '.join(TEXT_INPUTS)}; the inputs are {', '.join(inputs)}",
             where=where,
@@ -93,7 +95,7 @@ def _text(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
         yield _absent(f"there is no text file {said(spec.text)}", where)
     elif path.stat().st_size > MAX_TEXT_BYTES:
         yield Problem(what=f"{said(spec.text)} has more than {MAX_TEXT_BYTES >> 20} MiB", where=where, fix="cut it")
-    else:
+    elif not running:  # how many tokens the text has, the tokenizer alone can tell
         enough(spec, _count_lines(path, path.stat().st_mtime_ns), "lines")
 
 

@@ -199,6 +199,7 @@ def _asked(case: Case, target: Target) -> Asked:
         },
         varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
         channels=len(pixels.mean) if pixels is not None else None,
+        sizes={name: dim.sizes for name, dim in spec.dims.items() if dim.sizes},
     )
 
 

@@ -59,6 +59,11 @@ def _print(row: dict[str, Any], own: dict[str, Any]) -> None:
     _shared.say(f"  runs with: {runners or 'nothing here: outputs will not be measured'}")
     if row["missing"]:
         _shared.say(f"  toolchain missing: {row['missing']['reason']} -> {row['missing']['remedy']}")
+    if row["fit"]:
+        from edgebake.commands import _fit
+
+        for line in _fit.lines(row["fit"]):
+            _shared.say(f"  {line}")
     if row["runs_code"]:
         _shared.say(f"  runs code that the recipe names: {', '.join(row['runs_code'])}")
     _print_yaml({"options": row["options"], **own} if row["options"] else own)

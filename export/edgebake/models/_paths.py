@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from edgebake.callables import declared_versions, module_file, split_callable
 from edgebake.errors import RecipeError
 from edgebake.models._hub import commit
+from edgebake.models._index import check_index
 from edgebake.recipe import Model
 from edgebake.wording import said
 
@@ -20,7 +20,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOOKS_LIKE_A_FILE = (".gguf", ".pt2", ".pt", ".pth", ".safetensors", ".bin", ".json", ".onnx")
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
 _OWN_SOURCES = ("transformers", "gguf", "exported")
-_INDEX = "*.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,38 +116,6 @@ def _model_files(folder: Path, model: Model) -> Iterator[tuple[str, Path]]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if not hidden and file.suffix in suffixes and file.is_file():
             yield relative.as_posix(), file
-
-
-def _root_of(folder: Path) -> Path:
-    """The folder that links may point into: a hub snapshot's files are links into the repository's ``blobs``."""
-    inside_hub_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.parent.parent if inside_hub_cache else folder
-
-
-def check_index(folder: Path) -> None:
-    """Refuse a safetensors index that names files outside ``folder`` or files that do not exist."""
-    root = _root_of(folder.resolve())
-    for index in sorted(folder.glob(_INDEX)):
-        try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise RecipeError(f"{index.name} is not a safetensors index", where=str(folder)) from None
-        for shard in shards:
-            _check_shard(folder, root, index.name, shard)
-
-
-def _check_shard(folder: Path, root: Path, index: str, shard: object) -> None:
-    name = shard if isinstance(shard, str) else ""
-    windows = PureWindowsPath(name)
-    leaves = not name or ".." in windows.parts or windows.is_absolute() or windows.drive or name.startswith(("/", "\\"))
-    if leaves or not (folder / name).resolve().is_relative_to(root):
-        raise RecipeError(
-            f"{index} names {shard!r}, which lies outside the model's folder",
-            where=str(folder),
-            fix="a model's weights must lie beside its index; get the model from a source you trust",
-        )
-    if not (folder / name).is_file():
-        raise RecipeError(f"{index} names {name!r}, which is missing", where=str(folder), fix="copy the model again")
 
 
 # --- python models --------------------------------------------------------------------------------------------------

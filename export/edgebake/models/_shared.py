@@ -33,7 +33,7 @@ def input_specs(inputs: Mapping[str, Input]) -> tuple[TensorSpec, ...]:
 
 def inputs_alone(component: Component, method: str) -> Signature:
     """What goes into ``method``, before anybody knows what comes out."""
-    dims = {name: DimBounds(min=d.min, max=d.max) for name, d in component.dims.items()}
+    dims = {name: DimBounds(min=d.min, max=d.max, sizes=d.sizes) for name, d in component.dims.items()}
     specs = input_specs(component.all_methods[method])
     return Signature(methods={method: MethodSignature(inputs=specs, outputs=())}, dims=dims)
 

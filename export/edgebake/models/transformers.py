@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError, TrustError
 from edgebake.models import _hub, _masks, _paths, _pooling, _shared
+from edgebake.models._index import check_index
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component, Model
@@ -61,21 +63,15 @@ def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loa
     task = canonical_task(model.task) if model.task else _infer_task(folder, config)
     head = _pooling.read_head(folder) if task == SENTENCE else None
     network = _network(folder, model, config, _auto_class(task, config))
+    if model.context is not None:
+        return _decoder(network, folder, request, model.context, _facts(network, folder, model, task, revision))
     for inputs in component.all_methods.values():
         _shared.by_name(network.forward, tuple(inputs), type(network).__name__)
     constants = _constants(network)
     if model.weights == "random":
         settle_norms(network, component, constants, model.seed)
     mask = _mask_kind(network, component, config, constants)
-    facts = {
-        "class": type(network).__name__,
-        "task": task,
-        "parameters": _shared.parameters_of(network),
-        "weights": model.weights,
-        "licence": model.licence or licence_of(folder),
-        "revision": revision,
-        "attention_mask": mask,
-    }
+    facts = {**_facts(network, folder, model, task, revision), "attention_mask": mask}
     module = network if head is None else _shared.freeze(_pooling.sentence_embedding(network, head))
 
     def invoke(net: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Any:
@@ -83,6 +79,32 @@ def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loa
         return net(**inputs) if head is None else net(given.get("attention_mask"), **inputs)
 
     return _shared.finish(component, dict.fromkeys(component.all_methods, module), invoke, facts)
+
+
+def _facts(network: torch.nn.Module, folder: Path, model: Model, task: str, revision: str | None) -> dict[str, Any]:
+    return {
+        "class": type(network).__name__,
+        "task": task,
+        "parameters": _shared.parameters_of(network),
+        "weights": model.weights,
+        "licence": model.licence or licence_of(folder),
+        "revision": revision,
+    }
+
+
+def _decoder(
+    network: torch.nn.Module, folder: Path, request: LoadRequest, context: int, facts: Mapping[str, Any]
+) -> Loaded:
+    """``network`` with a key/value cache, and what travels with it."""
+    from edgebake.llm import companions, decoder
+    from edgebake.llm.operators import REGISTER
+
+    files = companions.companions(folder)
+    language = companions.language(folder, network.config, context)
+    module = decoder.with_caches(network, context)
+    found = _shared.finish(request.component, {"forward": module}, decoder.call, facts)
+    signature = replace(found.signature, language=language)
+    return replace(found, signature=signature, operators=(REGISTER,), companions=files)
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -142,7 +164,7 @@ def _auto_class(task: str, config: Any) -> Any:
 def _check_folder(folder: Path, model: Model) -> None:
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{folder.name!r} has no config.json", where="model.path", fix="give the model's folder")
-    _paths.check_index(folder)
+    check_index(folder)
     code = model.remote_code
     if code is not None and code != model.path:
         raise RecipeError(

@@ -11,7 +11,7 @@ from edgebake.target import find_target
 from edgebake.types import Verdict, rule_for
 
 _FLOAT32 = "keep_float32"  # the option of targets that compute in float16
-QUALITY = ("parity.", "agreement.", "task.")
+QUALITY = ("parity.", "agreement.", "task.", "language.")
 
 
 def advice(result: Result) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from edgebake import modes
 from edgebake.limits import AT_MOST, ENOUGH_DECISIONS
+from edgebake.reports import _language
 from edgebake.reports._advice import advice
 from edgebake.reports._computing import computing
 from edgebake.reports._text import counted, decibels, floored, mib, number, percent, plain
@@ -20,8 +21,14 @@ COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "m
 STAGES = ("load", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
 LOOKING = ("verify", "report")  # verbs that judge what is built: what fails there was not judged
 LineKind = Literal["error", "try", "unmeasured", "note", "info"]
-UNITS = {"parity.sqnr_db": " dB", "size.mib": " MiB", "memory.peak_mib": " MiB", "memory.planned_mib": " MiB"}
-SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated")
+UNITS = {
+    "language.stepwise_db": " dB",
+    "parity.sqnr_db": " dB",
+    "size.mib": " MiB",
+    "memory.peak_mib": " MiB",
+    "memory.planned_mib": " MiB",
+}
+SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated", "language.top", "language.generated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,7 @@ def row_of(result: Result) -> Row:
         _state(result),
         _artifact(result),
         _parity(found) or _unknown(result, "parity."),
-        _agreement(found) or _unknown(result, "agreement.", "task."),
+        _agreement(found) or _language.cell(found) or _unknown(result, "agreement.", "task.", "language."),
         _size(found),
         _backend(found),
         _memory(found),
@@ -242,6 +249,7 @@ def _lines(result: Result) -> list[Line]:
     if (name := worst_output(free)) is not None:
         told = f"{decibels(free[name].get('sqnr_db'))} on {name} when the artifact feeds itself"
         lines.append(Line(kind="info", label="free", text=told))
+    lines += [Line(kind="info", label=label, text=text) for label, text in _language.lines(found)]
     reasons = (found.get("size") or {}).get("reasons") or ()
     lines += [Line(kind="info", label="size", text=str(reason["why"])) for reason in reasons[:3]]
     latency = found.get("latency") or {}

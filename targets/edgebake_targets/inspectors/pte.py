@@ -15,7 +15,7 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
-from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _vulkan_graph, _xnnpack_graph
+from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _qnn_delegate, _vulkan_graph, _xnnpack_graph
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
     BOOL,
@@ -129,6 +129,8 @@ def _inside(
         vulkan = _vulkan_graph.read(blob, program.named, label)
         operators.update(vulkan.operators)
         return {f"named:{key}": record for key, record in vulkan.weights.items()}, vulkan.keys
+    if backend == _qnn_delegate.BACKEND:
+        facts["soc_model"] = _qnn_delegate.chip(delegate)
     if not len(blob):
         return {}, frozenset()
     digest = sha256(blob).hexdigest()

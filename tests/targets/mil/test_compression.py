@@ -237,7 +237,7 @@ def test_the_documented_sparse_example() -> None:
     np.testing.assert_allclose(values, [0.9, 1.8, 0.2, 0.4, 0.6, 0.9, 1.2, 0.7, 1.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1, 4, 1), (0, 2), (2, 1, 3, 2)])
 def test_cast(shape: tuple[int, ...]) -> None:
     x = scales(shape)
     same(run("constexpr_cast", source_val=x.astype(np.float16), output_dtype="fp32"), x)

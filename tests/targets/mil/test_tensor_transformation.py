@@ -66,6 +66,24 @@ def test_reshape_like_takes_parts_of_other_shapes() -> None:
     same(last, x.reshape(180))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_reshape_like_of_random_parts(seed: int) -> None:
+    """The sizes that are asked for lie somewhere in a reference each, some of them 1, one case without any value."""
+    random = np.random.default_rng(seed)
+    sizes = [int(size) for size in random.integers(1 if seed else 0, 4, 4)]
+    cut = int(random.integers(1, 4))
+    references, begins, ends = [], [], []
+    for part in (sizes[:cut], sizes[cut:]):
+        before, after = ([1 + int(r) for r in random.integers(0, 4, int(random.integers(0, 3)))] for _ in range(2))
+        references.append(np.zeros((*before, *part, *after)))
+        begins.append(len(before))
+        ends.append(-len(after) if seed % 2 else len(before) + len(part))
+    masks = [end == 0 for end in ends]  # as -0 is no place from the end
+    x = numbers((int(np.prod(sizes)), 1), seed)
+    parts = {"ref_tensors": references, "begins": begins, "ends": ends, "end_masks": masks}
+    same(run("reshape_like", x=x, **{name: tuple(values) for name, values in parts.items()}), x.reshape(sizes))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "axes"), [((), [0]), ((3,), [0]), ((3,), [-1, 0]), ((2, 3), [1, 3]), ((2, 3), [-2])])
 def test_expand_dims(shape: tuple[int, ...], axes: list[int], dtype: Any) -> None:
@@ -142,7 +160,8 @@ def _blocks(n: int, c: int, h: int, w: int, block: int) -> Iterator[tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("n", "c", "h", "w", "block"), [(1, 1, 1, 1, 2), (2, 3, 2, 1, 2), (1, 2, 3, 2, 3), (2, 1, 1, 4, 2)]
+    ("n", "c", "h", "w", "block"),
+    [(1, 1, 1, 1, 2), (2, 3, 2, 1, 2), (1, 2, 3, 2, 3), (2, 1, 1, 4, 2), (1, 3, 2, 2, 4), (0, 2, 1, 3, 2)],
 )
 def test_depth_and_space(n: int, c: int, h: int, w: int, block: int) -> None:
     """The place in the block counts first in the channels of depth, last in those of a pixel shuffle."""
@@ -168,7 +187,13 @@ def test_space_to_batch_as_core_ml_shows_it() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "block", "edges"),
-    [((1, 1, 2, 2), (2, 2), (0, 0, 0, 0)), ((2, 3, 4, 3), (2, 3), (1, 1, 0, 3)), ((2, 1, 5, 1), (1, 2), (0, 0, 1, 0))],
+    [
+        ((1, 1, 2, 2), (2, 2), (0, 0, 0, 0)),
+        ((2, 3, 4, 3), (2, 3), (1, 1, 0, 3)),
+        ((2, 1, 5, 1), (1, 2), (0, 0, 1, 0)),
+        ((3, 2, 6, 4), (3, 1), (0, 0, 0, 0)),
+        ((1, 4, 1, 1), (3, 3), (1, 1, 2, 0)),
+    ],
 )
 def test_space_to_batch(shape: tuple[int, ...], block: tuple[int, int], edges: tuple[int, int, int, int]) -> None:
     x = numbers(shape)

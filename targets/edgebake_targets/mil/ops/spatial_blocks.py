@@ -48,10 +48,12 @@ def pixel_shuffle(call: Call) -> torch.Tensor:
 
 
 def pixel_unshuffle(call: Call) -> torch.Tensor:
-    """The inverse of ``pixel_shuffle``."""
+    """The inverse of ``pixel_shuffle``. torch's own gives another shape where there are no values (2.13)."""
     x, factor = _images(call), call.integer("downscale_factor")
     _divides(call, factor, *x.shape[2:])
-    return F.pixel_unshuffle(x, factor)
+    n, c, h, w = x.shape
+    blocks = x.reshape(n, c, h // factor, factor, w // factor, factor).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(n, c * factor * factor, h // factor, w // factor)
 
 
 def space_to_batch(call: Call) -> torch.Tensor:

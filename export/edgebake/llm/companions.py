@@ -1,0 +1,140 @@
+"""What travels with a language model: tokenizer, chat template, stop tokens, generation defaults; read and checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebake.errors import RecipeError
+from edgebake.types import Language
+
+TOKENIZER = "tokenizer.json"
+# Files beside the weights that whoever generates text may need; config.json describes the weights and stays behind.
+FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_KEPT = "companions"
+_WORDS = ({"role": "user", "content": "Hello"},)
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """The files of ``folder`` that travel, by name. RecipeError without a tokenizer."""
+    found = {name: folder / name for name in FILES if (folder / name).is_file()}
+    if TOKENIZER not in found:
+        raise RecipeError(
+            f"{folder.name!r} has no {TOKENIZER}",
+            where="model.path",
+            fix="save the model's fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
+        )
+    return found
+
+
+def store(files: Mapping[str, Path], folder: Path) -> None:
+    """Keep ``files`` in ``folder``, a stage's, for :func:`deliver`."""
+    if files:
+        (folder / _KEPT).mkdir()
+    for name, path in files.items():
+        shutil.copyfile(path, folder / _KEPT / name)
+
+
+def deliver(stored: Path, folder: Path) -> tuple[str, ...]:
+    """Copy what :func:`store` kept in ``stored`` into ``folder``, an artifact's; the names."""
+    files = sorted((stored / _KEPT).glob("*"))
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return tuple(file.name for file in files)
+
+
+def language(folder: Path, config: Any, context: int) -> Language:
+    """What ``folder`` says of the text that the network of ``config`` reads and writes.
+
+    RecipeError where tokenizer, stop tokens or chat template do not go with the network.
+    """
+    words = int(config.get_text_config().vocab_size)
+    ids = _token_ids(folder / TOKENIZER)
+    if max(ids.values(), default=-1) >= words:
+        token, number = max(ids.items(), key=lambda pair: pair[1])
+        raise RecipeError(
+            f"the tokenizer gives {token!r} the number {number}, and the network knows {words} tokens",
+            where="model.path",
+            fix="put the tokenizer there that the network was trained with",
+        )
+    generation = _json(folder / "generation_config.json")
+    bos = _first(generation.get("bos_token_id"), getattr(config, "bos_token_id", None))
+    stop = _stop(folder, generation, config, ids)
+    wrong = [number for number in (*stop, *([] if bos is None else [bos])) if not 0 <= number < words]
+    if wrong:
+        raise RecipeError(
+            f"the token {wrong[0]} that begins or ends a text is none of the network's {words}",
+            where="model.path",
+            fix="correct bos_token_id and eos_token_id in generation_config.json",
+        )
+    _refuse_template(folder)
+    return Language(context=context, vocabulary=words, bos=bos, stop=stop)
+
+
+def _stop(folder: Path, generation: Mapping[str, Any], config: Any, ids: Mapping[str, int]) -> tuple[int, ...]:
+    """Tokens that end a text: those of the generation defaults, of the configuration, and the tokenizer's own."""
+    named = _json(folder / "tokenizer_config.json").get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    found = [*_numbers(generation.get("eos_token_id") or getattr(config, "eos_token_id", None))]
+    if isinstance(named, str) and named in ids:
+        found.append(ids[named])
+    if not found:
+        raise RecipeError(
+            "nothing says which token ends a text",
+            where="model.path",
+            fix="give eos_token_id in generation_config.json",
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _numbers(value: Any) -> Iterable[int]:
+    return value if isinstance(value, (list, tuple)) else () if value is None else (int(value),)
+
+
+def _first(*values: Any) -> int | None:
+    return next((int(value) for value in values if value is not None), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _token_ids(path: Path) -> Mapping[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        found: Mapping[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the Rust binding raises bare Exception
+        raise RecipeError(
+            f"{path.name} cannot be read: {error}", where="model.path", fix="save the tokenizer again"
+        ) from error
+    return found
+
+
+def _refuse_template(folder: Path) -> None:
+    """RecipeError where there is a chat template and it does not render a user's word."""
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.chat_template:
+        return
+    try:
+        tokenizer.apply_chat_template(list(_WORDS), tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"the chat template cannot render a user's word: {error}",
+            where="model.path",
+            fix="correct chat_template.jinja, or chat_template in tokenizer_config.json",
+        ) from error

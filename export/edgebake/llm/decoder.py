@@ -1,0 +1,121 @@
+"""A transformers decoder with a static key/value cache: ``tokens (1, seq), input_pos (1) -> logits (1, seq, words)``.
+
+One method serves prefill and decode, called as ExecuTorch's own language-model runner calls it. Attention goes through
+transformers' attention interface: families that use it need no code here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import RecipeError
+from edgebake.recipe import DECODER_INPUTS
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = "edgebake-cached"
+TOKENS, POSITION = DECODER_INPUTS
+CACHES = ("key_cache", "value_cache")
+_START = "edgebake_start"  # the keyword that carries the row of the first token through the network
+
+
+def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
+    """``network`` with buffers for ``context`` keys and values in each of its attention modules; changed in place.
+
+    RecipeError where the network reaches less far than ``context``, or attends in a way that such a cache cannot serve.
+    """
+    import torch
+    from transformers import AttentionInterface
+
+    from edgebake.llm import operators
+
+    operators.register()
+    _refuse(network.config, context)
+    rows: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def record(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> Any:
+        rows[module] = torch.zeros(1, context, key.shape[1], key.shape[3])
+        return torch.zeros_like(query.transpose(1, 2)), None
+
+    AttentionInterface.register(ATTENTION, record)
+    network.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    with torch.no_grad():
+        network(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
+    AttentionInterface.register(ATTENTION, _attention)
+    if not rows:
+        raise RecipeError(
+            f"{type(network).__name__} does not attend through transformers' attention interface",
+            where="model.context",
+            fix="remove context: the network is then built without a cache",
+        )
+    for module, empty in rows.items():
+        for name in CACHES:  # (1, context, heads, width), as ExecuTorch's operators have it
+            module.register_buffer(name, empty.clone(), persistent=False)
+    return network
+
+
+def call(network: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Logits of all tokens, (1, seq, words); keys and values of earlier calls are read from the caches."""
+    import torch
+
+    tokens, position = given[TOKENS], given[POSITION]
+    start = position[0].item()
+    context = next(b.shape[1] for name, b in network.named_buffers() if name.endswith(CACHES[0]))
+    check: Any = torch._check  # what torch.export may rely on; update_cache says it to whoever runs the network
+    check(start >= 0)
+    check(start + tokens.shape[1] <= context)
+    positions = position + torch.arange(tokens.shape[1])
+    made = network(input_ids=tokens, position_ids=positions[None], use_cache=False, **{_START: start})
+    return {"logits": made.logits}
+
+
+def _attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **more: Any
+) -> tuple[torch.Tensor, None]:
+    """(1, heads, tokens, width) each -> (1, tokens, heads, width), as transformers' attention interface has it."""
+    import torch
+
+    from edgebake.llm import operators
+
+    scale = more.get("scaling") or query.shape[-1] ** -0.5
+    exporting = torch.compiler.is_exporting()  # eager code is differentiable, operators are not
+    put: Any = torch.ops.edgebake.update_cache if exporting else operators.update
+    attend: Any = torch.ops.edgebake.cached_attention if exporting else operators.attend
+    caches: list[Any] = [getattr(module, name) for name in CACHES]
+    for cache, rows in zip(caches, (key, value), strict=True):
+        put(rows.transpose(1, 2), cache, more[_START])
+    return attend(query.transpose(1, 2), *caches, more[_START], scale), None
+
+
+def _refuse(config: Any, context: int) -> None:
+    longest = getattr(config, "max_position_embeddings", None) or context
+    if context > longest:
+        raise RecipeError(
+            f"the model reaches over {longest} tokens, not {context}",
+            where="model.context",
+            fix=f"give at most context: {longest}",
+        )
+    reach = _window(config) or context
+    if context > reach:
+        raise RecipeError(
+            f"some layers look back over {reach} tokens only, and the cache keeps all {context}",
+            where="model.context",
+            fix=f"give at most context: {reach}, within which these layers see everything",
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise RecipeError(
+            f"{config.model_type} caps its attention scores, which attention over a cache does not",
+            where="model.context",
+            fix="remove context: the network is then built without a cache",
+        )
+
+
+def _window(config: Any) -> int | None:
+    """Tokens that layers with a sliding or chunked window look back over; None without such layers."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not {"sliding_attention", "chunked_attention"} & set(kinds):
+        return None
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((tokens for tokens in found if tokens), default=None)

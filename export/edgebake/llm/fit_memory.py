@@ -1,0 +1,147 @@
+"""Memory and speed of a decoder on a device, and what its export takes here: formulas with their sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebake.llm.fit_shape import Decoder
+from edgebake.llm.fit_size import FileSize
+
+MIB, GIB = 1 << 20, 1 << 30
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+# Bytes of a number in the cache and in activations: XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML
+# keeps states in float16.
+CACHE_DTYPES: Mapping[str, tuple[str, int]] = {
+    "pte": ("float32", 4),
+    "onnx": ("float32", 4),
+    "mlpackage": ("float16", 2),
+}
+
+# What a process holds beside weights, cache and activations: the runtime's code, the tokenizer, buffers of kernels.
+# Fitted to the resident memory that Meta published for Llama 3.2 1B and 3B, bf16 and SpinQuant, run by ExecuTorch on a
+# OnePlus 12 with 2048 tokens of context (model card of Llama 3.2, section "Quantized models"): each within 3 %.
+RUNTIME_BYTES = 530 * MIB
+
+# The share of a device's memory that one application gets before the system ends it. Nobody promises a number; these
+# are assumptions: Android and iOS end foreground applications at about half of the memory (iOS gives more with the
+# increased-memory-limit entitlement), Metal recommends working sets of up to three quarters on a Mac.
+USABLE = {"android": 0.5, "ios": 0.5, "macos": 0.75}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Predicted resident bytes on a device at their most."""
+
+    weights: int
+    cache: int
+    activations: int
+    runtime: int = RUNTIME_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.activations + self.runtime
+
+
+def cache_bytes(decoder: Decoder, context: int, width: int) -> int:
+    """Keys and values of ``context`` tokens: 2 · layers · heads of the cache · head width · bytes of a number.
+
+    Shazeer 2019, "Fast Transformer Decoding", section 2.4, with the heads of grouped-query attention (Ainslie 2023).
+    """
+    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * context * width
+
+
+def activation_bytes(decoder: Decoder, tokens: int) -> int:
+    """float32 values that live at once while ``tokens`` are read in one call.
+
+    In a layer's MLP: its input, residual and output, gate and up; in attention queries, keys, values and output. The
+    widest of both counts, and the logits of the last token.
+    """
+    inner = max(w.shape[0] for w in decoder.weights if w.part == "mlp")
+    heads = (2 * decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
+    widest = max(2 * decoder.hidden + 2 * inner, 2 * decoder.hidden + heads)
+    return 4 * (tokens * (widest + 2 * decoder.hidden) + decoder.vocabulary)
+
+
+def device_memory(decoder: Decoder, file_bytes: int, format_: str, context: int, prompt: int) -> DeviceMemory:
+    """Of an artifact of ``file_bytes`` with ``context`` tokens of cache that reads ``prompt`` tokens in one call."""
+    return DeviceMemory(
+        weights=file_bytes,
+        cache=cache_bytes(decoder, context, CACHE_DTYPES[format_][1]),
+        activations=activation_bytes(decoder, prompt),
+    )
+
+
+def longest_context(decoder: Decoder, file_bytes: int, format_: str, prompt: int, budget: int) -> int:
+    """The most tokens of context with which the artifact stays within ``budget`` bytes; 0 when it never does."""
+    empty = device_memory(decoder, file_bytes, format_, 0, prompt).total
+    return max(0, min(decoder.positions, (budget - empty) // cache_bytes(decoder, 1, CACHE_DTYPES[format_][1])))
+
+
+def bytes_per_token(decoder: Decoder, size: FileSize, format_: str, context: int) -> int:
+    """What decoding one token reads: every weight once, one row of the embedding, the cache of ``context`` tokens.
+
+    The head's weights are read in full; where they are the embedding's own copy, that copy is.
+    """
+    embedding = size.parts["embedding"].total
+    row = embedding // decoder.vocabulary
+    shared = decoder.tied and size.parts["head"].total == 0
+    read = sum(part.total for part in size.parts.values()) - (0 if shared else embedding - row)
+    return read + cache_bytes(decoder, context, CACHE_DTYPES[format_][1])
+
+
+def decode_tokens_s(bytes_read: int, bandwidth_gb_s: float) -> float:
+    """The most tokens a second: bandwidth over bytes read per token.
+
+    The memory roof of the roofline model (Williams 2009): decoding one sequence does two operations per weight read, so
+    that memory, not arithmetic, bounds it (Pope 2022, "Efficiently Scaling Transformer Inference", section 2).
+    """
+    return bandwidth_gb_s * 1e9 / bytes_read
+
+
+# --- this machine ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePeak:
+    """Peak of a stage: ``base``, what the libraries take, + ``of_float`` · float32 weights + ``of_file`` · artifact."""
+
+    base: int
+    of_float: float
+    of_file: float = 0.0
+
+
+# Fitted to builds of decoders of 12 and 241 MiB of float32 weights, each in a process of its own; tests/llm holds them
+# against builds. Tracing computes a gradient of every weight, to find idle modules.
+TRACE = StagePeak(base=440 * MIB, of_float=2.9)
+LOWER: Mapping[str, StagePeak] = {
+    "pte": StagePeak(base=600 * MIB, of_float=1.8, of_file=1.0),
+    "onnx": StagePeak(base=500 * MIB, of_float=4.3),
+}
+
+
+def export_peak_bytes(decoder: Decoder, file_bytes: int, format_: str) -> int | None:
+    """Most resident bytes of the process that builds the artifact; None for formats that were not fitted."""
+    if format_ not in LOWER:
+        return None
+    weights = 4 * decoder.parameters
+    return max(round(s.base + s.of_float * weights + s.of_file * file_bytes) for s in (TRACE, LOWER[format_]))
+
+
+def export_disk_bytes(decoder: Decoder, file_bytes: int) -> int:
+    """What a build writes: the store's entry and its copy below ``dist``, and the traced program's float32 weights."""
+    return 2 * file_bytes + 4 * decoder.parameters
+
+
+def host_memory_bytes(asked_mib: float | None) -> int:
+    """What a worker may use here: this machine's memory, a control group's limit or ``--memory``, the least of them."""
+    import psutil
+
+    bounds = [int(psutil.virtual_memory().total)]
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        text = file.read_text().strip() if file.is_file() else ""
+        bounds += [int(text)] if text.isdecimal() else []
+    return min([*bounds, *([int(asked_mib * MIB)] if asked_mib else [])])

@@ -1,0 +1,83 @@
+"""Two operators that an exported decoder keeps its keys and values with, whatever runtime it goes to.
+
+``edgebake::update_cache(value, cache, start_pos)`` and ``edgebake::cached_attention(query, key_cache, value_cache,
+start_pos, scale)``: a target that has ``DECODES`` puts operators of its own in their place.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+REGISTER = "edgebake.llm.operators:register"  # how stored programs name what registers their operators
+SCHEMAS = (
+    "update_cache(Tensor value, Tensor(a!) cache, SymInt start_pos) -> Tensor",
+    "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, SymInt start_pos, float scale) -> Tensor",
+)
+
+
+@lru_cache
+def register() -> Any:
+    """Make ``torch.ops.edgebake``; what is returned, torch's library of it, keeps it."""
+    import torch
+
+    made: Any = torch.library.Library
+    library = made("edgebake", "DEF")
+    for schema in SCHEMAS:
+        library.define(schema)
+    for name, computed, shaped in (
+        ("update_cache", update, _update_shape),
+        ("cached_attention", attend, _attend_shape),
+    ):
+        library.impl(name, computed, "CPU")
+        library.impl(name, shaped, "Meta")
+    return library
+
+
+def update(value: torch.Tensor, cache: torch.Tensor, start: int) -> torch.Tensor:
+    """Write ``value``, (1, tokens, heads, width), into ``cache``, (1, context, heads, width), from row ``start`` on.
+
+    Returns a tensor of one element that says nothing: runtimes want every operator to return one.
+    """
+    import torch
+
+    end = start + value.shape[1]
+    if end > cache.shape[1]:
+        raise ValueError(f"rows {start} to {end - 1} are past the end of a cache of {cache.shape[1]} tokens")
+    cache[:, start:end] = value
+    if not value.requires_grad:
+        torch.autograd.graph.increment_version(cache)  # below autograd, where an operator runs, nothing counts writes
+    return value.new_zeros(1)
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scale: float) -> torch.Tensor:
+    """Causal attention of ``query``, (1, tokens, heads, width), over the rows of the caches up to each token's own.
+
+    Token i of the query stands at row ``start + i``. Heads of the query share those of the caches in equal groups
+    (grouped-query attention, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+    """
+    import torch
+
+    tokens, end = query.shape[1], start + query.shape[1]
+    found = torch.nn.functional.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        keys[:, :end].transpose(1, 2),
+        values[:, :end].transpose(1, 2),
+        attn_mask=torch.ones(tokens, end, dtype=torch.bool).tril(diagonal=start),
+        scale=scale,
+        enable_gqa=query.shape[2] != keys.shape[2],
+    )
+    return found.transpose(1, 2).contiguous()
+
+
+def _update_shape(value: torch.Tensor, _cache: torch.Tensor, _start: int) -> torch.Tensor:
+    return value.new_empty(1)
+
+
+def _attend_shape(
+    query: torch.Tensor, _keys: torch.Tensor, _values: torch.Tensor, _start: int, _scale: float
+) -> torch.Tensor:
+    return query.new_empty(query.shape)

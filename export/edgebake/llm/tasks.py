@@ -1,0 +1,14 @@
+"""Which components are language models; light verbs ask this of every recipe."""
+
+from __future__ import annotations
+
+from edgebake.recipe import Model
+
+TASKS = frozenset({"text-generation", "text-generation-with-past", "causal-lm", "causal-lm-with-past"})
+
+
+def is_decoder(model: Model) -> bool:
+    """Whether ``model`` generates text: a transformers decoder, or a GGUF file, which holds nothing else."""
+    if model.source == "gguf":
+        return model.task is None or model.task in TASKS
+    return model.source == "transformers" and (model.context is not None or model.task in TASKS)

@@ -1,0 +1,47 @@
+"""What reports say of a language model's text, beside its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgebake.reports._text import counted, decibels, number, percent
+
+
+def cell(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Agreement of decisions and what happens to the perplexity; empty where it is no language model."""
+    language = found.get("language") or {}
+    if not language:
+        return ()
+    ratio = language["perplexity"]["ratio"]
+    return (f"top1 {percent(language['top1']['value'])}", f"ppl ×{ratio:.4f}" if ratio else "ppl -")
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each line below the row."""
+    language = found.get("language") or {}
+    if not language:
+        return
+    perplexity, top1 = language["perplexity"], language["top1"]
+    between = [number(perplexity[side], 5) for side in ("low", "high")]
+    yield (
+        "text",
+        f"perplexity {number(perplexity['artifact'], 5)}, float {number(perplexity['float'], 5)} "
+        f"(ratio {' to '.join(between)}) on {counted(language['words'], 'token')}; "
+        f"KL {number(language['kl'], 3)} nats; "
+        f"top-5 {percent(language['top5'])}; {counted(top1['near_ties'], 'near-tie')} left out of top-1",
+    )
+    generated, stepwise, speed = language["generated"], language["stepwise"], language["speed"]
+    if generated["value"] is not None:
+        yield (
+            "generates",
+            f"as the float model does for {generated['mean_length']:.1f} of {generated['new_words']} tokens "
+            f"({generated['whole']} of {counted(generated['prompts'], 'prompt')} to the end); "
+            f"token by token against at once: {decibels(stepwise['sqnr_db'])}",
+        )
+    if speed["decode_tokens_per_s"] is not None:
+        yield (
+            "pace",
+            f"{speed['decode_tokens_per_s']:.1f} tokens/s, {speed['first_token_ms']:.0f} ms to the first after a short "
+            "prompt, here",
+        )

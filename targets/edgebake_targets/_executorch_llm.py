@@ -1,0 +1,81 @@
+"""Language models in a .pte: ExecuTorch's operators for a key/value cache, and what its own runner asks a model.
+
+The runner (``extension/llm/runner`` of ExecuTorch) calls ``forward(tokens, input_pos)`` and reads a model's facts from
+methods without inputs; those of ``llm_runner_helper.cpp`` and ``constants.h`` there.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edgebake.types import Signature, Traced
+
+if TYPE_CHECKING:
+    import torch
+
+CACHES = ("key_cache", "value_cache")
+
+
+def with_own_operators(traced: Traced) -> Traced:
+    """``traced`` with ExecuTorch's operators in the place of ``edgebake``'s; itself where it is no decoder.
+
+    Its caches are no buffers that a call begins with: a row is written before it is read, whatever was there.
+    """
+    if traced.signature.language is None:
+        return traced
+    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers torch.ops.llama
+
+    methods = {
+        name: replace(method, buffers=tuple(b for b in method.buffers if not b.endswith(CACHES)))
+        for name, method in traced.signature.methods.items()
+    }
+    programs = {name: _rewritten(program) for name, program in traced.programs.items()}
+    return Traced(programs=programs, signature=replace(traced.signature, methods=methods))
+
+
+def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program of its own around a graph with ExecuTorch's operators; tensors are shared."""
+    import torch
+    from torch.export import ExportedProgram
+
+    graph = copy.deepcopy(program.graph)
+    for node in graph.nodes:
+        if node.target is torch.ops.edgebake.update_cache.default:
+            node.target = torch.ops.llama.update_cache.default
+        elif node.target is torch.ops.edgebake.cached_attention.default:
+            *tensors_and_start, scale = node.args
+            node.target = torch.ops.llama.custom_sdpa.default
+            node.args = (*tensors_and_start, None, 0.0, True, scale)  # no mask, no dropout, causal
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def metadata(signature: Signature) -> dict[str, Any] | None:
+    """Methods without inputs, name to value, that ExecuTorch's runner reads; None where it is no decoder."""
+    language = signature.language
+    if language is None:
+        return None
+    (method,) = signature.methods.values()
+    size = method.inputs[0].shape[1]
+    once = size if isinstance(size, int) else signature.dims[size].max
+    return {
+        "get_max_context_len": language.context,
+        "get_max_seq_len": once,  # of a call: the runner cuts a longer prompt
+        "get_vocab_size": language.vocabulary,
+        "get_eos_ids": list(language.stop),
+        "enable_dynamic_shape": isinstance(size, str),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        **({} if language.bos is None else {"get_bos_id": language.bos}),
+    }

@@ -1,0 +1,187 @@
+"""What a decoder's graph for onnxruntime-genai needs to know, read off config.json, and the files beside the graph."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+GRAPH, CONFIG = "model.onnx", "genai_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One decoder: sizes, and where its family departs from Llama's. ``rope`` is config.json's, scaling included."""
+
+    family: str
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    epsilon: float
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    head_norms: bool
+    theta: float
+    rope: Mapping[str, Any]
+
+
+def read_spec(folder: Path) -> Spec:
+    """Of ``folder``/config.json; RecipeError for families and rotary embeddings that the graph has no nodes for."""
+    raw = json.loads((folder / "config.json").read_text("utf-8"))
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        what = f"there is no onnxruntime-genai graph for {family!r} models"
+        raise RecipeError(what, where="model.path", fix=f"families that have one: {', '.join(FAMILIES)}")
+    if raw.get("hidden_act", "silu") != "silu":
+        what = f"the activation {raw['hidden_act']!r} has no nodes here"
+        raise RecipeError(what, where="model.path", fix="use a model with silu")
+    if raw.get("sliding_window") and raw.get("use_sliding_window", family == "mistral"):
+        raise RecipeError("attention with a sliding window has no nodes here", where="model.path", fix=_OTHER)
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        what = f"rotary embeddings of the kind {kind!r} have no nodes here"
+        raise RecipeError(what, where="model.path", fix="kinds that have: default, linear, llama3")
+    attention_bias = bool(raw.get("attention_bias", False))
+    heads = raw["num_attention_heads"]
+    return Spec(
+        family=family,
+        hidden=raw["hidden_size"],
+        inner=raw["intermediate_size"],
+        layers=raw["num_hidden_layers"],
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads),
+        vocabulary=raw["vocab_size"],
+        positions=raw.get("max_position_embeddings", 2048),
+        epsilon=raw.get("rms_norm_eps", 1e-6),
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2" or attention_bias,
+        out_bias=family != "qwen2" and attention_bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        head_norms=family == "qwen3",
+        theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+        rope={**rope, "rope_type": kind},
+    )
+
+
+_OTHER = "use a model without one"
+
+
+def rotary_tables(spec: Spec, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines, (context, head width / 2): Su 2021 (RoFormer), equation 15.
+
+    ``linear`` divides positions by a factor (Chen 2023); ``llama3`` divides low frequencies only, as Llama 3.1's
+    reference code does: wavelengths beyond ``original / low_freq_factor`` in full, those below ``original /
+    high_freq_factor`` not at all, and those between by their share.
+    """
+    import numpy as np
+
+    steps = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
+    frequencies = 1.0 / spec.theta**steps
+    rope = spec.rope
+    if rope["rope_type"] == "linear":
+        frequencies /= rope["factor"]
+    elif rope["rope_type"] == "llama3":
+        low, high, original = (rope[f"{k}"] for k in ("low_freq_factor", "high_freq_factor", _ORIGINAL))
+        wavelengths = 2 * math.pi / frequencies
+        share = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (share + (1 - share) / rope["factor"])
+    angles = np.arange(context, dtype=np.float64)[:, None] * frequencies[None]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def write_config(folder: Path, spec: Spec, source: Path, context: int) -> list[str]:
+    """Write genai_config.json and copy the tokenizer's files from ``source``; the names written."""
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    generation = source / "generation_config.json"
+    config |= json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
+    eos, pad = config.get("eos_token_id"), config.get("pad_token_id")
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    document = {
+        "model": {
+            "type": spec.family,
+            "context_length": context,
+            "vocab_size": spec.vocabulary,
+            "bos_token_id": config.get("bos_token_id"),
+            "eos_token_id": eos,
+            "pad_token_id": first_eos if pad is None else pad,
+            "decoder": _decoder(spec),
+        },
+        "search": _search(config, context),
+    }
+    (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    copied = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source / name, folder / name)
+    return [CONFIG, *copied]
+
+
+def _decoder(spec: Spec) -> dict[str, Any]:
+    return {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH,
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden,
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": spec.kv_heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+
+
+def _search(config: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """The model's own generation defaults; one buffer holds the cache before and after a step."""
+    return {
+        "do_sample": bool(config.get("do_sample", False)),
+        "max_length": context,
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": True,
+        "repetition_penalty": float(config.get("repetition_penalty") or 1.0),
+        "temperature": float(config.get("temperature") or 1.0),
+        "top_k": int(config.get("top_k") or 50),
+        "top_p": float(config.get("top_p") or 1.0),
+    }

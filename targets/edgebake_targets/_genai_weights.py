@@ -1,0 +1,163 @@
+"""Weights of a decoder streamed from safetensors through quantisation into ONNX external data, some rows at a time.
+
+Memory holds a few rows and the scales of one tensor, whatever the model's size; only a float32 matrix, which MatMul
+wants transposed, is held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgebake.errors import RecipeError
+from edgebake_targets._onnx_quantize import symmetric_int4_blocks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+DATA = "model.onnx.data"
+ALIGNMENT = 4096  # so that a runtime can map each tensor from the file
+INLINE = 1024  # bytes
+Rounded = tuple["NDArray[np.uint8]", "NDArray[np.float32]"]
+
+
+class Tensors(Protocol):
+    """A checkpoint that is read a few rows at a time (``edgebake.llm.shards``); RecipeError for names it lacks."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor ``name``."""
+
+    def rows(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The matrix ``name``, some rows at a time."""
+
+    def whole(self, name: str) -> NDArray[np.float32]:
+        """All of the tensor ``name``."""
+
+
+class WeightWriter:
+    """Appends tensors of a checkpoint to ``folder``/model.onnx.data and collects the initializers that point there.
+
+    A tensor asked for twice in one form is stored once (tied embeddings).
+    """
+
+    def __init__(self, tensors: Tensors, folder: Path) -> None:
+        self._tensors = tensors
+        self._file = (folder / DATA).open("wb")
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def __enter__(self) -> WeightWriter:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._file.close()
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """``value`` under ``name``, stored as it is; a small one in the graph, whose shape inference may ask for it."""
+        from onnx import numpy_helper
+
+        if name not in self.initializers:
+            if value.nbytes <= INLINE:
+                self.initializers[name] = numpy_helper.from_array(value, name)
+            else:
+                self._add(name, value.dtype, value.shape, [value])
+        return name
+
+    def vector(self, name: str, size: int) -> str:
+        """A norm's weight or a bias of ``size`` values, in float32."""
+        self._expect(name, (size,))
+        return name if name in self.initializers else self.constant(name, self._tensors.whole(name))
+
+    def transposed(self, name: str, shape: tuple[int, int]) -> str:
+        """The matrix ``name`` of ``shape`` (outputs, inputs) as MatMul wants it, (inputs, outputs), in float32."""
+        self._expect(name, shape)
+        key = f"{name}.T"
+        return key if key in self.initializers else self.constant(key, self._tensors.whole(name).T)
+
+    def table(self, name: str, shape: tuple[int, int]) -> str:
+        """The matrix ``name`` row by row, in float32; for a float embedding."""
+        import numpy as np
+
+        self._expect(name, shape)
+        if name not in self.initializers:
+            self._add(name, np.dtype(np.float32), shape, self._tensors.rows(name))
+        return name
+
+    def blocks(self, name: str, shape: tuple[int, int], bits: int, block: int) -> tuple[str, str]:
+        """The matrix ``name`` in ``bits`` (4 or 8) and groups of ``block`` inputs, and its scales, for MatMulNBits.
+
+        (outputs, inputs / block, block · bits / 8) bytes and (outputs, inputs / block) float32.
+        """
+        import numpy as np
+
+        self._expect(name, shape)
+        rows, columns = shape
+        if columns % block:
+            what = f"groups of {block} do not divide the {columns} inputs of {name!r}"
+            raise RecipeError(what, where="compress.scheme", fix="choose a group that does")
+        key, scale_key = f"{name}.w{bits}g{block}", f"{name}.w{bits}g{block}.scale"
+        if key not in self.initializers:
+            scales: list[NDArray[np.float32]] = []
+            packed_shape = (rows, columns // block, block * bits // 8)
+            rounded = _rounded(self._tensors.rows(name), _ROUND[bits], block, scales)
+            self._add(key, np.dtype(np.uint8), packed_shape, rounded)
+            self._add(scale_key, np.dtype(np.float32), (rows, columns // block), scales)
+        return key, scale_key
+
+    def _expect(self, name: str, shape: tuple[int, ...]) -> None:
+        if self._tensors.shape(name) != shape:
+            what = f"the tensor {name!r} is {self._tensors.shape(name)}, where config.json makes it {shape}"
+            raise RecipeError(what, where="model.path", fix="config.json and weights must be of one model")
+
+    def _add(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], chunks: Iterable[NDArray[Any]]) -> None:
+        import numpy as np
+        import onnx
+
+        self._file.seek(-self._file.tell() % ALIGNMENT, 1)
+        begin = self._file.tell()
+        for chunk in chunks:
+            self._file.write(np.ascontiguousarray(chunk).data.cast("B"))
+        end = self._file.tell()
+        tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", DATA), ("offset", begin), ("length", end - begin)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers[name] = tensor
+
+
+def _rounded(
+    rows: Iterable[NDArray[np.float32]],
+    rounding: Callable[[NDArray[np.float32], int], Rounded],
+    block: int,
+    scales: list[NDArray[np.float32]],
+) -> Iterable[NDArray[np.uint8]]:
+    """The rounded rows; their scales are appended to ``scales``."""
+    for some in rows:
+        packed, scale = rounding(some, block)
+        scales.append(scale)
+        yield packed
+
+
+def symmetric_int8_blocks(weight: NDArray[np.float32], block: int) -> Rounded:
+    """Rows (N, K) as MatMulNBits with 8 bits wants them: (N, K / block, block) and scales (N · K / block,).
+
+    Unsigned with the implied zero point 128 (ONNX Runtime, docs/ContribOperators.md); the value of largest magnitude
+    of a block becomes 1 or 255.
+    """
+    import numpy as np
+
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, columns // block, block)
+    peak = np.abs(blocks).max(-1, keepdims=True)
+    scale = np.where(peak > 0, peak / np.float32(127.0), np.float32(1.0)).astype(np.float32)
+    q = np.rint(blocks / scale) + np.float32(128.0)
+    return q.astype(np.uint8), scale.reshape(-1)
+
+
+_ROUND: dict[int, Callable[[NDArray[np.float32], int], Rounded]] = {
+    4: symmetric_int4_blocks,
+    8: symmetric_int8_blocks,
+}

@@ -1,0 +1,60 @@
+"""A decoder built as users build it: judged by its text, with its tokenizer beside it, generating in both runners."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import baking
+import decoders
+
+TEXT = "\n".join(f"{n} times a line of the text that is read, and then {n * n} of another." for n in range(40))
+W8A8D = {"target": "executorch-xnnpack", "scheme": "w8a8d", "compress": {"modules": {"model.embed_tokens": "w8"}}}
+W4 = {"model.embed_tokens": "w8", "lm_head": "w8a8d"}
+W4G32A8D = {"target": "executorch-xnnpack", "scheme": "w4g32a8d", "compress": {"modules": W4}}
+
+
+def kitchen(folder: Path, *targets: Any, **more: Any) -> baking.Kitchen:
+    (folder / "model").mkdir()
+    decoders.save(folder / "model")
+    (folder / "recipe").mkdir()
+    (folder / "recipe" / "text.txt").write_text(TEXT)
+    given = decoders.component(Path("../model"))
+    samples = {"evaluation": {"text": "text.txt", "length": 40, "count": 24}}
+    return baking.kitchen(folder, targets, name="decoder", samples=samples, **{**given, **more})
+
+
+@pytest.mark.slow
+def test_a_decoder_is_built_and_judged_by_its_text(tmp_path: Path) -> None:
+    limits = {"language": {"perplexity": 1.2, "kl": 1.0, "top1": 0.7, "top5": 0.7, "stepwise_db": 10}}
+    place = kitchen(tmp_path, "executorch-xnnpack", W8A8D, W4G32A8D, limits=limits)
+    done = place.build("--strict")
+    assert done.code == 0, done.err + done.out
+    exact, eight, four = (result["measurements"] for result in done.results)
+    language = exact["language"]
+    assert language["perplexity"]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert (language["words"], language["texts"]) == (24 * 39, 24)
+    assert language["generated"]["value"] == language["top1"]["value"] == language["stepwise"]["same"] == 1.0
+    assert exact["outputs"]["logits"]["sqnr_db"] > 100
+    assert exact["size"]["bytes"] > eight["size"]["bytes"] > four["size"]["bytes"]
+    for found in (eight, four):
+        assert 0 < found["language"]["kl"] < 1
+        assert found["outputs"]["logits"]["sqnr_db"] < 60
+    folder = Path(done.results[0]["folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"model.pte", "tokenizer.json", "tokenizer_config.json"} <= {f["path"] for f in manifest["files"]}
+    assert manifest["signature"]["language"]["stop"] == [decoders.EOS]
+    assert done.results[0]["measurements"]["notes"] == []
+
+
+@pytest.mark.slow
+def test_a_limit_on_text_that_is_missed_fails_the_build(tmp_path: Path) -> None:
+    place = kitchen(tmp_path, W4G32A8D, limits={"language": {"top1": 0.9999, "perplexity": 1.0}})
+    done = place.build()
+    assert done.code == 5, done.err
+    failed = {v["limit"]: v for v in done.results[0]["verdicts"] if v["state"] == "fail"}
+    assert "language.top1" in failed
+    assert done.results[0]["measurements"]["located"]["modules"]

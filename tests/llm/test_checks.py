@@ -1,0 +1,90 @@
+"""What a recipe with ``context`` may not say: all of it told before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import decoders
+from edgebake.check import check
+from edgebake.errors import Problem, RecipeError
+from edgebake.recipe_yaml import read
+
+
+def problems(folder: Path, **more: Any) -> list[Problem]:
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "text.txt").write_text("some text\n")
+    content = {"name": "decoder", **decoders.component(Path()), "targets": ["executorch-xnnpack"], **more}
+    path = folder / "decoder.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        check([read(str(path))], trust=False)
+    except RecipeError as error:
+        return list(error.problems)
+    return []
+
+
+def only(found: list[Problem]) -> tuple[str, str]:
+    (problem,) = found
+    return problem.what, problem.fix
+
+
+def test_a_decoder_is_fine(tmp_path: Path) -> None:
+    evaluation = {"text": "text.txt", "length": 32, "count": 4}
+    language = {"perplexity": 1.01, "top1": 0.98}
+    assert not problems(tmp_path, samples={"evaluation": evaluation}, limits={"language": language})
+
+
+def test_a_target_without_operators_for_a_cache_is_refused(tmp_path: Path) -> None:
+    what, fix = only(problems(tmp_path, targets=["onnx-cpu"]))
+    assert what == "onnx-cpu has no operators for a key/value cache"
+    assert fix.startswith("use executorch-xnnpack, or remove context")
+
+
+def test_another_task_is_refused(tmp_path: Path) -> None:
+    model = {**decoders.component(Path())["model"], "task": "feature-extraction"}
+    what, _ = only(problems(tmp_path, model=model))
+    assert what == "a key/value cache is for text-generation, the task is 'feature-extraction'"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": {"shape": [1, "seq"], "dtype": "int64"}},
+        {**decoders.INPUTS, "input_pos": {"shape": ["seq"], "dtype": "int64"}},
+        {**decoders.INPUTS, "tokens": {"shape": [1, "seq"], "dtype": "int32"}},
+    ],
+    ids=("names", "shape", "dtype"),
+)
+def test_other_inputs_are_refused(tmp_path: Path, inputs: Any) -> None:
+    what, fix = only(problems(tmp_path, inputs=inputs))
+    assert what == "a network with a key/value cache takes tokens and the position of the first, and nothing else"
+    assert fix == "inputs: {tokens: {shape: [1, seq], dtype: int64}, input_pos: {shape: [1], dtype: int64}}"
+
+
+def test_a_call_as_long_as_the_context_is_refused(tmp_path: Path) -> None:
+    what, fix = only(problems(tmp_path, dims={"seq": {"min": 1, "max": 64}}))
+    assert what == "64 tokens at once leave no room in a context of 64"
+    assert fix == "take at most 63; longer texts are read part by part"
+
+
+def test_text_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    what, fix = only(problems(tmp_path, samples={"evaluation": {"text": "text.txt", "length": 100}}))
+    assert (what, fix) == ("samples of 100 tokens do not fit a context of 64", "give length: 64 or less")
+
+
+def test_limits_fit_what_is_judged(tmp_path: Path) -> None:
+    evaluation = {"evaluation": {"text": "text.txt", "length": 32}}
+    what, fix = only(problems(tmp_path, samples=evaluation, limits={"agreement": {"metric": "top1", "min": 0.9}}))
+    assert what == "agreement is no limit for a network with a key/value cache"
+    assert fix == "use limits: {language: {top1: 0.98}}"
+    model = {"source": "transformers", "path": ".", "task": "text-generation"}
+    inputs = {"input_ids": {"shape": [1, 8], "dtype": "int64"}}
+    plain = {"model": model, "inputs": inputs, "dims": {}, "samples": {"evaluation": {"noise": True}}}
+    what, fix = only(problems(tmp_path, **plain, limits={"language": {"perplexity": 1.01}}))
+    assert what == "language.perplexity is no limit for a network without a key/value cache"
+    assert "model: {context: ...}" in fix

@@ -1,0 +1,107 @@
+"""Binaries for a Snapdragon's NPU that were compiled from a wrong network: `verify` fails them by the numbers alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tampering import EXIT_LIMIT, assert_unharmed_passes, judged, tampered
+
+from baking import finish, start
+from edgebake_targets import onnx_qnn
+from executorch_qnn_cases import toolchain
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(onnx_qnn.missing() is not None, reason="onnxruntime-qnn is not installed"),
+]
+TARGETS = {"onnx-qnn": ("model.onnx", "model.plain.onnx"), "executorch-qnn": ("model.pte",)}
+DEFECTS = ("gates", "bias", "channels")
+NETWORK = """
+import torch
+from edgebake.models.zoo import silero_vad
+
+def model(defect=""):
+    network = silero_vad.model()
+    weights = network.state_dict()
+    if defect == "gates":  # the gate that writes to the cell and the one that keeps it change places
+        for name in ("from_input.weight", "from_input.bias", "from_state.weight", "from_state.bias"):
+            write, keep, *rest = weights[name].chunk(4)
+            weights[name] = torch.cat([keep, write, *rest])
+    elif defect == "bias":
+        weights["encoder.2.bias"] = torch.zeros_like(weights["encoder.2.bias"])
+    elif defect == "channels":  # two halves of one convolution's output
+        weights["encoder.1.weight"] = weights["encoder.1.weight"].roll(32, 0)
+    network.load_state_dict(weights)
+    return network
+"""
+RECIPE = """
+name: vad
+model: {{source: python, path: "vad_net:model", licence: MIT, options: {{defect: "{defect}"}}}}
+inputs:
+  input: {{shape: [1, 576]}}
+  memory: {{shape: [2, 1, 128], role: state, state_from: next_state}}
+samples:
+  calibration: {{python: "edgebake.models.zoo.speech:speech", skip: 24, count: 2}}
+  evaluation: {{python: "edgebake.models.zoo.speech:speech", count: 1}}
+limits:
+  parity: {{cosine: 0.95, sqnr_db: 10}}
+  agreement: {{metric: binary, min: 0.8, output: probability}}
+targets:
+  - {{target: {target}, device: {device}, scheme: w8a16}}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Builds the detector for a target and chip, with a defect or without; the folder of the artifact."""
+    folder = tmp_path_factory.mktemp("vad")
+    (folder / "vad_net.py").write_text(NETWORK)
+
+    def build(target: str, defect: str = "", device: str = "sm8650") -> Path:
+        recipe, out = folder / "vad.yaml", folder / f"dist-{defect}"
+        recipe.write_text(RECIPE.format(target=target, defect=defect, device=device))
+        done = finish(start("build", recipe, "--out", out, "--store", folder / "store"), 1200)
+        assert done.code == 0, done.out + done.err
+        return out / "vad" / "model" / target / device / "w8a16"
+
+    with toolchain(tmp_path_factory.mktemp("toolchain")):
+        yield cache(build)
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_binary_of_a_wrong_network_fails(built: Callable[..., Path], target: str, defect: str) -> None:
+    sound, wrong = built(target), built(target, defect)
+
+    def exchange(folder: Path) -> None:
+        for name in TARGETS[target]:
+            shutil.copyfile(wrong / name, folder / name)
+
+    result, code, failed = judged(tampered(sound, defect, exchange, {}))
+    worst = min(found["sqnr_db"] for found in result.measurements["outputs"].values())
+    print(f"\nMUTATION {target} {defect}: {worst:.1f} dB, {sorted(failed)}")
+    assert (result.state, code) == ("fail", EXIT_LIMIT), result.verdicts
+    assert "parity.sqnr_db" in failed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_unharmed_control_signed_again_passes(built: Callable[..., Path], target: str) -> None:
+    assert_unharmed_passes(built(target))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_binary_of_another_chip_fails_though_the_simulator_runs_it(built: Callable[..., Path], target: str) -> None:
+    sound, other = built(target), built(target, device="sm8750")
+
+    def exchange(folder: Path) -> None:
+        for name in TARGETS[target]:
+            shutil.copyfile(other / name, folder / name)
+
+    result, code, _ = judged(tampered(sound, "chip", exchange, {}))
+    assert (result.state, code) == ("fail", EXIT_LIMIT), result.verdicts
+    (said,) = (verdict.reason for verdict in result.verdicts if verdict.limit == "structure.chip")
+    assert said == "compiled for the chip that its vendor numbers 69, not 57"

@@ -1,0 +1,95 @@
+"""A decoder lowered for XNNPACK: its caches, what ExecuTorch's own runner reads, and that this runner generates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import decoders
+from asking import defaults, lower_request
+from edgebake.errors import StageFailed
+from edgebake.models import transformers as hugging_face
+from edgebake.models._request import LoadRequest
+from edgebake.recipe import Component
+from edgebake.trace import trace
+from edgebake.types import Loaded, Lowered
+from edgebake_targets import executorch_xnnpack
+from edgebake_targets.runners import executorch_runtime
+
+# ExecuTorch tells everybody that it keeps no start of such buffers; caches have none.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Mutation on a buffer in the model is detected:UserWarning"),
+]
+TOKENS = torch.randint(3, decoders.WORDS, (1, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return decoders.save(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    component = Component.model_validate(decoders.component(folder))
+    return hugging_face.load(LoadRequest(model=component.model, component=component, base=folder))
+
+
+@pytest.fixture(scope="module")
+def lowered(loaded: Loaded, folder: Path) -> Lowered:
+    return executorch_xnnpack.lower(trace(loaded), lower_request(folder, defaults(executorch_xnnpack)))
+
+
+def in_parts(session: Any, *ends: int) -> Any:
+    starts = (0, *ends[:-1])
+    calls = [
+        session.call("forward", {"tokens": TOKENS[:, a:b].numpy(), "input_pos": np.array([a])})["logits"]
+        for a, b in zip(starts, ends, strict=True)
+    ]
+    return np.concatenate(calls, 1)
+
+
+def test_every_division_into_calls_says_what_the_float_model_says(
+    loaded: Loaded, lowered: Lowered, folder: Path
+) -> None:
+    with torch.no_grad():
+        float_module = loaded.methods["forward"]
+        want = [float_module(TOKENS[:, a : a + 16], torch.tensor([a]))[0] for a in (0, 16)]
+    session: Any = executorch_runtime.open(folder / lowered.entry, lowered.signature)
+    for ends in ((16, 32), (5, 6, 7, 20, 32), tuple(range(1, 33))):  # the caches hold another text before
+        assert np.allclose(in_parts(session, *ends), torch.cat(want, 1).numpy(), atol=1e-4, rtol=1e-4)
+    assert lowered.signature.methods["forward"].buffers == ()
+
+
+def test_past_the_end_of_the_cache_is_an_error(lowered: Lowered, folder: Path) -> None:
+    session: Any = executorch_runtime.open(folder / lowered.entry, lowered.signature)
+    with pytest.raises(StageFailed, match=r"tokens \(1, 8\)"):
+        session.call("forward", {"tokens": TOKENS[:, :8].numpy(), "input_pos": np.array([decoders.CONTEXT - 4])})
+
+
+def test_executorchs_own_runner_generates_the_same(lowered: Lowered, folder: Path) -> None:
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+    prompt, count = "A list of words, longer than one call takes:", 12
+    letters: list[str] = []
+    runner = TextLLMRunner(str(folder / lowered.entry), str(folder / "tokenizer.json"))
+    runner.generate(prompt, GenerationConfig(max_new_tokens=count, temperature=0.0, echo=False), letters.append)
+
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    session: Any = executorch_runtime.open(folder / lowered.entry, lowered.signature)
+    ids = tokenizer.encode(prompt).ids
+    for at in range(0, len(ids), decoders.ONCE):
+        part = {"tokens": np.array([ids[at : at + decoders.ONCE]]), "input_pos": np.array([at])}
+        logits = session.call("forward", part)["logits"]
+    new: list[int] = []
+    while len(new) < count and decoders.EOS not in new:
+        new.append(int(logits[0, -1].argmax()))
+        step = {"tokens": np.array([new[-1:]]), "input_pos": np.array([len(ids) + len(new) - 1])}
+        logits = session.call("forward", step)["logits"]
+    assert "".join(letters) == tokenizer.decode(new)
