@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from edgebake_targets._qnn_graph import name_of
 from edgebake_targets._qnn_quantizer import home
 from edgebake_targets._wide import Found, found
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    import torch
+    from torch.fx import GraphModule, Interpreter, Node
 
 CALLS = 4  # of the calibration samples, spread over them
 _Q, _DQ = "quantize_per_tensor", "dequantize_per_tensor"
@@ -56,17 +55,19 @@ def _home(pair: Node) -> str:
     return home(readers[0]) if readers else home(pair)
 
 
-class _Rounding(torch.fx.Interpreter):
-    """Runs a graph in which only some of the quantise/dequantise pairs do anything."""
+def _rounding(module: GraphModule, active: Collection[Node]) -> Interpreter:
+    """Runs a graph in which only the quantise/dequantise pairs ``active`` do anything."""
+    import torch
 
-    def __init__(self, module: GraphModule, active: Collection[Node]) -> None:
-        super().__init__(module)
-        self._active = active
+    class Rounding(torch.fx.Interpreter):
+        """Hands on what the other pairs are given."""
 
-    def run_node(self, n: Node) -> Any:
-        first: Any = n.args[0] if n.args else None
-        idle = n if name_of(n) == _Q else first if name_of(n) == _DQ and name_of(first) == _Q else None
-        return super().run_node(n) if idle is None or idle in self._active else self.env[first]
+        def run_node(self, n: Node) -> Any:
+            first: Any = n.args[0] if n.args else None
+            idle = n if name_of(n) == _Q else first if name_of(n) == _DQ and name_of(first) == _Q else None
+            return super().run_node(n) if idle is None or idle in active else self.env[first]
+
+    return Rounding(module)
 
 
 class _Meter:
@@ -77,8 +78,10 @@ class _Meter:
         self._wanted = [self._run(call, set()) for call in calls]
 
     def _run(self, call: tuple[torch.Tensor, ...], active: Collection[Node]) -> list[torch.Tensor]:
+        import torch
+
         with torch.no_grad():
-            made = _Rounding(self._module, active).run(*call)
+            made = _rounding(self._module, active).run(*call)
         return [value.double() for value in torch.utils._pytree.tree_leaves(made)]
 
     def loss(self, active: Collection[Node]) -> float:
