@@ -17,7 +17,7 @@ from edgebake_targets._wide import Found, found
 
 if TYPE_CHECKING:
     import torch
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule, Interpreter, Node
 
 CALLS = 4  # of the calibration samples, spread over them
 _Q, _DQ = "quantize_per_tensor", "dequantize_per_tensor"
@@ -55,11 +55,13 @@ def _home(pair: Node) -> str:
     return home(readers[0]) if readers else home(pair)
 
 
-def _rounding(module: GraphModule, active: Collection[Node]) -> torch.fx.Interpreter:
-    """Runs ``module`` with only the quantise/dequantise pairs ``active`` doing anything."""
+def _rounding(module: GraphModule, active: Collection[Node]) -> Interpreter:
+    """Runs a graph in which only the quantise/dequantise pairs ``active`` do anything."""
     import torch
 
     class Rounding(torch.fx.Interpreter):
+        """Hands on what the other pairs are given."""
+
         def run_node(self, n: Node) -> Any:
             first: Any = n.args[0] if n.args else None
             idle = n if name_of(n) == _Q else first if name_of(n) == _DQ and name_of(first) == _Q else None
