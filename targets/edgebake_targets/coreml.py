@@ -298,6 +298,8 @@ def _encodings(request: LowerRequest, written: Written) -> dict[str, Any]:
     notes = found["notes"]
     if any(parse(name).palette for name in found["schemes"]):
         found["palettes"] = request.options["palettes"]
+    if request.options["correct_biases"]:
+        notes.append("biases make up for what palettes, groups and pruning add on average over calibration samples")
     if float32 := sorted(written.kept):
         found["float32_modules"] = float32
         notes.append(f"computes in float32 on request: {', '.join(float32)}")

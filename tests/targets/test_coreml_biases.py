@@ -109,6 +109,7 @@ def test_a_corrected_package_is_closer_and_its_weights_are_the_same(traced_norma
         found = np.stack([session.call("forward", given)["y"] for given in inputs])
         expected = np.stack([net(torch.from_numpy(given["x"])).detach().numpy() for given in inputs])
         decibels[asked] = sqnr_db(expected, found)
+        assert any(note.startswith("biases make up for") for note in lowered.encodings["notes"]) is asked
         package = open_package(folder / lowered.entry)
         weights[asked] = {n: decode(package, constants(package)[f"{n}_weight_{s}"]) for n, s in ODD.items()}
     print(decibels)
