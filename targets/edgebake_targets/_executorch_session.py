@@ -107,8 +107,11 @@ class _Session:
         """Run ``method`` once. Outputs are copies: the runtime writes the next call's over the same memory."""
         specs = self._signature.methods[method]
         loaded = self._load(method, specs)
+        given = _tensors(method, specs, inputs)
+        if self._signature.language is not None:
+            refuse_past_the_end(self._signature.language.context, *given)
         try:
-            outputs = loaded(_tensors(method, specs, inputs))
+            outputs = loaded(given)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
             raise StageFailed(
@@ -135,6 +138,17 @@ class _Session:
                 )
             self._methods[method] = loaded
         return self._methods[method]
+
+
+def refuse_past_the_end(context: int, tokens: Any, position: Any) -> None:
+    """StageFailed for ``tokens``, (1, n), that go past ``context``: the runtime says 0x12, the rest to its log."""
+    start, count = int(position[0]), tokens.shape[-1]
+    if start + count > context:
+        raise StageFailed(
+            f"{count} tokens from position {start} on do not fit the context of {context}",
+            where="validate",
+            fix="begin a new text, or build with a larger context",
+        )
 
 
 def _tensors(method: str, specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:

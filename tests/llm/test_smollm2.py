@@ -26,7 +26,10 @@ def test_smollm2_says_paris_in_both_runners(tmp_path: Path) -> None:
     recipe = read(str(recipes_folder() / "llm" / "smollm2-135m.yaml"))
     options = BuildOptions(out=tmp_path / "dist", store=tmp_path / "store", only=("*#fp32",), timeout_s=3600)
     (result,) = build([recipe], options, lambda _event: None)
-    assert result.state == "pass", result
+    assert result.failure is None, result.failure
+    language = result.measurements["language"]
+    assert language["perplexity"]["ratio"] == pytest.approx(1, abs=1e-3)
+    assert language["top1"]["value"] > 0.998
     folder = tmp_path / "dist" / "smollm2-135m" / "model" / "executorch-xnnpack" / "any" / "fp32"
 
     said: list[str] = []

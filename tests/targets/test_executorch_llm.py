@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from edgebake.models import transformers as hugging_face
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component
 from edgebake.trace import trace
-from edgebake.types import Loaded, Lowered
+from edgebake.types import DimBounds, Language, Loaded, Lowered, MethodSignature, Signature, TensorSpec
 from edgebake_targets import executorch_xnnpack
+from edgebake_targets._executorch_llm import metadata
+from edgebake_targets._executorch_session import refuse_past_the_end
 from edgebake_targets.runners import executorch_runtime
 
 # ExecuTorch tells everybody that it keeps no start of such buffers; caches have none.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Mutation on a buffer in the model is detected:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Mutation on a buffer in the model is detected:UserWarning")
 TOKENS = torch.randint(3, decoders.WORDS, (1, 40), generator=torch.Generator().manual_seed(1))
 
 
@@ -53,6 +53,7 @@ def in_parts(session: Any, *ends: int) -> Any:
     return np.concatenate(calls, 1)
 
 
+@pytest.mark.slow
 def test_every_division_into_calls_says_what_the_float_model_says(
     loaded: Loaded, lowered: Lowered, folder: Path
 ) -> None:
@@ -65,12 +66,17 @@ def test_every_division_into_calls_says_what_the_float_model_says(
     assert lowered.signature.methods["forward"].buffers == ()
 
 
-def test_past_the_end_of_the_cache_is_an_error(lowered: Lowered, folder: Path) -> None:
+@pytest.mark.slow
+def test_the_last_row_of_the_cache_is_the_last(lowered: Lowered, folder: Path) -> None:
     session: Any = executorch_runtime.open(folder / lowered.entry, lowered.signature)
-    with pytest.raises(StageFailed, match=r"tokens \(1, 8\)"):
-        session.call("forward", {"tokens": TOKENS[:, :8].numpy(), "input_pos": np.array([decoders.CONTEXT - 4])})
+    last = {"tokens": TOKENS[:, :8].numpy(), "input_pos": np.array([decoders.CONTEXT - 8])}
+    assert np.isfinite(session.call("forward", last)["logits"]).all()
+    with pytest.raises(StageFailed) as caught:
+        session.call("forward", {**last, "input_pos": np.array([decoders.CONTEXT - 7])})
+    assert caught.value.problems[0].what.startswith("8 tokens from position 57 on do not fit")
 
 
+@pytest.mark.slow
 def test_executorchs_own_runner_generates_the_same(lowered: Lowered, folder: Path) -> None:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
@@ -93,3 +99,30 @@ def test_executorchs_own_runner_generates_the_same(lowered: Lowered, folder: Pat
         step = {"tokens": np.array([new[-1:]]), "input_pos": np.array([len(ids) + len(new) - 1])}
         logits = session.call("forward", step)["logits"]
     assert "".join(letters) == tokenizer.decode(new)
+
+
+def test_past_the_end_of_the_cache_is_an_error_in_words() -> None:
+    refuse_past_the_end(64, np.zeros((1, 8)), np.array([56]))
+    with pytest.raises(StageFailed) as caught:
+        refuse_past_the_end(64, np.zeros((1, 8)), np.array([57]))
+    (problem,) = caught.value.problems
+    assert problem.what == "8 tokens from position 57 on do not fit the context of 64"
+    assert problem.fix == "begin a new text, or build with a larger context"
+
+
+def test_executorchs_runner_is_told_what_it_asks() -> None:
+    inputs = (TensorSpec(name="tokens", shape=(1, "seq"), dtype="int64"),)
+    method = MethodSignature(inputs=inputs, outputs=())
+    told = Language(context=64, vocabulary=96, bos=None, stop=(2, 7))
+    signature = Signature(methods={"forward": method}, dims={"seq": DimBounds(min=1, max=16)}, language=told)
+    assert metadata(signature) == {
+        "get_max_context_len": 64,
+        "get_max_seq_len": 16,
+        "get_vocab_size": 96,
+        "get_eos_ids": [2, 7],
+        "enable_dynamic_shape": True,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+    }
+    assert metadata(replace(signature, language=replace(told, bos=1)))["get_bos_id"] == 1  # type: ignore[index]
+    assert metadata(replace(signature, language=None)) is None
