@@ -9,10 +9,7 @@ float network, so that one run over the samples serves all layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
 from edgebake.scheme import parse
@@ -22,6 +19,9 @@ from edgebake_targets._coreml_options import precision_of
 from edgebake_targets._coreml_rounded import rounded
 from edgebake_targets._coreml_sensitivity import outputs_of
 from edgebake_targets._coreml_weights import FloatWeight, Product, norm_after, product_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 def corrected(weights: Iterable[FloatWeight], traced: Traced, name: str, request: LowerRequest) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def corrected(weights: Iterable[FloatWeight], traced: Traced, name: str, request
     changed = {}
     for module, mean in means.items():
         stored, sign = places[module] or ("", 0)
-        changed[stored] = program.state_dict[stored].detach() + sign * mean.to(torch.float32)
+        changed[stored] = program.state_dict[stored].detach() + sign * mean.float()
     return changed
 
 
@@ -71,6 +71,9 @@ def _place(program: torch.export.ExportedProgram, node: torch.fx.Node, position:
 
 def _error(weight: FloatWeight, request: LowerRequest) -> torch.Tensor:
     """What the stored weight differs by from the float one, before a normalisation is folded in."""
+    import numpy as np
+    import torch
+
     dtype = np.float16 if precision_of(request) == "fp16" else np.float32
     stored = rounded(weight.scheme, weight.values, weight.axis, dtype, weight.sensitivity).astype(np.float64)
     factor = np.ones(()) if weight.factor is None else weight.factor
@@ -80,6 +83,8 @@ def _error(weight: FloatWeight, request: LowerRequest) -> torch.Tensor:
 
 def _means(traced: Traced, name: str, samples: SampleSet, errors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Of what each module's error adds to its output, by output channel, over the calibration samples."""
+    import torch
+
     module: Any = traced.programs[name].module(check_guards=False)
     taps: dict[str, _Tap] = {}
     for node in list(module.graph.nodes):
@@ -87,7 +92,9 @@ def _means(traced: Traced, name: str, samples: SampleSet, errors: Mapping[str, t
         if product is None or product.module not in errors or product.module in taps:
             continue
         taps[product.module] = tap = _Tap(node, product, errors[product.module])
-        module.add_module(f"tap_{node.name}", tap)
+        watched = torch.nn.Identity()
+        watched.register_forward_hook(tap.watch)
+        module.add_module(f"tap_{node.name}", watched)
         with module.graph.inserting_after(node):
             module.graph.call_module(f"tap_{node.name}", (node.args[product.data],))
     module.recompile()
@@ -96,20 +103,19 @@ def _means(traced: Traced, name: str, samples: SampleSet, errors: Mapping[str, t
     return {name: tap.total / tap.count for name, tap in taps.items() if tap.count}
 
 
-class _Tap(torch.nn.Module):
+class _Tap:
     """Sums of what a linear layer or convolution would add with ``error`` for its weight."""
 
     def __init__(self, node: torch.fx.Node, product: Product, error: torch.Tensor) -> None:
-        super().__init__()
         self.operator: Any = node.target
         self.before, self.error = list(node.args[: product.data]), error
         self.after = [None, *node.args[product.weight + 2 :]]  # None: no bias
         self.channel = 1 if "conv" in str(node.target) else -1
-        self.total, self.count = torch.zeros((), dtype=torch.float64), 0
+        self.total, self.count = error.new_zeros(()).double(), 0
 
-    def forward(self, x: torch.Tensor) -> None:
-        """Look at one call."""
-        added = self.operator(*self.before, x.detach(), self.error, *self.after).movedim(self.channel, -1)
-        rows = added.reshape(-1, added.shape[-1])
-        self.total = self.total + rows.sum(0, dtype=torch.float64)
+    def watch(self, _module: Any, args: tuple[torch.Tensor, ...], _output: Any) -> None:
+        """A forward hook."""
+        added = self.operator(*self.before, args[0].detach(), self.error, *self.after).movedim(self.channel, -1)
+        rows = added.reshape(-1, added.shape[-1]).double()
+        self.total = self.total + rows.sum(0)
         self.count += len(rows)
