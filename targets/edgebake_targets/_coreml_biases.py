@@ -83,14 +83,18 @@ def _error(weight: FloatWeight, request: LowerRequest) -> torch.Tensor:
 
 def _means(traced: Traced, name: str, samples: SampleSet, errors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Of what each module's error adds to its output, by output channel, over the calibration samples."""
+    import torch
+
     module: Any = traced.programs[name].module(check_guards=False)
-    taps: dict[str, Any] = {}
+    taps: dict[str, _Tap] = {}
     for node in list(module.graph.nodes):
         product = product_of(node)
         if product is None or product.module not in errors or product.module in taps:
             continue
-        taps[product.module] = tap = _tap(node, product, errors[product.module])
-        module.add_module(f"tap_{node.name}", tap)
+        taps[product.module] = tap = _Tap(node, product, errors[product.module])
+        watched = torch.nn.Identity()
+        watched.register_forward_hook(tap.watch)
+        module.add_module(f"tap_{node.name}", watched)
         with module.graph.inserting_after(node):
             module.graph.call_module(f"tap_{node.name}", (node.args[product.data],))
     module.recompile()
@@ -99,23 +103,19 @@ def _means(traced: Traced, name: str, samples: SampleSet, errors: Mapping[str, t
     return {name: tap.total / tap.count for name, tap in taps.items() if tap.count}
 
 
-def _tap(node: torch.fx.Node, product: Product, error: torch.Tensor) -> torch.nn.Module:
-    """Sums up what a layer would add with ``error`` for its weight: ``total`` of ``count`` rows."""
-    import torch
+class _Tap:
+    """Sums of what a linear layer or convolution would add with ``error`` for its weight."""
 
-    operator: Any = node.target
-    before, after = list(node.args[: product.data]), [None, *node.args[product.weight + 2 :]]  # None: no bias
-    channel = 1 if "conv" in str(node.target) else -1
+    def __init__(self, node: torch.fx.Node, product: Product, error: torch.Tensor) -> None:
+        self.operator: Any = node.target
+        self.before, self.error = list(node.args[: product.data]), error
+        self.after = [None, *node.args[product.weight + 2 :]]  # None: no bias
+        self.channel = 1 if "conv" in str(node.target) else -1
+        self.total, self.count = error.new_zeros(()).double(), 0
 
-    class Tap(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.total, self.count = torch.zeros((), dtype=torch.float64), 0
-
-        def forward(self, x: torch.Tensor) -> None:
-            added = operator(*before, x.detach(), error, *after).movedim(channel, -1)
-            rows = added.reshape(-1, added.shape[-1])
-            self.total = self.total + rows.sum(0, dtype=torch.float64)
-            self.count += len(rows)
-
-    return Tap()
+    def watch(self, _module: Any, args: tuple[torch.Tensor, ...], _output: Any) -> None:
+        """A forward hook."""
+        added = self.operator(*self.before, args[0].detach(), self.error, *self.after).movedim(self.channel, -1)
+        rows = added.reshape(-1, added.shape[-1]).double()
+        self.total = self.total + rows.sum(0)
+        self.count += len(rows)

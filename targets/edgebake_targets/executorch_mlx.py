@@ -15,7 +15,7 @@ from edgebake_targets import _executorch, _mlx
 FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
-SOURCES = (*_executorch.SOURCES, "edgebake_targets._mlx")
+SOURCES = (*_executorch.SOURCES, "edgebake_targets._mlx", "edgebake_targets._mlx_weights")
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _INTEGER: tuple[ModuleKind, ...] = ("linear", "embedding")
@@ -58,8 +58,8 @@ def missing() -> Missing | None:
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
-    """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
-    from edgebake_targets import _executorch_checks
+    """Write ``model.pte`` with one method per program; StageFailed for weights that stayed float or changed."""
+    from edgebake_targets import _executorch_checks, _mlx_weights
 
     _executorch.refuse_states(traced)
     _mlx.prepare()
@@ -78,6 +78,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         traced,
         fix="MLX takes integer weights whose input features are divisible by 32: give these modules fp16",
     )
+    _mlx_weights.refuse_changed(request.folder / lowered.entry, traced)
     return lowered
 
 

@@ -20,7 +20,7 @@ from edgebake.target import ModuleRequest, NotMeasured, runners_of
 from edgebake.trace import dynamic_shapes
 from edgebake.types import Assignment, Lowered, MethodSignature, Signature, TensorSpec, Traced
 from edgebake.validate import choose_runner
-from edgebake_targets import _mlx
+from edgebake_targets import _mlx, _mlx_weights
 from edgebake_targets import executorch_mlx as target
 from edgebake_targets.inspectors import pte
 from edgebake_targets.runners import executorch_macos
@@ -105,6 +105,23 @@ def test_the_structure_passes_as_built_and_fails_for_another_promise(built: dict
     method = MethodSignature(inputs=TEXT.methods["forward"].inputs, outputs=(output,))
     other = target.structure(entry, Signature(methods={"forward": method}, dims=TEXT.dims), {})
     assert [v.reason for v in other if v.state == "fail"] == ["scores is float32 [1, 32, 10], not float16 [1, 32, 10]"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_held_against_the_networks_value_by_value(built: dict[str, Built], case: str) -> None:
+    """Each of them, its scales too; one value that differs is named with its module."""
+    traced = traced_text(CASES[case])
+    path = built[case][1] / "model.pte"
+    tables = 4 if case != "mixed" else 8  # two linear layers, the head and a table; with scales each
+    assert _mlx_weights.refuse_changed(path, traced) >= tables
+    state = dict(traced.programs["forward"].state_dict)
+    name = next(key for key in state if key.endswith("up.weight"))
+    changed = state[name].detach().clone()
+    inner = changed.qdata if case == "mixed" else changed
+    inner.view(-1)[7] += 1
+    traced.programs["forward"]._state_dict = {**state, name: changed}
+    with pytest.raises(StageFailed, match=r"other values than the network's for up\n"):
+        _mlx_weights.refuse_changed(path, traced)
 
 
 def test_a_program_that_is_cut_short_does_not_load(built: dict[str, Built], tmp_path: Path) -> None:
