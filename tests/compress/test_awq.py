@@ -59,7 +59,7 @@ def test_a_grid_of_one_changes_nothing() -> None:
 
 def test_a_grid_of_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match="awq: a grid of 0 tries nothing") as caught:
-        decoders.after(awq, decoders.network(), grid=0)
+        outlier_decoders.after(awq, outlier_decoders.network(), grid=0)
     assert "how many exponents" in str(caught.value)
 
 
