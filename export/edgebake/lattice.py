@@ -33,18 +33,18 @@ def integers(groups: NDArray[Any], bits: int) -> tuple[NDArray[np.int8], NDArray
     q, scale = np.zeros(values.shape, np.int8), np.ones(len(values), np.float32)
     found = np.zeros(len(values), np.bool_)
     low, high = bounds(bits)
-    peak = np.abs(values).max(axis=1, initial=0)
-    rows = np.flatnonzero(np.isfinite(peak) & (peak > 0))
+    first = np.ascontiguousarray(values[:, :_FIRST])
+    peak = np.maximum(values.max(axis=1, initial=0), -values.min(axis=1, initial=0))
+    open_ = np.isfinite(peak) & (peak > 0)
     for largest in range(max(-low, high), 0, -1):
-        step = peak[rows] / np.float32(largest)
-        usable = step > 0  # a denormal peak has none
-        near = usable & (_rest(values[rows, :_FIRST], step, low, high) == 0).all(1)
-        tried, taken = rows[near], step[near]
-        made = _quotients(values[tried], taken)
+        step = np.where(open_, peak, np.float32(1)) / np.float32(largest)
+        # A denormal peak may have no step.
+        tried = np.flatnonzero(open_ & (step > 0) & (_rest(first, step, low, high) == 0).all(1))
+        taken = step[tried]
         whole = (_rest(values[tried], taken, low, high) == 0).all(1)
         at = tried[whole]
-        q[at], scale[at], found[at] = made[whole].astype(np.int8), taken[whole], True
-        rows = rows[~np.isin(rows, at)]
+        q[at], scale[at] = _quotients(values[at], step[at]), step[at]
+        found[at], open_[at] = True, False
     return q, scale, found
 
 
