@@ -79,7 +79,9 @@ class Snapshot:
         with torch.no_grad():
             for each in self.held:
                 if each.changed():
-                    each.tensor.detach_().copy_(each.value)  # written with gradients on, it is part of their graph
+                    if each.tensor.requires_grad:  # written with gradients on, it is part of their graph
+                        each.tensor.detach_()
+                    each.tensor.copy_(each.value)
                     each.owner._buffers[each.name] = each.tensor
 
 

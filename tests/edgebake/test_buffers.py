@@ -53,6 +53,16 @@ def sample(*values: float) -> Sample:
     return Sample(calls=calls, source=str(values))
 
 
+def test_a_buffer_that_is_part_of_a_larger_tensor_is_put_back(loaded: Loaded) -> None:
+    """As programs read from a file may hold theirs."""
+    network = loaded.methods["forward"]
+    network.seen = torch.full((2, 4), 3.0)[:1]  # type: ignore[assignment]
+    with torch.no_grad(), untouched(network) as snapshot:
+        network(torch.ones(1, 4))
+        assert "seen" in snapshot.written()
+    assert float(network.get_buffer("seen")[0, 0]) == 3
+
+
 def test_what_was_written_is_named_and_put_back(loaded: Loaded) -> None:
     network = loaded.methods["forward"]
     with untouched(network) as snapshot:
