@@ -37,7 +37,7 @@ def integers(groups: NDArray[Any], bits: int) -> tuple[NDArray[np.int8], NDArray
     peak = np.maximum(values.max(axis=1, initial=0), -values.min(axis=1, initial=0))
     open_ = np.isfinite(peak) & (peak > 0)
     for largest in range(max(-low, high), 0, -1):
-        step = np.where(open_, peak, np.float32(1)) / np.float32(largest)
+        step = np.asarray(np.where(open_, peak, 1) / largest, np.float32)
         # A denormal peak may have no step.
         tried = np.flatnonzero(open_ & (step > 0) & (_rest(first, step, low, high) == 0).all(1))
         taken = step[tried]
