@@ -221,9 +221,9 @@ def transposed(groups: int) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("make", "module"),
     [
-        pytest.param(TwoScales, "conv", id="two norms"),
+        pytest.param(TwoScales, "conv", id="two norms", marks=pytest.mark.slow),
         pytest.param(ReadTwice, "conv", id="read twice", marks=pytest.mark.slow),
-        pytest.param(lambda: transposed(2), "0", id="groups"),
+        pytest.param(lambda: transposed(2), "0", id="groups", marks=pytest.mark.slow),
         pytest.param(lambda: transposed(8), "0", id="depthwise", marks=pytest.mark.slow),
     ],
 )

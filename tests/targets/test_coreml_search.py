@@ -160,6 +160,7 @@ def test_the_same_search_gives_the_same_bytes(masked: Traced, tmp_path: Path) ->
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_what_loses_without_overflow_is_found(tmp_path: Path) -> None:
     torch.manual_seed(0)
     traced = traced_of(nn.Sequential(nn.Linear(8, 8), Cancelling()).eval(), [X], [spec("y", 1, 6, 8)])
@@ -171,6 +172,7 @@ def test_what_loses_without_overflow_is_found(tmp_path: Path) -> None:
     assert worst_errors(traced, tmp_path / "auto" / lowered.entry, samples(4, x=X))["declared"] < 0.01
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_where_float16_is_enough(tmp_path: Path) -> None:
     given = SampleSet(samples=(Sample(calls=(Call(inputs={"ids": np.arange(9)[None]}),), source="one"),))
     request = ask(tmp_path, everywhere("w8"), "w8", keep_float32="auto")
@@ -180,6 +182,7 @@ def test_nothing_is_kept_where_float16_is_enough(tmp_path: Path) -> None:
     assert "float32_modules" not in lowered.encodings
 
 
+@pytest.mark.slow
 def test_modules_that_are_named_stay_beside_those_that_are_found(masked: Traced, tmp_path: Path) -> None:
     lowered = searched(masked, tmp_path, samples(1, x=X, mask=MASK), keep_float32="last auto attention")
     assert lowered.encodings["float32_modules"] == [".", "attention", "head", "last"]

@@ -282,7 +282,7 @@ def test_the_targets_and_the_runners_top_level_import_no_heavy_library() -> None
 
 
 def test_int8_rounds_to_the_nearest_step_and_survives_empty_channels() -> None:
-    weight = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]], np.float32)
+    weight = np.array([[1.0, -2.0, 0.51], [0.0, 0.0, 0.0]], np.float32)
     q, scale = symmetric_int8(weight, 0)
     assert q.tolist() == [[64, -127, 32], [0, 0, 0]]
     assert scale.tolist() == [np.float32(2 / 127), 1.0]
