@@ -173,13 +173,18 @@ def fold_norms(decoder: Decoder) -> None:
 
 
 def calls_of(request: ModuleRequest, most: int | None = None) -> list[Call]:
-    """What the network is given in its calls on calibration samples, the first ``most``; RecipeError without any."""
+    """What the network is given in its calls on calibration samples, the first ``most``; RecipeError without any.
+
+    Of a network that keeps caches, those calls that find them as they are now: others make no sense by themselves.
+    """
     import torch
 
     found: list[Call] = []
+    start = [(buffer, buffer.clone()) for buffer in request.module.buffers()]
 
     def watch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args, dict(kwargs)))
+        if all(torch.equal(buffer, value) for buffer, value in start):
+            found.append((args, dict(kwargs)))
         if len(found) == most:
             raise _Enough
 

@@ -9,7 +9,8 @@ Kullback-Leibler divergence in nats per position. Weights are rounded as plain r
 too, both with straight-through gradients (Bengio, Leonard, Courville 2013, arXiv:1308.3432). Table and head turn, but
 are not rounded while learning.
 
-Calls of the calibration samples take turns, one a step; the rate falls linearly to zero.
+Calls of the calibration samples take turns, one a step; the rate falls linearly to zero. Calls that go on where an
+earlier one left caches are not used.
 """
 
 from __future__ import annotations
@@ -101,14 +102,15 @@ class _Learner:
 
         for step in range(steps):
             r1, r2 = self.first.leaf(), [second.leaf() for second in self.seconds]
-            loss = self._divergence(calls[step % len(calls)], r1, r2)
-            if not bool(torch.isfinite(loss)):
-                raise StageFailed(
-                    f"spinquant: the loss of step {step + 1} is not finite",
-                    where="compress.steps: spinquant",
-                    fix="lower its rate, or check the calibration samples",
-                )
-            gradients = torch.autograd.grad(loss, [r1, *r2])
+            with untouched(self.module):  # the graph holds what the call writes to caches
+                loss = self._divergence(calls[step % len(calls)], r1, r2)
+                if not bool(torch.isfinite(loss)):
+                    raise StageFailed(
+                        f"spinquant: the loss of step {step + 1} is not finite",
+                        where="compress.steps: spinquant",
+                        fix="lower its rate, or check the calibration samples",
+                    )
+                gradients = torch.autograd.grad(loss, [r1, *r2])
             for matrix, gradient in zip((self.first, *self.seconds), gradients, strict=True):
                 matrix.step(gradient, rate * (1 - step / steps))
 
@@ -116,7 +118,7 @@ class _Learner:
         """The divergence on ``call`` with the rotations as they are."""
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), untouched(self.module):
             return float(self._divergence(call, self.first.leaf(), [second.leaf() for second in self.seconds]))
 
     def _divergence(self, call: Call, r1: torch.Tensor, r2: list[torch.Tensor]) -> torch.Tensor:
@@ -124,7 +126,7 @@ class _Learner:
 
         with torch.no_grad(), untouched(self.module):
             wanted = _log_probabilities(self.module(*call[0], **call[1]))
-        with untouched(self.module), self._turning(r1):
+        with self._turning(r1):
             output = torch.func.functional_call(self.module, self._parameters(r1, r2), call[0], call[1])
         got = _log_probabilities(output)
         return (wanted.exp() * (wanted - got)).sum(-1).mean()
