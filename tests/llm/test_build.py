@@ -29,7 +29,7 @@ def kitchen(folder: Path, *targets: Any, **more: Any) -> baking.Kitchen:
 
 @pytest.mark.slow
 def test_a_decoder_is_built_and_judged_by_its_text(tmp_path: Path) -> None:
-    limits = {"language": {"perplexity": 1.2, "kl": 1.0, "top1": 0.7, "top5": 0.7, "stepwise_db": 10}}
+    limits = {"language": {"perplexity": 1.2, "kl": 1.0, "top1": 0.6, "top5": 0.7, "stepwise_db": 10}}
     place = kitchen(tmp_path, "executorch-xnnpack", W8A8D, W4G32A8D, limits=limits)
     done = place.build("--strict")
     assert done.code == 0, done.err + done.out
