@@ -10,6 +10,8 @@ LONGEST = 60
 
 def visible(text: str) -> str:
     """``text`` on one line, with control, bidirectional and unpaired characters written as escapes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

@@ -77,13 +77,23 @@ class _Reader:
 def parse(text: str) -> Document:
     """Read one document; YamlError at the first fault that makes the rest unreadable."""
     _refuse_strange_characters(text)
-    reader = _Reader(yaml.parse(text, Loader=yaml.SafeLoader))
+    fast = getattr(yaml, "CSafeLoader", None)  # libyaml, where PyYAML was built with it
+    if fast is not None:
+        try:
+            return _read(text, fast)
+        except (YamlError, yaml.YAMLError):  # told in PyYAML's words: they name the line where a bracket was opened
+            pass
     try:
-        node = _document(reader)
+        return _read(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         raise YamlError(_syntax_fault(error, text)) from None
     except yaml.YAMLError as error:
         raise YamlError(Fault(1, f"not readable as YAML: {error}")) from None
+
+
+def _read(text: str, loader: Any) -> Document:
+    reader = _Reader(yaml.parse(text, Loader=loader))
+    node = _document(reader)
     lines: dict[Path, int] = {(): node.line}
     _gather_lines(node, (), lines)
     return Document(_plain(node), lines, tuple(reader.faults))
@@ -168,13 +178,13 @@ def _sequence(reader: _Reader, start: yaml.Event, depth: int, key: Path) -> _Nod
 def _key(event: yaml.Event) -> str:
     if not isinstance(event, yaml.ScalarEvent):
         _stop(event, "a key must be one word or text, not a list, mapping or alias")
-    if event.value == "<<" and event.style is None:
+    if event.value == "<<" and not event.style:
         _stop(event, "merge keys ('<<') are not supported", "write the keys out, or use extends:")
     return str(_text(event))
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
-    if event.style is not None or event.tag == "!":
+    if event.style or event.tag == "!":
         return _text(event)
     text = event.value
     if text in _SPECIAL:
