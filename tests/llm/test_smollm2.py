@@ -20,6 +20,7 @@ PROMPT = "The capital of France is"
 
 @pytest.mark.slow
 def test_smollm2_says_paris_in_both_runners(tmp_path: Path) -> None:
+    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  its kernels, which the runner looks for
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from tokenizers import Tokenizer
 
