@@ -45,10 +45,10 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
 @pytest.mark.parametrize("scheme", ["w4", "w4g32a8d"])
 def test_the_function_stays_and_the_rounded_network_comes_nearer_on_calibration(scheme: str) -> None:
     plain = outlier_decoders.network()
-    made, said = outlier_decoders.after(spinquant, plain, scheme, outlier_decoders.ids(1), steps=12)
+    made, said = outlier_decoders.after(spinquant, plain, scheme, outlier_decoders.ids(1), steps=24)
     assert outlier_decoders.decibels(plain, made) > 100
     told = re.fullmatch(
-        r"spinquant: 12 steps; divergence of the rounded network from the float one on the first calibration call "
+        r"spinquant: 24 steps; divergence of the rounded network from the float one on the first calibration call "
         r"(\S+) before, (\S+) after \(nats per position\)",
         said[1],
     )
@@ -89,3 +89,11 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_step() -> None:
     with pytest.raises(StageFailed, match="spinquant: the loss of step 1 is not finite") as caught:
         outlier_decoders.after(spinquant, plain, steps=1)
     assert "lower its rate, or check the calibration samples" in str(caught.value)
+
+
+def test_matrices_that_learning_made_worse_are_not_taken() -> None:
+    plain = outlier_decoders.network()
+    made, said = outlier_decoders.after(spinquant, plain, "w8", outlier_decoders.ids(2), steps=2, rate=5.0)
+    assert any("the random matrices stay, since learning came no nearer" in line for line in said), said
+    start, _ = outlier_decoders.after(rotate, plain, "w8")
+    assert torch.equal(outlier_decoders.logits(made), outlier_decoders.logits(start))

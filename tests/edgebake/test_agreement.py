@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -133,6 +133,7 @@ def test_binary_on_one_side_only_is_no_evidence() -> None:
     assert "one side of 0.5" in meter.measurements()["undefined"]
 
 
+@settings(deadline=None)  # scipy's first call imports
 @given(st.lists(st.integers(-4, 4), min_size=3, max_size=40), st.integers(0, 1000))
 def test_ranks_and_spearman_equal_scipy(values: list[int], seed: int) -> None:
     left = np.array(values, np.float64)

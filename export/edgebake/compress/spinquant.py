@@ -76,8 +76,15 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         seconds = [_cayley.Cayley.of(_hadamard.rotation(layer.head, generator)) for layer in decoder.layers]
         learner = _Learner(request.module, decoder, parts, first, seconds)
         before = learner.loss(calls[0])
+        starts = [matrix.x for matrix in (first, *seconds)]
         learner.learn(calls, int(options["steps"]), float(options["rate"]))
         after = learner.loss(calls[0])
+        if after > before:
+            request.tell(
+                "spinquant: the random matrices stay, since learning came no nearer: try another rate or more calls"
+            )
+            for matrix, start in zip((first, *seconds), starts, strict=True):
+                matrix.x = start
         request.tell(
             f"spinquant: {options['steps']} steps; divergence of the rounded network from the float one on the first "
             f"calibration call {before:.4f} before, {after:.4f} after (nats per position)"
