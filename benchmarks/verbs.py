@@ -17,7 +17,8 @@ _MAIN = "from edgebake.cli import main; main()"
 
 def cpu_seconds(arguments: Sequence[str]) -> float:
     """CPU seconds of one `edgebake` process and its children; RuntimeError when it fails."""
-    process = subprocess.Popen([sys.executable, "-c", _MAIN, *arguments], stdout=subprocess.DEVNULL)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen([sys.executable, "-c", _MAIN, *arguments], stdout=subprocess.DEVNULL, env=environ)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
