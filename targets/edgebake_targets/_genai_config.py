@@ -59,7 +59,7 @@ def read_spec(folder: Path) -> Spec:
     if kind not in ("default", "linear", "llama3"):
         what = f"rotary embeddings of the kind {kind!r} have no nodes here"
         raise RecipeError(what, where="model.path", fix="kinds that have: default, linear, llama3")
-    absent = [name for name in _SIZES if name not in raw]
+    absent = [name for name in _SIZES if raw.get(name) is None]
     if absent:
         fix = "save the configuration in full: AutoConfig.from_pretrained(...).save_pretrained(folder)"
         raise RecipeError(f"config.json does not say {', '.join(absent)}", where="model.path", fix=fix)

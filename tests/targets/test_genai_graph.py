@@ -185,6 +185,7 @@ def test_genai_config_says_how_to_run_it(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, 64, "the activation 'gelu' has no nodes here"),
         ({"model_type": "mistral", "sliding_window": 32}, 64, "attention with a sliding window has no nodes here"),
         ({"rope_scaling": {"rope_type": "yarn"}}, 64, "rotary embeddings of the kind 'yarn' have no nodes here"),
+        ({"num_hidden_layers": None}, 64, "config.json does not say num_hidden_layers"),
         ({}, 257, "the model knows 256 positions, the context is 257"),
     ],
 )
