@@ -50,7 +50,8 @@ def write_graph(
     """Write the decoder of ``spec`` with ``tensors`` for its weights as GRAPH and DATA into ``folder``.
 
     ``scheme_of`` a module: fp32, w4g<n>, w8g<n>, w8 (in the widest groups that divide a row), and of products with
-    ``a8d``: activations rounded to int8 in the kernel. RecipeError where MatMulNBits cannot hold what is asked.
+    ``a8d``: activations rounded to int8 in the kernel; the embedding fp32 or w8. RecipeError where MatMulNBits cannot
+    hold what is asked.
     """
     if context > spec.positions:
         what = f"the model knows {spec.positions} positions, the context is {context}"

@@ -106,6 +106,14 @@ def test_stock_onnxruntime_genai_generates_the_tokens_of_our_own_loop(built: Seq
         assert said == ours(folder)
 
 
+@pytest.mark.slow
+def test_its_chat_template_renders_as_the_models_own(built: Sequence[Any]) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
+    tokenizer = genai.Tokenizer(genai.Model(built[0]["folder"]))
+    said = json.dumps([{"role": "user", "content": "Hello"}])
+    assert tokenizer.apply_chat_template(said, add_generation_prompt=True) == "<user>Hello\n"
+
+
 def ours(folder: Path) -> list[int]:
     """The prompt and the likeliest tokens after it, until one ends the text, from our own runner."""
     from tokenizers import Tokenizer
