@@ -27,13 +27,13 @@ from edgebake.target import (
     MODELS,
     RUNNERS,
     TARGETS,
-    About,
     Support,
     calibrating,
     find_target,
     runners_of,
     support_of,
 )
+from edgebake.types import About
 from edgebake.units import Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")

@@ -295,9 +295,9 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
 
     def write(folder: Path) -> Mapping[str, Any]:
         with bench.stage("lower", unit):
-            lowered = find_target(unit.target).lower(
-                compressed, _lower_request(bench, unit, assignment, folder, traced)
-            )
+            request = _lower_request(bench, unit, assignment, folder, traced)
+            request = replace(request, beside=companions.kept(before.folder))
+            lowered = find_target(unit.target).lower(compressed, request)
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
             beside = companions.deliver(before.folder, folder)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgebake.errors import Problem, RecipeError, StageFailed
 from edgebake.types import (
+    About,
     ActsOn,
     Assignment,
     Inspection,
@@ -86,20 +87,6 @@ class Missing:
     remedy: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options.
-
-    ``mean`` and ``std``: how pixels in 0..1 become what inputs with role image hold; empty where no samples say it.
-    """
-
-    description: str = ""
-    licence: str = ""
-    digest: str = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-
 # Samples -> per sample the recorded calls of the float network, states carried from call to call.
 FloatCalls = Callable[[Iterable[Sample]], Iterator[tuple[ReferenceCall, ...]]]
 
@@ -120,8 +107,9 @@ class LowerRequest:
     device: Mapping[str, Any] | None
     calibration: SampleSet | None  # None when nothing needs calibration
     folder: Path  # empty; write the artifact's files here
-    about: About = About()
+    about: About = field(default_factory=About)
     float_calls: FloatCalls = no_float_calls
+    beside: Path | None = None  # of a decoder: a folder with its config.json and the files that travel with it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,7 @@ class Loaded:
     signature: Signature
     facts: Mapping[str, Any]  # deterministic: class, parameters, revision, licence, "weights": "trained"|"random"
     operators: tuple[str, ...] = ()  # "module:function" that register what its exported programs hold
-    companions: Mapping[str, Path] = field(default_factory=dict)  # files that travel with every artifact, by name
+    companions: Mapping[str, Path] = field(default_factory=dict)  # config.json, and files that travel with artifacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +270,20 @@ class Lowered:
     planned_memory_bytes: int | None = None
     encodings: Mapping[str, Any] = field(default_factory=dict)  # summary: {scheme: modules}, float modules, notes
     notes: tuple[str, ...] = ()  # what reports say of it: choices that lowering made by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the recipe says of a network, for formats that carry it; ``digest`` of the model, the rules and options.
+
+    ``mean`` and ``std``: how pixels in 0..1 become what inputs with role image hold; empty where no samples say it.
+    """
+
+    description: str = ""
+    licence: str = ""
+    digest: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,14 @@ _HERE = Path(__file__).parent
 # What every target of the family reaches: the inspector of .pte files looks into Core ML's and other backends' parts.
 SOURCES = tuple(
     ".".join(("edgebake_targets", *file.relative_to(_HERE).with_suffix("").parts))
-    for pattern in ("_executorch*.py", "_coreml*.py", "_units.py", "_weight_record.py", "inspectors/*.py")
+    for pattern in (
+        "_executorch*.py",
+        "_coreml*.py",
+        "_decoders.py",
+        "_units.py",
+        "_weight_record.py",
+        "inspectors/*.py",
+    )
     for file in sorted(_HERE.glob(pattern))
     if file.stem != "__init__"
 )

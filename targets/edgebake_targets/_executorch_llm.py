@@ -7,15 +7,13 @@ methods without inputs; those of ``llm_runner_helper.cpp`` and ``constants.h`` t
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgebake.types import Signature, Traced
+from edgebake_targets._decoders import without_caches
 
 if TYPE_CHECKING:
     import torch
-
-CACHES = ("key_cache", "value_cache")
 
 
 def with_own_operators(traced: Traced) -> Traced:
@@ -27,12 +25,8 @@ def with_own_operators(traced: Traced) -> Traced:
         return traced
     import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers torch.ops.llama
 
-    methods = {
-        name: replace(method, buffers=tuple(b for b in method.buffers if not b.endswith(CACHES)))
-        for name, method in traced.signature.methods.items()
-    }
     programs = {name: _rewritten(program) for name, program in traced.programs.items()}
-    return Traced(programs=programs, signature=replace(traced.signature, methods=methods))
+    return Traced(programs=programs, signature=without_caches(traced.signature))
 
 
 def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

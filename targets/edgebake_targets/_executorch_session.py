@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import Missing, Session
 from edgebake.types import MethodSignature, Signature
+from edgebake_targets._decoders import refuse_past_the_end
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,17 +139,6 @@ class _Session:
                 )
             self._methods[method] = loaded
         return self._methods[method]
-
-
-def refuse_past_the_end(context: int, tokens: Any, position: Any) -> None:
-    """StageFailed for ``tokens``, (1, n), that go past ``context``: the runtime says 0x12, the rest to its log."""
-    start, count = int(position[0]), tokens.shape[-1]
-    if start + count > context:
-        raise StageFailed(
-            f"{count} tokens from position {start} on do not fit the context of {context}",
-            where="validate",
-            fix="begin a new text, or build with a larger context",
-        )
 
 
 def _tensors(method: str, specs: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:

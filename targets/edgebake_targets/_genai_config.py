@@ -1,11 +1,10 @@
-"""What a decoder's graph for onnxruntime-genai needs to know, read off config.json, and the files beside the graph."""
+"""What a decoder's graph for onnxruntime-genai needs to know, read off config.json, and genai_config.json beside it."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +59,10 @@ def read_spec(folder: Path) -> Spec:
     if kind not in ("default", "linear", "llama3"):
         what = f"rotary embeddings of the kind {kind!r} have no nodes here"
         raise RecipeError(what, where="model.path", fix="kinds that have: default, linear, llama3")
+    absent = [name for name in _SIZES if raw.get(name) is None]
+    if absent:
+        fix = "save the configuration in full: AutoConfig.from_pretrained(...).save_pretrained(folder)"
+        raise RecipeError(f"config.json does not say {', '.join(absent)}", where="model.path", fix=fix)
     attention_bias = bool(raw.get("attention_bias", False))
     heads = raw["num_attention_heads"]
     return Spec(
@@ -94,6 +87,7 @@ def read_spec(folder: Path) -> Spec:
 
 
 _OTHER = "use a model without one"
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def rotary_tables(spec: Spec, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -122,30 +116,31 @@ def rotary_tables(spec: Spec, context: int) -> tuple[NDArray[np.float32], NDArra
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def write_config(folder: Path, spec: Spec, source: Path, context: int) -> list[str]:
-    """Write genai_config.json and copy the tokenizer's files from ``source``; the names written."""
+def write_config(folder: Path, spec: Spec, source: Path, context: int, stop: Sequence[int] = ()) -> str:
+    """Write genai_config.json and return its name. The tokenizer's files travel apart.
+
+    ``source`` holds config.json and, where the model has defaults, generation_config.json; ``stop``: the tokens that
+    end a text, those of ``source`` where none are given.
+    """
     config = json.loads((source / "config.json").read_text("utf-8"))
     generation = source / "generation_config.json"
     config |= json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
-    eos, pad = config.get("eos_token_id"), config.get("pad_token_id")
+    eos, pad = list(stop) or config.get("eos_token_id"), config.get("pad_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos
+    numbers = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": eos}
     document = {
         "model": {
             "type": spec.family,
             "context_length": context,
             "vocab_size": spec.vocabulary,
-            "bos_token_id": config.get("bos_token_id"),
-            "eos_token_id": eos,
+            **{name: number for name, number in numbers.items() if number is not None},
             "pad_token_id": first_eos if pad is None else pad,
             "decoder": _decoder(spec),
         },
         "search": _search(config, context),
     }
     (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    copied = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source / name, folder / name)
-    return [CONFIG, *copied]
+    return CONFIG
 
 
 def _decoder(spec: Spec) -> dict[str, Any]:

@@ -6,22 +6,27 @@ same graph reads a prompt and decodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.scheme import Scheme, parse
+from edgebake.types import rule_for
 from edgebake_targets._genai_config import GRAPH, Spec, read_spec, rotary_tables, write_config
 from edgebake_targets._genai_weights import DATA, Tensors, WeightWriter
 from edgebake_targets._onnx_graph import MICROSOFT
+from edgebake_targets._onnx_units import operator_of
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 21
 _FLOAT, _INT32, _INT64 = 1, 6, 7  # TensorProto.DataType
-_WIDEST_BLOCK = 256  # of MatMulNBits
+_NARROWEST_BLOCK, _WIDEST_BLOCK = 16, 256  # of MatMulNBits
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def write_decoder(
@@ -29,26 +34,61 @@ def write_decoder(
 ) -> list[str]:
     """Write the model of the transformers folder ``source`` into ``folder`` and return the names of its files.
 
-    ``tensors``: the weights of ``source``.
-    ``scheme`` of the layers' products: fp32, w4g<n>, w8g<n>, with ``a8d`` activations rounded to int8 in the kernel.
-    ``embedding``, also of the head: fp32 or w8 (8 bits in the widest groups that divide a row).
+    ``tensors``: the weights of ``source``. ``scheme`` of the layers' products, ``embedding``, also of the head, as
+    :func:`write_graph` has them.
     """
+    head = f"{embedding}a8d" if embedding != "fp32" and scheme.endswith("a8d") else embedding
+    apart = {EMBEDDING: embedding, HEAD: head}
     spec = read_spec(source)
+    write_graph(spec, tensors, folder, context=context, scheme_of=lambda module: apart.get(module, scheme))
+    return [GRAPH, DATA, write_config(folder, spec, source, context)]
+
+
+def write_graph(
+    spec: Spec, tensors: Tensors, folder: Path, *, context: int, scheme_of: Callable[[str], str]
+) -> GraphFacts:
+    """Write the decoder of ``spec`` with ``tensors`` for its weights as GRAPH and DATA into ``folder``.
+
+    ``scheme_of`` a module: fp32, w4g<n>, w8g<n>, w8 (in the widest groups that divide a row), and of products with
+    ``a8d``: activations rounded to int8 in the kernel; the embedding fp32 or w8. RecipeError where MatMulNBits cannot
+    hold what is asked.
+    """
     if context > spec.positions:
         what = f"the model knows {spec.positions} positions, the context is {context}"
         raise RecipeError(what, where="model.context", fix=f"give at most {spec.positions}")
     with WeightWriter(tensors, folder) as weights:
-        writer = _Writer(spec, weights, _known(scheme), embedding == "w8")
+        writer = _Writer(spec, weights, scheme_of)
         model = _model(writer, context)
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    return [GRAPH, DATA, *write_config(folder, spec, source, context)]
+    operators = Counter(operator_of(node) for node in model.graph.node)
+    attended = 2 * spec.layers * spec.heads * spec.head_dim * context
+    return GraphFacts(operators=dict(sorted(operators.items())), macs_per_token=writer.macs + attended)
 
 
-def _known(name: str) -> Scheme:
+@dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """Operators by type, and multiply-accumulates of one token that attends over the whole context."""
+
+    operators: Mapping[str, int]
+    macs_per_token: int
+
+
+def _known(module: str, name: str, columns: int) -> Scheme:
+    """The scheme ``name`` with its group for rows of ``columns``."""
     scheme = parse(name)
-    if scheme.name == "fp32" or (scheme.family == "integer" and scheme.group and scheme.weight_bits in (4, 8)):
+    if scheme.name == "fp32":
         return scheme
-    raise RecipeError(f"MatMulNBits has no {name}", where="compress.scheme", fix="use fp32, w4g32, w4g32a8d or w8g32")
+    bits = scheme.family == "integer" and (scheme.weight_bits == 8 or (scheme.weight_bits == 4 and scheme.group))
+    if not bits or scheme.activation_bits not in (None, 8) or scheme.needs_calibration:
+        raise RecipeError(f"MatMulNBits has no {name}", where="compress.scheme", fix="use fp32, w4g32, w4g32a8d or w8")
+    group = scheme.group or min(columns & -columns, _WIDEST_BLOCK)
+    if group < _NARROWEST_BLOCK:
+        what = f"no group of {_NARROWEST_BLOCK} or more, a power of two, divides the {columns} inputs of {module!r}"
+        raise RecipeError(what, where="compress", fix=rule_for(module, "fp32"))
+    if columns % group:
+        what = f"{name} needs an input width that is a multiple of {group}; module {module!r} has {columns}"
+        raise RecipeError(what, where="compress", fix=f"{rule_for(module, 'fp32')}, or a scheme with smaller groups")
+    return replace(scheme, group=group)
 
 
 @dataclass
@@ -57,9 +97,9 @@ class _Writer:
 
     spec: Spec
     weights: WeightWriter
-    scheme: Scheme
-    rounded_embedding: bool
+    scheme_of: Callable[[str], str]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    macs: int = 0  # of products, for one token
 
     def node(self, operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         """One node with one output, named after it."""
@@ -89,24 +129,23 @@ class _Writer:
             stash_type=1,
         )
 
-    def linear(self, value: str, name: str, shape: tuple[int, int], *, bias: bool, scheme: Scheme | None = None) -> str:
+    def linear(self, value: str, name: str, shape: tuple[int, int], *, bias: bool = False) -> str:
         """``value`` times the matrix ``name``.weight of ``shape`` (outputs, inputs)."""
-        out = f"{name}/product" if bias else name
-        known = scheme or self.scheme
-        if known.name == "fp32":
-            self.node("MatMul", [value, self.weights.transposed(f"{name}.weight", shape)], out)
-        else:
-            assert known.group is not None
-            packed = self.weights.blocks(f"{name}.weight", shape, known.weight_bits, known.group)
-            self.blocks(value, packed, out, shape, known)
-        return self.node("Add", [out, self.weights.vector(f"{name}.bias", shape[0])], name) if bias else name
+        made = self.product(value, name, f"{name}.weight", shape, f"{name}/product" if bias else name)
+        return self.node("Add", [made, self.weights.vector(f"{name}.bias", shape[0])], name) if bias else made
 
-    def blocks(self, value: str, packed: tuple[str, str], out: str, shape: tuple[int, int], scheme: Scheme) -> None:
-        """``value`` times a matrix that the writer of weights has packed."""
+    def product(self, value: str, module: str, tensor: str, shape: tuple[int, int], out: str) -> str:
+        """``value`` times the matrix ``tensor`` of ``shape`` in the scheme of ``module``."""
+        self.macs += shape[0] * shape[1]
+        scheme = _known(module, self.scheme_of(module), shape[1])
+        if scheme.name == "fp32":
+            return self.node("MatMul", [value, self.weights.transposed(tensor, shape)], out)
+        assert scheme.group is not None
+        packed = self.weights.blocks(tensor, shape, scheme.weight_bits, scheme.group)
         # Level 4: the kernel rounds activations to int8 per block; level 1: float32 products.
-        level = 4 if scheme.activation_bits == 8 else 1
+        level = 4 if scheme.dynamic else 1
         sizes = {"N": shape[0], "K": shape[1], "bits": scheme.weight_bits, "block_size": scheme.group}
-        self.node("MatMulNBits", [value, *packed], out, domain=MICROSOFT, accuracy_level=level, **sizes)
+        return self.node("MatMulNBits", [value, *packed], out, domain=MICROSOFT, accuracy_level=level, **sizes)
 
 
 def _model(writer: _Writer, context: int) -> onnx.ModelProto:
@@ -170,11 +209,13 @@ def _lengths(writer: _Writer) -> list[str]:
 
 
 def _embedding(writer: _Writer) -> str:
-    spec, name = writer.spec, "model.embed_tokens.weight"
+    spec, name = writer.spec, f"{EMBEDDING}.weight"
     shape = (spec.vocabulary, spec.hidden)
-    if not writer.rounded_embedding:
+    scheme = _known(EMBEDDING, writer.scheme_of(EMBEDDING), spec.hidden)
+    if scheme.name == "fp32":
         return writer.node("Gather", [writer.weights.table(name, shape), "input_ids"], "embedding")
-    packed, scales = writer.weights.blocks(name, shape, 8, _block(spec.hidden))
+    assert scheme.group is not None
+    packed, scales = writer.weights.blocks(name, shape, 8, scheme.group)
     rows = writer.node("Gather", [packed, "input_ids"], "embedding/rows")
     values = writer.node("Cast", [rows], "embedding/values", to=_FLOAT)
     centred = writer.node("Sub", [values, writer.number("embedding/zero_point", 128.0)], "embedding/centred")
@@ -182,15 +223,6 @@ def _embedding(writer: _Writer) -> str:
     wide = writer.node("Unsqueeze", [row_scales, writer.number("last", -1)], "embedding/wide_scales")
     scaled = writer.node("Mul", [centred, wide], "embedding/scaled")
     return writer.node("Reshape", [scaled, writer.number("embedding/shape", 0, 0, spec.hidden)], "embedding")
-
-
-def _block(columns: int) -> int:
-    """The widest group that MatMulNBits knows and that divides ``columns``; RecipeError when none does."""
-    block = min(columns & -columns, _WIDEST_BLOCK)
-    if block < 16:
-        what = f"no group of 16 or more, a power of two, divides rows of {columns}"
-        raise RecipeError(what, where="compress.modules", fix="keep the embedding in fp32")
-    return block
 
 
 def _layer(writer: _Writer, layer: int, hidden: str, shared: list[str]) -> str:
@@ -253,13 +285,12 @@ def _mlp(writer: _Writer, name: str, value: str) -> str:
 
 
 def _head(writer: _Writer, value: str) -> None:
-    """Logits; a tied head reads the embedding's tensor, in the embedding's one copy where that is rounded."""
+    """Logits; a tied head reads the embedding's tensor, in its one copy where both are in one form."""
     spec = writer.spec
-    tensor = "model.embed_tokens.weight" if spec.tied else "lm_head.weight"
+    tensor = f"{EMBEDDING}.weight" if spec.tied else f"{HEAD}.weight"
     shape = (spec.vocabulary, spec.hidden)
-    if not writer.rounded_embedding:
-        writer.node("MatMul", [value, writer.weights.transposed(tensor, shape)], "logits")
+    if tensor in writer.weights.initializers and writer.scheme_of(HEAD) == "fp32":
+        writer.macs += shape[0] * shape[1]
+        writer.node("FusedMatMul", [value, tensor], "logits", domain=MICROSOFT, transB=1)
         return
-    scheme = parse(f"w8g{_block(spec.hidden)}{'a8d' if writer.scheme.activation_bits == 8 else ''}")
-    assert scheme.group is not None
-    writer.blocks(value, writer.weights.blocks(tensor, shape, 8, scheme.group), "logits", shape, scheme)
+    writer.product(value, HEAD, tensor, shape, "logits")

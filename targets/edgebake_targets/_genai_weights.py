@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgebake.errors import RecipeError
-from edgebake_targets._onnx_quantize import symmetric_int4_blocks
+from edgebake_targets._onnx_quantize import rounded_blocks, symmetric_int4_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +145,7 @@ def symmetric_int8_blocks(weight: NDArray[np.float32], block: int) -> Rounded:
     """Rows (N, K) as MatMulNBits with 8 bits wants them: (N, K / block, block) and scales (N · K / block,).
 
     Unsigned with the implied zero point 128 (ONNX Runtime, docs/ContribOperators.md); the value of largest magnitude
-    of a block becomes 1 or 255.
+    of a block becomes 1 or 255. A block that already is such integers times a scale keeps both.
     """
     import numpy as np
 
@@ -153,8 +153,8 @@ def symmetric_int8_blocks(weight: NDArray[np.float32], block: int) -> Rounded:
     blocks = weight.reshape(rows, columns // block, block)
     peak = np.abs(blocks).max(-1, keepdims=True)
     scale = np.where(peak > 0, peak / np.float32(127.0), np.float32(1.0)).astype(np.float32)
-    q = np.rint(blocks / scale) + np.float32(128.0)
-    return q.astype(np.uint8), scale.reshape(-1)
+    signed, scale = rounded_blocks(blocks, scale, 8)
+    return (signed + 128).astype(np.uint8), scale.reshape(-1)
 
 
 _ROUND: dict[int, Callable[[NDArray[np.float32], int], Rounded]] = {

@@ -176,12 +176,25 @@ def symmetric_int4_blocks(weight: NDArray[Any], block: int) -> tuple[NDArray[np.
     blocks = weight.reshape(rows, columns // block, block).astype(np.float32)
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
     scale = np.where(peak != 0, peak / -8.0, 1.0).astype(np.float32)
-    kept, steps, found = lattice.integers(blocks.reshape(-1, block), 4)
-    at = found.reshape(scale.shape)
-    scale = np.where(at, steps.reshape(scale.shape), scale)
-    signed = np.where(at, kept.reshape(blocks.shape), np.clip(np.rint(blocks / scale), -8, 7))
+    signed, scale = rounded_blocks(blocks, scale, 4)
     q: NDArray[Any] = (signed + 8).astype(np.uint8)
     return q[..., 0::2] | (q[..., 1::2] << 4), scale.reshape(-1)
+
+
+def rounded_blocks(
+    blocks: NDArray[np.float32], scale: NDArray[np.float32], bits: int
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Integers for ``blocks`` (rows, groups, size) at ``scale`` (rows, groups, 1), and their scales.
+
+    A block that already is integers times a scale keeps both.
+    """
+    import numpy as np
+
+    kept, steps, found = lattice.integers(blocks.reshape(-1, blocks.shape[-1]), bits)
+    at = found.reshape(scale.shape)
+    scale = np.where(at, steps.reshape(scale.shape), scale)
+    low = -(2 ** (bits - 1))
+    return np.where(at, kept.reshape(blocks.shape), np.clip(np.rint(blocks / scale), low, -low - 1)), scale
 
 
 def _multiply_blocks(graph: Graph, use: WeightUse, scheme: schemes.Scheme) -> None:

@@ -42,7 +42,19 @@ def test_a_decoder_is_fine(tmp_path: Path) -> None:
 def test_a_target_without_operators_for_a_cache_is_refused(tmp_path: Path) -> None:
     what, fix = only(problems(tmp_path, targets=["onnx-cpu"]))
     assert what == "onnx-cpu has no operators for a key/value cache"
-    assert fix.startswith("use executorch-xnnpack, or remove context")
+    assert fix.startswith("use executorch-xnnpack or onnx-genai, or remove context")
+
+
+def test_genai_takes_a_decoder_with_a_cache_and_nothing_else(tmp_path: Path) -> None:
+    assert not problems(tmp_path, targets=["onnx-genai"], samples={"evaluation": {"text": "text.txt", "length": 32}})
+    model = {"source": "transformers", "path": ".", "task": "text-generation"}
+    inputs = {"input_ids": {"shape": [1, 8], "dtype": "int64"}}
+    given = {"model": model, "inputs": inputs, "dims": {}, "samples": {"evaluation": {"noise": True}}}
+    what, fix = only(problems(tmp_path, targets=["onnx-genai"], **given))
+    assert what == "onnx-genai writes decoders that generate text with a key/value cache, and nothing else"
+    assert fix.startswith("give model: {task: text-generation, context: 2048}")
+    what, _ = only(problems(tmp_path, targets=[{"target": "onnx-genai", "options": {"opset": 21}}]))
+    assert what == "onnx-genai has no option 'opset'"
 
 
 def test_another_task_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import decoders
 from edgebake.errors import Problem, RecipeError
-from edgebake.llm.companions import companions, deliver, language, store
+from edgebake.llm.companions import companions, deliver, kept, language, store
 
 
 class Config(SimpleNamespace):
@@ -48,6 +48,19 @@ def test_files_travel_by_their_names(folder: Path, tmp_path: Path) -> None:
     assert deliver(stage, artifact) == ("tokenizer.json", "tokenizer_config.json")
     assert (artifact / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert deliver(artifact, tmp_path) == ()
+
+
+def test_the_configuration_is_kept_for_lowering_and_stays_behind(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    stage, artifact = tmp_path / "stage", tmp_path / "artifact"
+    stage.mkdir()
+    artifact.mkdir()
+    assert kept(stage) is None
+    store(companions(folder), stage)
+    beside = kept(stage)
+    assert beside is not None and {"config.json", "tokenizer.json"} <= {file.name for file in beside.iterdir()}
+    assert "config.json" not in deliver(stage, artifact)
+    assert not (artifact / "config.json").exists()
 
 
 def test_the_template_of_the_copy_renders_as_the_source_does(folder: Path, tmp_path: Path) -> None:

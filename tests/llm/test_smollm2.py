@@ -19,6 +19,26 @@ PROMPT = "The capital of France is"
 
 
 @pytest.mark.slow
+def test_smollm2_says_paris_in_stock_onnxruntime_genai(tmp_path: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
+    recipe = read(str(recipes_folder() / "llm" / "smollm2-135m.yaml"))
+    options = BuildOptions(out=tmp_path / "dist", store=tmp_path / "store", only=("*@onnx-genai*",), timeout_s=3600)
+    (result,) = build([recipe], options, lambda _event: None)
+    assert result.failure is None, result.failure
+    assert [v for v in result.verdicts if v.state != "pass"] == []
+    model = genai.Model(str(tmp_path / "dist" / "smollm2-135m" / "model" / "onnx-genai" / "any" / "w4g32"))
+    tokenizer = genai.Tokenizer(model)
+    prompt = tokenizer.encode(PROMPT)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + 4, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert tokenizer.decode(generator.get_sequence(0)[len(prompt) :]).strip().startswith("Paris")
+
+
+@pytest.mark.slow
 def test_smollm2_says_paris_in_both_runners(tmp_path: Path) -> None:
     import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  its kernels, which the runner looks for
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner

@@ -19,8 +19,8 @@ from edgebake.recipe import Component
 from edgebake.trace import trace
 from edgebake.types import DimBounds, Language, Loaded, Lowered, MethodSignature, Signature, TensorSpec
 from edgebake_targets import executorch_xnnpack
+from edgebake_targets._decoders import refuse_past_the_end
 from edgebake_targets._executorch_llm import metadata
-from edgebake_targets._executorch_session import refuse_past_the_end
 from edgebake_targets.runners import executorch_runtime
 
 # ExecuTorch tells everybody that it keeps no start of such buffers; caches have none.

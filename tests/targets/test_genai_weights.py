@@ -55,8 +55,16 @@ def test_blocks_are_what_matmulnbits_defines(tmp_path: Path, weight: NDArray[np.
     np.testing.assert_array_equal(back[3], 0)
 
 
+def test_eight_bits_that_are_on_a_grid_already_stay_there() -> None:
+    q = np.random.default_rng(1).integers(-100, 101, (20, 64)).astype(np.float32)
+    weight = q * np.float32(0.0078125 * 1.5)
+    packed, scales = symmetric_int8_blocks(weight, 32)
+    back = (packed.astype(np.float32) - 128) * scales.reshape(20, 2, 1)
+    np.testing.assert_array_equal(back.reshape(20, 64), weight)
+
+
 def test_eight_bits_use_the_whole_symmetric_range() -> None:
-    packed, scales = symmetric_int8_blocks(np.array([[-2.0, 1.0, 0.0, 2.0]], np.float32), 2)
+    packed, scales = symmetric_int8_blocks(np.array([[-2.0, 1.0003, 0.0, 2.0]], np.float32), 2)
     np.testing.assert_array_equal(packed, [[[1, 192], [128, 255]]])
     np.testing.assert_allclose(scales, [2 / 127, 2 / 127])
 

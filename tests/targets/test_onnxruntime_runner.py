@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import runners_of
 from edgebake.types import MethodSignature, Signature, TensorSpec
+from edgebake_targets import _onnxruntime
 from edgebake_targets._onnx import set_module
 from edgebake_targets.runners import onnxruntime_cpu as runner
 
@@ -107,16 +108,16 @@ def test_int8_products_are_exact_where_plain_avx2_would_saturate(tmp_path: Path)
 def test_processors_without_vnni_get_exact_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    monkeypatch.setattr(runner, "has_vnni", lambda: False)
+    monkeypatch.setattr(_onnxruntime, "has_vnni", lambda: False)
     plain = onnxruntime.SessionOptions()
-    runner.exact_int8(plain, onnxruntime, two_layers(2))
+    _onnxruntime.exact_int8(plain, onnxruntime, two_layers(2))
     assert plain.get_session_config_entry("session.x64quantprecision") == "1"
     shared = two_layers(2)
     shared.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.int8), "w"))
     for name in "ab":
         shared.graph.node.append(helper.make_node("DequantizeLinear", ["w", "step"], [f"w{name}"]))
     options = onnxruntime.SessionOptions()
-    runner.exact_int8(options, onnxruntime, shared)
+    _onnxruntime.exact_int8(options, onnxruntime, shared)
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 

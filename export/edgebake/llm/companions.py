@@ -12,7 +12,8 @@ from edgebake.errors import RecipeError
 from edgebake.types import Language
 
 TOKENIZER = "tokenizer.json"
-# Files beside the weights that whoever generates text may need; config.json describes the weights and stays behind.
+CONFIG = "config.json"  # describes the weights: kept for lowering, and stays behind
+# Files beside the weights that whoever generates text may need.
 FILES = (
     TOKENIZER,
     "tokenizer_config.json",
@@ -26,8 +27,8 @@ _WORDS = ({"role": "user", "content": "Hello"},)
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """The files of ``folder`` that travel, by name. RecipeError without a tokenizer."""
-    found = {name: folder / name for name in FILES if (folder / name).is_file()}
+    """The files of ``folder`` that travel, and its configuration, by name. RecipeError without a tokenizer."""
+    found = {name: folder / name for name in (*FILES, CONFIG) if (folder / name).is_file()}
     if TOKENIZER not in found:
         raise RecipeError(
             f"{folder.name!r} has no {TOKENIZER}",
@@ -38,16 +39,21 @@ def companions(folder: Path) -> dict[str, Path]:
 
 
 def store(files: Mapping[str, Path], folder: Path) -> None:
-    """Keep ``files`` in ``folder``, a stage's, for :func:`deliver`."""
+    """Keep ``files`` in ``folder``, a stage's, for :func:`kept` and :func:`deliver`."""
     if files:
         (folder / _KEPT).mkdir()
     for name, path in files.items():
         shutil.copyfile(path, folder / _KEPT / name)
 
 
+def kept(stored: Path) -> Path | None:
+    """The folder of what :func:`store` kept in ``stored``; None where it kept nothing."""
+    return stored / _KEPT if (stored / _KEPT).is_dir() else None
+
+
 def deliver(stored: Path, folder: Path) -> tuple[str, ...]:
-    """Copy what :func:`store` kept in ``stored`` into ``folder``, an artifact's; the names."""
-    files = sorted((stored / _KEPT).glob("*"))
+    """Copy what travels, of all that :func:`store` kept in ``stored``, into ``folder``, an artifact's; the names."""
+    files = sorted(file for file in (stored / _KEPT).glob("*") if file.name != CONFIG)
     for file in files:
         shutil.copyfile(file, folder / file.name)
     return tuple(file.name for file in files)

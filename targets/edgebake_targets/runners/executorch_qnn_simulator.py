@@ -12,7 +12,7 @@ RUNS = ("executorch-qnn",)
 KIND: RunnerKind = "simulated"
 APART = True  # the libraries' folder must be known before Python starts, and a failed start brings the process down
 DISTRIBUTIONS = _executorch_session.DISTRIBUTIONS
-SOURCES = ("edgebake_targets._executorch_session", "edgebake_targets._qnn_toolchain")
+SOURCES = tuple(f"edgebake_targets.{name}" for name in ("_decoders", "_executorch_session", "_qnn_toolchain"))
 
 environment = _qnn_toolchain.environment
 warm_up = _executorch_session.warm_up

@@ -11,7 +11,7 @@ from edgebake_targets import _executorch_session
 RUNS = ("executorch-xnnpack",)
 KIND: RunnerKind = "executed"
 DISTRIBUTIONS = _executorch_session.DISTRIBUTIONS
-SOURCES = ("edgebake_targets._executorch_session",)
+SOURCES = ("edgebake_targets._decoders", "edgebake_targets._executorch_session")
 
 missing = _executorch_session.missing
 warm_up = _executorch_session.warm_up

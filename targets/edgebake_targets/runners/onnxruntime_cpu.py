@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged
-from edgebake.target import Missing, NotMeasured
+from edgebake.target import NotMeasured
 from edgebake.types import MethodSignature, RunnerKind, Signature
+from edgebake_targets import _onnxruntime
+from edgebake_targets._onnxruntime import has_vnni, loading, opened, refuse_absent
 
 if TYPE_CHECKING:
     import onnx
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 RUNS = ("onnx-cpu", "onnx-mobile")
 KIND: RunnerKind = "executed"
-DISTRIBUTIONS = ("onnx", "onnxruntime", "numpy")
-SOURCES = ("edgebake_targets.inspectors._flatbuffers", "edgebake_targets.inspectors._ort_model")
+DISTRIBUTIONS = _onnxruntime.DISTRIBUTIONS
+SOURCES = tuple(
+    f"edgebake_targets.{name}" for name in ("_onnxruntime", "inspectors._flatbuffers", "inspectors._ort_model")
+)
 # Products whose sums saturate where has_vnni() is false.
 _INT8_PRODUCTS = frozenset(
     {
@@ -33,17 +35,8 @@ _INT8_PRODUCTS = frozenset(
 )
 
 
-def missing() -> Missing | None:
-    """Whether onnxruntime and onnx are installed."""
-    absent = [name for name in ("onnxruntime", "onnx") if find_spec(name) is None]
-    if not absent:
-        return None
-    return Missing(reason=f"not installed: {', '.join(absent)}", remedy=f"pip install {' '.join(absent)}")
-
-
-def warm_up() -> None:
-    """Import ONNX Runtime."""
-    import onnxruntime  # noqa: F401
+missing = _onnxruntime.missing
+warm_up = _onnxruntime.warm_up
 
 
 def open(entry: Path, signature: Signature) -> OnnxSession | OrtSession:  # noqa: A001 - the contract's name
@@ -53,8 +46,7 @@ def open(entry: Path, signature: Signature) -> OnnxSession | OrtSession:  # noqa
     several = len(signature.methods) > 1
     paths = {m: entry.with_name(f"{m}.onnx") if several else entry for m in signature.methods}
     for path in paths.values():
-        if not path.is_file():
-            raise ArtifactDamaged("the artifact's file is not there", where=str(path), fix="build it again")
+        refuse_absent(path)
     return OnnxSession(paths, signature)
 
 
@@ -69,7 +61,7 @@ class OnnxSession:
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
         if method not in self.sessions:
-            self.sessions[method] = _session(self.paths[method])
+            self.sessions[method] = opened(self.paths[method])
         return _run(self.sessions[method], self.signature.methods[method], inputs)
 
     def intermediates(
@@ -87,7 +79,7 @@ class OnnxSession:
         present = {value.name for value in model.graph.output}
         for name in sorted(set(results.values()) - present):
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-        session = _session(model)
+        session = opened(model)
         wanted = sorted(set(results.values()))
         taken = {i.name for i in session.get_inputs()}
         values = dict(zip(wanted, session.run(wanted, {k: v for k, v in inputs.items() if k in taken}), strict=True))
@@ -99,22 +91,15 @@ class OrtSession:
 
     def __init__(self, path: Path, signature: Signature) -> None:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-        if not path.is_file():
-            raise ArtifactDamaged("the artifact's file is not there", where=str(path), fix="build it again")
-        if not has_vnni():
-            _refuse_saturation(path)
         self.signature = signature
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        try:
+        with loading(path):
+            if not has_vnni():
+                _refuse_saturation(path)
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
-            first = str(error).strip().splitlines()[0]
-            what = f"ONNX Runtime cannot load the file: {first}"
-            raise ArtifactDamaged(what, where=str(path), fix="build it again") from error
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
@@ -157,47 +142,3 @@ def result_of(model: onnx.ModelProto, module: str) -> str:
         follower = next((n for n in model.graph.node if n.op_type == operator and n.input[0] == name), None)
         name = follower.output[0] if follower is not None else name
     return name
-
-
-def _session(model: Path | onnx.ModelProto) -> Any:
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    exact_int8(options, onnxruntime, model)
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def exact_int8(options: Any, onnxruntime: Any, model: Path | onnx.ModelProto) -> None:
-    """Keep int8 products exact on x86 processors without VNNI, whose 16-bit sums saturate (phones' do not).
-
-    ``session.x64quantprecision`` makes ONNX Runtime choose unsigned weights; it crashes where two nodes share int8
-    weights, and there all optimization is off instead (QDQ is then computed in float).
-    """
-    if has_vnni():
-        return
-    if _shares_int8(model):
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    else:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-
-
-def has_vnni() -> bool:
-    """Whether int8 products are exact here: VNNI on x86, always on other processors."""
-    import platform
-
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "vnni" in info.read_text(encoding="utf-8", errors="replace")
-
-
-def _shares_int8(model: Path | onnx.ModelProto) -> bool:
-    import onnx
-
-    loaded = onnx.load_model(model, load_external_data=False) if isinstance(model, Path) else model
-    int8 = {i.name for i in loaded.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}
-    reads = [name for node in loaded.graph.node for name in node.input if name in int8]
-    return len(reads) > len(set(reads))

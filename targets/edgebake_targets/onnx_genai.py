@@ -1,0 +1,125 @@
+"""Decoders for onnxruntime-genai: a folder with graph, weights, tokenizer and settings that it generates from.
+
+The graph is written from the network's configuration and its weights, not from what was traced: attention over a
+shared cache is one operator (GroupQueryAttention), a product with 4 or 8 bits another (MatMulNBits).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from edgebake.errors import StageFailed
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
+from edgebake.types import Delegation, Lowered, Signature, Traced, UnitWork
+from edgebake_targets import _decoders
+
+if TYPE_CHECKING:
+    from edgebake_targets._genai_graph import GraphFacts
+
+FORMAT = "onnx"
+DISTRIBUTIONS = ("torch", "onnx", "numpy")
+DECODES = True
+SOURCES = tuple(
+    f"edgebake_targets.{name}"
+    for name in (
+        "_decoders",
+        "_genai_config",
+        "_genai_graph",
+        "_genai_state",
+        "_genai_weights",
+        "_onnx",
+        "_onnx_graph",
+        "_onnx_half",
+        "_onnx_macs",
+        "_onnx_quantize",
+        "_onnx_units",
+        "_units",
+    )
+)
+SUPPORTS = (
+    Support(scheme="fp32", kinds=("linear", "embedding")),
+    *(
+        Support(scheme=f"w4g{n}{dynamic}", kinds=("linear",), note=f"MatMulNBits, {how}; input width a multiple of {n}")
+        for dynamic, how in (("", "float products"), ("a8d", "accuracy level 4"))
+        for n in (32, 64, 128)
+    ),
+    Support(
+        scheme="w8",
+        kinds=("linear", "embedding"),
+        note="int8 in the widest groups of 16 to 256 that divide a row, which MatMulNBits and the embedding share; a "
+        "tied head reads the embedding's one copy where both are w8",
+    ),
+)
+OPTIONS: tuple[Option, ...] = ()
+
+
+def missing() -> Missing | None:
+    """Whether onnx is installed."""
+    if find_spec("onnx") is not None:
+        return None
+    return Missing(reason="not installed: onnx", remedy="pip install onnx")
+
+
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """A network that is no decoder with a cache: onnxruntime-genai generates text, and nothing else."""
+    for inputs in asked.inputs.values():
+        if tuple(taken.name for taken in inputs) != _decoders.INPUTS:
+            yield _NO_DECODER
+            return
+
+
+_NO_DECODER = Refusal(
+    what="onnx-genai writes decoders that generate text with a key/value cache, and nothing else",
+    fix="give model: {task: text-generation, context: 2048}, with inputs tokens and input_pos, or use onnx-cpu",
+)
+
+
+def lower(traced: Traced, request: LowerRequest) -> Lowered:
+    """Write graph, weights and genai_config.json; the tokenizer's files are put beside them."""
+    from edgebake_targets import _genai_config, _genai_graph
+    from edgebake_targets._genai_state import StateTensors
+    from edgebake_targets._genai_weights import DATA
+
+    language = traced.signature.language
+    if language is None or request.beside is None:
+        raise StageFailed(_NO_DECODER.what, where="lower", fix=_NO_DECODER.fix)
+    (program,) = traced.programs.values()
+    tensors = StateTensors(program.state_dict)
+    spec = replace(_genai_config.read_spec(request.beside), tied=tensors.tied)
+    schemes = request.assignment.schemes
+    graph = _genai_graph.write_graph(
+        spec, tensors, request.folder, context=language.context, scheme_of=lambda module: schemes.get(module, "fp32")
+    )
+    tensors.refuse_unread()
+    config = _genai_config.write_config(request.folder, spec, request.beside, language.context, language.stop)
+    return Lowered(
+        files=(_genai_config.GRAPH, DATA, config),
+        entry=_genai_config.GRAPH,
+        signature=_decoders.without_caches(traced.signature),
+        delegation=Delegation(share=1.0, partitions=1, units=(_work(graph, traced.signature),), border_bytes=0),
+        encodings=_encodings(request),
+    )
+
+
+def _work(graph: GraphFacts, signature: Signature) -> UnitWork:
+    """Of a call with as many tokens as one takes, each attending over the whole context."""
+    from edgebake_targets._units import ONNX_RUNTIME_KERNELS
+
+    (method,) = signature.methods.values()
+    size = method.inputs[0].shape[1]
+    tokens = size if isinstance(size, int) else signature.dims[size].max
+    macs = graph.macs_per_token * tokens
+    return UnitWork(unit="CPU", by=ONNX_RUNTIME_KERNELS, operators=graph.operators, macs=macs, subgraphs=1)
+
+
+def _encodings(request: LowerRequest) -> dict[str, Any]:
+    """How many modules got which scheme, and which stayed float."""
+    assignment = request.assignment
+    return {
+        "modules": dict(sorted(Counter(assignment.schemes.values()).items())),
+        "float_modules": sorted(set(assignment.kinds) - set(assignment.schemes)),
+    }
