@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING
 from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, LinearConfig, MMConfig
 from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import (
     generate_grouped_partitions_from_list_of_nodes,
 )
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from executorch.exir.backend.partitioner import DelegationSpec, PartitionResult
+
+from edgebake_targets._executorch import op_name
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
     from torch.fx.passes.infra.partitioner import Partition
+
+# A product with nothing but its quantisation needs one of the backend's seventeen passes at most, each of which
+# evaluates the partition again. An activation that is fused into one, or a product that was decomposed, needs more.
+_ALONE = ("linear", "getitem", "choose_qparams", "quantize_", "dequantize_")
+_PRODUCT = DelegationSpec(XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")])
 
 Kept = tuple[list["torch._ops.OpOverload"], Callable[["torch.fx.Node"], bool] | None]
 
@@ -38,11 +48,22 @@ class OneRoundPartitioner(XnnpackPartitioner):  # type: ignore[misc]  # ExecuTor
         configs = [LinearConfig, AddmmConfig, MMConfig]
         precision = ConfigPrecisionType.DYNAMIC_QUANT
         self._products = XnnpackPartitioner(configs, precision, per_op_mode=True) if dynamic else None
+        self._alone: set[torch.fx.Node] = set()
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        """Tags of all partitions, and how each is lowered."""
+        found = super().partition(exported_program)
+        alone = {node.meta["delegation_tag"] for node in self._alone}
+        return PartitionResult(
+            tagged_exported_program=found.tagged_exported_program,
+            partition_tags={tag: _PRODUCT if tag in alone else spec for tag, spec in found.partition_tags.items()},
+        )
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         """The products' partitions, then those of all nodes that are in none of them."""
         first = self._products.generate_partitions(ep) if self._products else []
         taken = {node for partition in first for node in partition.nodes}
+        self._alone = {node for partition in first if _is_alone(partition) for node in partition.nodes}
         groups = ([n for n in group if n not in taken] for group in self.get_matched_nodes_from_configs(ep))
         rest = generate_grouped_partitions_from_list_of_nodes(ep.graph_module, [group for group in groups if group])
         for number, partition in enumerate((*first, *rest)):
@@ -56,3 +77,9 @@ class OneRoundPartitioner(XnnpackPartitioner):  # type: ignore[misc]  # ExecuTor
         if all(takes(node) for node in nodes if node.target in kept) and not any(n.op == "get_attr" for n in nodes):
             return kept, None
         return kept, takes
+
+
+def _is_alone(partition: Partition) -> bool:
+    """Whether all that ``partition`` computes is a product and the scale and integers of its input."""
+    names = [op_name(node).rpartition(".")[2] for node in partition.nodes if node.op == "call_function"]
+    return all(name.startswith(_ALONE) for name in names) and any(name.startswith("choose_qparams") for name in names)
