@@ -27,14 +27,14 @@ WIDE = Option(
 )
 
 
-def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
-    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods."""
+def refusals(target: str, asked: Asked, *, sharing: bool = False) -> Iterator[Refusal]:
+    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods unless ``sharing``."""
     for name in asked.varying:
         what = f"the NPU takes fixed shapes only, and {name!r} varies"
         yield Refusal(
             what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
         )
-    if len(asked.inputs) > 1:
+    if len(asked.inputs) > 1 and not sharing:
         what = f"{target} takes networks of one method, not {', '.join(asked.inputs)}"
         yield Refusal(what=what, fix="make a component of each method")
 
