@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
 from edgebake_targets import _htp, _qnn, _ranges
@@ -93,7 +94,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, methods, one width of activations."""
-    yield from _htp.refusals("onnx-qnn", asked, sharing=bool(asked.options["share_weights"]))
+    yield from _htp.refusals("onnx-qnn", asked)
     yield from _refused_sharing(asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
@@ -167,6 +168,9 @@ def _lower_shared(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._qnn_shared import context_name, plain_name
     from edgebake_targets.inspectors.onnx import inspect
 
+    if len(traced.programs) < 2:
+        what = f"share_weights needs several methods to share weights, and there is {', '.join(traced.programs)} alone"
+        raise StageFailed(what, fix="leave it out, or give the component methods")
     device: Mapping[str, Any] = request.device or {}
     traced = replace(traced, signature=fixed(traced.signature))
     notes: list[str] = []

@@ -35,7 +35,7 @@ from edgebake_targets._qnn import ContextFacts
 from edgebake_targets._qnn_shared import COMPILED_WITH
 from edgebake_targets.runners import onnxruntime_qnn
 from onnx_cases import kinds_of
-from qnn_cases import vector
+from qnn_cases import traced_vector, vector
 
 installed = pytest.mark.skipif(onnx_qnn.missing() is not None, reason="onnxruntime-qnn is not installed")
 ROWS = {"prefill": 16, "decode": 1}  # what each method takes at once
@@ -177,6 +177,20 @@ def test_sharing_is_refused_where_there_is_nothing_to_share() -> None:
     (split,) = onnx_qnn.refusals(asked({"prefill": (), "decode": ()}, cpu_fallback=True))
     assert split.what == "share_weights compiles whole methods for the NPU, and cpu_fallback splits them"
     assert split.fix == "leave one of the two out"
+
+
+def test_without_sharing_several_methods_are_refused_with_the_option_that_takes_them() -> None:
+    (refusal,) = onnx_qnn.refusals(asked({"prefill": (), "decode": ()}, share_weights=False))
+    assert refusal.what == "onnx-qnn takes networks of one method, not prefill, decode"
+    assert refusal.fix == "make a component of each method, or options: {share_weights: true}"
+
+
+def test_a_model_that_turns_out_to_have_one_method_shares_nothing(tmp_path: Path) -> None:
+    traced = traced_vector(torch.nn.Linear(64, 8), vector(8, 1))
+    request = lower_request(tmp_path, defaults(onnx_qnn) | {"share_weights": True}, scheme="fp16")
+    with pytest.raises(StageFailed, match="and there is forward alone") as caught:
+        onnx_qnn.lower(traced, replace(request, device=devices.row("sm8650")))
+    assert caught.value.problems[0].fix == "leave it out, or give the component methods"
 
 
 def test_binaries_that_share_nothing_are_no_result() -> None:
