@@ -28,15 +28,16 @@ WIDE = Option(
 
 
 def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
-    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods."""
+    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods that share nothing."""
     for name in asked.varying:
         what = f"the NPU takes fixed shapes only, and {name!r} varies"
         yield Refusal(
             what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
         )
-    if len(asked.inputs) > 1:
+    if len(asked.inputs) > 1 and not asked.options.get("share_weights"):
         what = f"{target} takes networks of one method, not {', '.join(asked.inputs)}"
-        yield Refusal(what=what, fix="make a component of each method")
+        able = ", or options: {share_weights: true}" if "share_weights" in asked.options else ""
+        yield Refusal(what=what, fix=f"make a component of each method{able}")
 
 
 def refused_widths(asked: Asked, supports: Sequence[Support], floats: Sequence[str] = ()) -> Iterator[Refusal]:

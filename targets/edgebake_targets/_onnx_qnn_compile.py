@@ -44,19 +44,12 @@ def compile_context(
     """
     with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
         answer = _run(model.SerializeToString(deterministic=True), out, provider, Path(scratch), cpu_fallback)
-    if answer["unknown"]:
-        raise StageFailed(
-            f"this onnxruntime-qnn knows no option {', '.join(answer['unknown'])}, and would ignore it",
-            fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
-        )
-    reasons = {told["node_name"]: told for told in answer["left_out"]}
-    if answer["refused"]:
-        raise _refusal(answer["refused"], reasons, device)
+    reasons = reasons_of(answer, device)
     return read_back(model, out, provider, reasons, device, answer["taken"])
 
 
 def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu_fallback: bool) -> dict[str, Any]:
-    source, trace, answer = scratch / "model.onnx", scratch / "trace", scratch / "answer.json"
+    source, trace = scratch / "model.onnx", scratch / "trace"
     source.write_bytes(data)
     trace.mkdir()
     request = {
@@ -65,18 +58,24 @@ def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu
         "provider": dict(provider),
         "cpu_fallback": cpu_fallback,
         "trace": str(trace),
-        "answer": str(answer),
     }
-    (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-m", "edgebake_targets._qnn_compiler", str(scratch / "request.json")]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return answered("_qnn_compiler", request, scratch, operators(data))
+
+
+def answered(module: str, request: Mapping[str, Any], scratch: Path, graph: str) -> dict[str, Any]:
+    """What the process of ``module`` answers to ``request``; StageFailed when it crashed on a graph of ``graph``."""
+    answer = scratch / "answer.json"
+    (scratch / "request.json").write_text(json.dumps({**request, "answer": str(answer)}), encoding="utf-8")
+    command = [sys.executable, "-m", f"edgebake_targets.{module}", str(scratch / "request.json")]
+    where = request.get("folder")
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, errors="replace", check=False)
     sys.stderr.write(done.stderr)  # the stage's log
     if done.returncode or not answer.is_file():
         code = done.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         said = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-_TAIL:])
         raise StageFailed(
-            f"Qualcomm's compiler ended with {how} on a graph of {_operators(data)}",
+            f"Qualcomm's compiler ended with {how} on a graph of {graph}",
             fix="give parts of the network another scheme to find the operator (compress.modules); "
             f"its last words:\n{said}",
         )
@@ -84,11 +83,25 @@ def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu
     return told
 
 
-def _operators(data: bytes) -> str:
+def operators(data: bytes) -> str:
+    """The types of operators in the model ``data``, for a message."""
     import onnx
 
     names = sorted({node.op_type for node in onnx.ModelProto.FromString(data).graph.node} - _PACKING)
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def reasons_of(answer: Mapping[str, Any], device: str) -> dict[str, Mapping[str, Any]]:
+    """Why nodes stay outside, by name; StageFailed when the compiler's ``answer`` is no."""
+    if answer["unknown"]:
+        raise StageFailed(
+            f"this onnxruntime-qnn knows no option {', '.join(answer['unknown'])}, and would ignore it",
+            fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
+        )
+    reasons = {told["node_name"]: told for told in answer["left_out"]}
+    if answer["refused"]:
+        raise _refusal(answer["refused"], reasons, device)
+    return reasons
 
 
 def _refusal(error: str, reasons: Mapping[str, Mapping[str, Any]], device: str) -> StageFailed:

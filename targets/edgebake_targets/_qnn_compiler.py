@@ -38,11 +38,17 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         compiler.compile_to_file(request["out"])
     except (state.Fail, state.EPFail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented) as error:
         refused = str(error)
-    trace = Path(request["trace"]) / TRACE
+    taken, left_out = traced(Path(request["trace"]))
+    return {"unknown": [], "refused": refused, "left_out": left_out, "taken": taken}
+
+
+def traced(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """What the provider's trace in ``folder`` says: types of the NPU's operators, and the nodes that stay outside."""
+    trace = folder / TRACE
     told = json.loads(trace.read_text(encoding="utf-8")) if trace.is_file() else {}
     parts = told.get("subgraph_traces", [])
     taken = [operator["dst_qnn_op_type"] for part in parts for operator in part["op_mappings"]]
-    return {"unknown": [], "refused": refused, "left_out": told.get("unsupported_nodes", []), "taken": taken}
+    return taken, told.get("unsupported_nodes", [])
 
 
 if __name__ == "__main__":

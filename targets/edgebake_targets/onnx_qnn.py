@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
 from edgebake_targets import _htp, _qnn, _ranges
@@ -37,13 +38,14 @@ SOURCES = (
             "_widths",
         )
     ),
-    *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites")),
+    *(f"edgebake_targets._onnx_qnn_{part}" for part in ("compile", "quantize", "rewrites", "shared")),
     "edgebake_targets._qnn",
     "edgebake_targets._ranges",
     "edgebake_targets._units",
     "edgebake_targets._wide",
     "edgebake_targets.inspectors.onnx",
     "edgebake_targets._qnn_compiler",
+    "edgebake_targets._qnn_shared",
     "edgebake_targets._htp",
 )
 DEVICES = {"vendor": ("qualcomm",), "soc_model": ()}
@@ -79,6 +81,11 @@ OPTIONS = (
         help="how long the vendor's compiler searches: 1 short, 2 longer, 3 longest with the fastest binary",
         choices=(1, 2, 3),
     ),
+    Option(
+        name="share_weights",
+        default=False,
+        help="one binary for a component of several methods, with an entry point each: equal weights lie in it once",
+    ),
     Option(name="vtcm_mib", default=0, help="fast memory of the NPU that the binary may use; 0: what the vendor takes"),
 )
 
@@ -86,8 +93,9 @@ missing = _qnn.missing
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
+    """What no weight needs to be read for: fixed shapes, methods, one width of activations."""
     yield from _htp.refusals("onnx-qnn", asked)
+    yield from _refused_sharing(asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
     wanted, there = asked.options["vtcm_mib"], (asked.device or {}).get("vtcm_mib")
@@ -96,6 +104,17 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         yield Refusal(what=what, fix=f"at most {there}; 0 is what the vendor takes", key="options.vtcm_mib")
     yield from _ranges.refused(asked)
     yield from _htp.refused_widths(asked, SUPPORTS, floats=("fp16", "fp32"))
+
+
+def _refused_sharing(asked: Asked) -> Iterator[Refusal]:
+    if not asked.options["share_weights"]:
+        return
+    if len(asked.inputs) == 1:
+        what = "share_weights needs several methods to share weights, and there is one"
+        yield Refusal(what=what, fix="leave it out, or give the component methods", key="options.share_weights")
+    if asked.options["cpu_fallback"]:
+        what = "share_weights compiles whole methods for the NPU, and cpu_fallback splits them"
+        yield Refusal(what=what, fix="leave one of the two out", key="options.share_weights")
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
@@ -107,6 +126,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets.inspectors.onnx import inspect
 
     refuse_states(traced)
+    if request.options["share_weights"]:
+        return _lower_shared(traced, request)
     device: Mapping[str, Any] = request.device or {}
     signature = fixed(traced.signature)
     traced = replace(traced, signature=signature)
@@ -135,6 +156,48 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
             "compiled_from": weights,
         },
         notes=tuple(notes),
+    )
+
+
+def _lower_shared(traced: Traced, request: LowerRequest) -> Lowered:
+    """``<method>.onnx`` for each method, which lead into one binary beside them, and their plain files."""
+    from edgebake_targets._onnx import fixed, save
+    from edgebake_targets._onnx_lower import compressed_models, readers, summary
+    from edgebake_targets._onnx_qnn_rewrites import rewrite
+    from edgebake_targets._onnx_qnn_shared import compile_shared
+    from edgebake_targets._qnn_shared import context_name, plain_name
+    from edgebake_targets.inspectors.onnx import inspect
+
+    if len(traced.programs) < 2:
+        what = f"share_weights needs several methods to share weights, and there is {', '.join(traced.programs)} alone"
+        raise StageFailed(what, fix="leave it out, or give the component methods")
+    device: Mapping[str, Any] = request.device or {}
+    traced = replace(traced, signature=fixed(traced.signature))
+    notes: list[str] = []
+    models = compressed_models(traced, request, OPSET, prepare=rewrite, static=partial(_static, notes))
+    plain = [name for method, model in models.items() for name in save(model, request.folder / plain_name(method))]
+    shared = compile_shared(models, request.folder, provider_options(request.options, device), str(device["name"]))
+    methods = list(models)
+    weights = {
+        w.digest: w.bytes + w.scale_bytes for m in methods for w in inspect(request.folder / plain_name(m)).weights
+    }
+    said = (
+        f"one binary of {shared.bytes:,} bytes for {', '.join(methods)}; one for each: {shared.separate_bytes:,} bytes"
+    )
+    return Lowered(
+        files=(*shared.files, *plain),
+        entry=context_name(methods[0]),
+        signature=traced.signature,
+        delegation=shared.delegation,
+        encodings={
+            **summary(traced, request),
+            "files": {"context": shared.binary, "plain": plain_name(methods[0])},
+            "shared": {"methods": methods, "bytes": shared.bytes, "separate_bytes": shared.separate_bytes},
+            "runtime": _runtime(shared.facts, device),
+            "plain_runtime": readers(models[methods[0]]),
+            "compiled_from": sum(weights.values()),
+        },
+        notes=(*notes, said),
     )
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
-from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _qnn
+from edgebake.types import MethodSignature, RunnerKind, Signature
+from edgebake_targets import _qnn, _qnn_shared
 
 if TYPE_CHECKING:
+    import onnx
     from numpy.typing import NDArray
 
 RUNS = ("onnx-qnn",)
 KIND: RunnerKind = "simulated"
 APART = True  # the vendor's libraries have been seen to crash the process they run in
 DISTRIBUTIONS = ("onnx", "onnxruntime", "onnxruntime-qnn", "numpy")
-SOURCES = ("edgebake_targets._qnn",)
+SOURCES = ("edgebake_targets._qnn", "edgebake_targets._qnn_compiler", "edgebake_targets._qnn_shared")
 
 missing = _qnn.missing
 
@@ -27,7 +30,7 @@ def warm_up() -> None:
     import onnxruntime  # noqa: F401
 
 
-def open(entry: Path, signature: Signature) -> ContextSession:  # noqa: A001 - the contract's name
+def open(entry: Path, signature: Signature) -> ContextSession | SharedSessions:  # noqa: A001 - the contract's name
     """Open the ``.onnx`` file ``entry``. ArtifactDamaged when it is not there or holds no context binary."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -41,6 +44,8 @@ def open(entry: Path, signature: Signature) -> ContextSession:  # noqa: A001 - t
         raise ArtifactDamaged("this is not an ONNX file, or it is cut short", where=str(entry), fix=fix) from error
     if facts is None:  # ONNX Runtime would run it on the CPU and say nothing
         raise ArtifactDamaged("the file holds no context binary for an NPU", where=str(entry), fix=fix)
+    if len(signature.methods) > 1:
+        return SharedSessions(entry, signature)
     return ContextSession(entry, signature)
 
 
@@ -62,10 +67,64 @@ class ContextSession:
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
-        import numpy as np
+        return _run(self.session, self.signature.methods[method], inputs)
 
-        taken = {i.name for i in self.session.get_inputs()}
-        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
-        specs = self.signature.methods[method].outputs
-        values = self.session.run([spec.name for spec in specs], feed)
-        return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in zip(specs, values, strict=True)}
+
+class SharedSessions:
+    """The entry points of a binary of shared weights, each from its own session.
+
+    The vendor's x86 libraries crash on loading such a binary; the sessions that compile it run. So the artifact's plain
+    files are compiled again, and what comes out must be the artifact's binary, byte by byte.
+    """
+
+    def __init__(self, entry: Path, signature: Signature) -> None:
+        import tempfile
+
+        import onnx
+
+        self.signature = signature
+        told = {p.key: p.value for p in onnx.ModelProto.FromString(entry.read_bytes()).metadata_props}
+        if _qnn_shared.COMPILED_WITH not in told:
+            what = "the file does not say what its binary was compiled with"
+            raise ArtifactDamaged(what, where=str(entry), fix="build it again")
+        asked = json.loads(told[_qnn_shared.COMPILED_WITH])
+        with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
+            _qnn_shared.copy_plain(entry.parent, Path(scratch), asked["methods"])
+            with contextlib.chdir(scratch):  # graphs are named after the path they are read from
+                self.sessions = _qnn_shared.sessions(asked["provider"], asked["methods"])
+            _same_binaries(entry.parent, Path(scratch), asked["methods"])
+
+    def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; outputs by the signature's names in the signature's dtypes."""
+        return _run(self.sessions[method], self.signature.methods[method], inputs)
+
+
+def _same_binaries(artifact: Path, again: Path, methods: Sequence[str]) -> None:
+    """ArtifactDamaged when a method of ``artifact`` leads elsewhere than what its plain file compiles to."""
+    import onnx
+
+    for method in methods:
+        nodes = [_context(onnx.load_model(at / _qnn_shared.context_name(method))) for at in (artifact, again)]
+        name = nodes[1][0]
+        if nodes[0] != nodes[1] or (artifact / name).read_bytes() != (again / name).read_bytes():
+            raise ArtifactDamaged(
+                f"what {_qnn_shared.plain_name(method)} compiles to is not the artifact's {name}",
+                where=str(artifact / _qnn_shared.context_name(method)),
+                fix="build it again with this onnxruntime-qnn",
+            )
+
+
+def _context(model: onnx.ModelProto) -> tuple[str, str]:
+    """Binary and entry point of the one compiled part."""
+    (node,) = model.graph.node
+    told = {a.name: a.s.decode() for a in node.attribute if a.s}
+    return told["ep_cache_context"], told["partition_name"]
+
+
+def _run(session: Any, method: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    taken = {i.name for i in session.get_inputs()}
+    feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
+    values = session.run([spec.name for spec in method.outputs], feed)
+    return {s.name: value.astype(s.dtype, copy=False) for s, value in zip(method.outputs, values, strict=True)}
