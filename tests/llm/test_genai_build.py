@@ -17,7 +17,7 @@ from edgebake import signatures
 from edgebake_targets.runners import onnxruntime_decoder
 
 TEXT = "\n".join(f"{n} times a line of the text that is read, and then {n * n} of another." for n in range(40))
-SMALL = {"model.embed_tokens": "w8", "lm_head": "w8"}
+SMALL = {"model.embed_tokens": "w8", "lm_head": "w8a8d"}
 W4 = {"target": "onnx-genai", "scheme": "w4g32", "compress": {"modules": SMALL}}
 ROTATED = {"target": "onnx-genai", "name": "rotated", "compress": {"steps": ["rotate"]}}
 PROMPT, NEW = "A list of words, longer than one call takes:", 12
