@@ -298,20 +298,23 @@ def kind_of(module: torch.nn.Module) -> ModuleKind | None:
 def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
     """The inventory of all methods, without modules whose weights reach no output (a pooler that nobody reads).
 
-    Live is what the gradient of the outputs reaches; where an output has none (class numbers), all count as live.
+    Live is what autograd's graph of the outputs ends at; where an output has none (class numbers), all count as live.
+    No gradient is computed, and nothing is kept for one: that would cost the weights' size and the activations' again.
     """
     import torch
 
     live: dict[str, Module] = {}
+    empty = torch.empty(0)
     for method, module in loaded.methods.items():
         inventory = {m.name: m for m in module_inventory(module)}
         named = module.named_parameters(remove_duplicate=False)  # tied weights are those of both modules
         weights = {n: w for n, w in named if canonical_module_name(n.rpartition(".")[0]) in inventory}
+        nothing_saved = torch.autograd.graph.saved_tensors_hooks(lambda _: empty, lambda saved: saved)
         with torch.enable_grad():
             for weight in weights.values():
                 weight.requires_grad_(True)
             try:
-                with untouched(module):
+                with untouched(module), nothing_saved:
                     outputs = module(*example_inputs(loaded.signature, method, seed))
                     reached = _reached(outputs, weights)
             finally:
@@ -323,11 +326,14 @@ def live_modules(loaded: Loaded, seed: int = 0) -> tuple[Module, ...]:
 
 def _reached(outputs: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor]) -> set[str] | None:
     """Modules whose weights the outputs depend on; None when an output cannot tell."""
-    import torch
-
     if not all(output.requires_grad for output in outputs) or not weights:
         return None
-    total = sum((output.float().sum() for output in outputs), torch.zeros(()))
-    gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    named = zip(weights, gradients, strict=True)
-    return {canonical_module_name(name.rpartition(".")[0]) for name, gradient in named if gradient is not None}
+    ends, seen, waiting = set(), set(), [output.grad_fn for output in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ends.add(id(getattr(node, "variable", None)))  # only the nodes of leaves have one
+        waiting += [before for before, _ in node.next_functions]
+    return {canonical_module_name(n.rpartition(".")[0]) for n, weight in weights.items() if id(weight) in ends}

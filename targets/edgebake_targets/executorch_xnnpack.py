@@ -24,7 +24,7 @@ DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 DECODES = True
 SOURCES = (
     *_executorch.SOURCES,
-    *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_quantizer")),
+    *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_partitioner", "_xnnpack_quantizer")),
 )
 
 SUPPORTS = (
@@ -100,6 +100,8 @@ def quantizer(request: LowerRequest) -> Quantizer:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
+    from edgebake_targets._xnnpack_partitioner import OneRoundPartitioner
+
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
@@ -110,31 +112,14 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         _refuse_half_norms(method, program)
     with _refusals() as reasons:
         metadata = _executorch_llm.metadata(traced.signature)
-        edge = _executorch.to_edge(traced.programs, _partitioners(request.assignment), metadata)
+        dynamic = bool(request.assignment.of("w8a8d", "w4g32a8d"))
+        edge = _executorch.to_edge(traced.programs, (OneRoundPartitioner(dynamic=dynamic),), metadata)
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
     encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
     lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)
     del edge
     _refuse_lost_integers(request, traced)
     return lowered
-
-
-def _partitioners(assignment: Assignment) -> tuple[Any, ...]:
-    from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, LinearConfig, MMConfig
-    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    if not assignment.of("w8a8d", "w4g32a8d"):
-        return (XnnpackPartitioner(),)
-    # Dynamically quantised products go first and one by one: merged partitions would part a product from the
-    # operator that chooses its input's scale. Only products: left to itself, this partitioner also takes pads,
-    # activations and batch norms one by one and shatters a network into a delegate per operator.
-    products = XnnpackPartitioner(
-        configs=[LinearConfig, AddmmConfig, MMConfig],
-        config_precisions=ConfigPrecisionType.DYNAMIC_QUANT,
-        per_op_mode=True,
-    )
-    return products, XnnpackPartitioner()
 
 
 @contextmanager
