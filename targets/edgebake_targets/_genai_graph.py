@@ -80,7 +80,9 @@ def _known(module: str, name: str, columns: int) -> Scheme:
         return scheme
     bits = scheme.family == "integer" and (scheme.weight_bits == 8 or (scheme.weight_bits == 4 and scheme.group))
     if not bits or scheme.activation_bits not in (None, 8) or scheme.needs_calibration:
-        raise RecipeError(f"MatMulNBits has no {name}", where="compress.scheme", fix="use fp32, w4g32, w4g32a8d or w8")
+        raise RecipeError(
+            f"MatMulNBits has no {name}", where="compress.scheme", fix="use fp32, w4g32, w4g32a8d or w8a8d"
+        )
     group = scheme.group or min(columns & -columns, _WIDEST_BLOCK)
     if group < _NARROWEST_BLOCK:
         what = f"no group of {_NARROWEST_BLOCK} or more, a power of two, divides the {columns} inputs of {module!r}"

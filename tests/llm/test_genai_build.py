@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 import baking
 import decoders
-from edgebake import signatures
-from edgebake_targets.runners import onnxruntime_decoder
+import genai_cases
 
 TEXT = "\n".join(f"{n} times a line of the text that is read, and then {n * n} of another." for n in range(40))
-SMALL = {"model.embed_tokens": "w8", "lm_head": "w8"}
+SMALL = {"model.embed_tokens": "w8", "lm_head": "w8a8d"}
 W4 = {"target": "onnx-genai", "scheme": "w4g32", "compress": {"modules": SMALL}}
 ROTATED = {"target": "onnx-genai", "name": "rotated", "compress": {"steps": ["rotate"]}}
 PROMPT, NEW = "A list of words, longer than one call takes:", 12
@@ -94,16 +92,7 @@ def test_stock_onnxruntime_genai_generates_the_tokens_of_our_own_loop(built: Seq
     genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     for result in built:
         folder = Path(result["folder"])
-        model = genai.Model(str(folder))
-        prompt = genai.Tokenizer(model).encode(PROMPT)
-        parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(prompt) + NEW, do_sample=False)
-        generator = genai.Generator(model, parameters)
-        generator.append_tokens(prompt)
-        while not generator.is_done():
-            generator.generate_next_token()
-        said = list(generator.get_sequence(0))
-        assert said == ours(folder)
+        assert genai_cases.stock(genai, folder, PROMPT, NEW) == genai_cases.ours(folder, PROMPT, NEW)
 
 
 @pytest.mark.slow
@@ -112,24 +101,3 @@ def test_its_chat_template_renders_as_the_models_own(built: Sequence[Any]) -> No
     tokenizer = genai.Tokenizer(genai.Model(built[0]["folder"]))
     said = json.dumps([{"role": "user", "content": "Hello"}])
     assert tokenizer.apply_chat_template(said, add_generation_prompt=True) == "<user>Hello\n"
-
-
-def ours(folder: Path) -> list[int]:
-    """The prompt and the likeliest tokens after it, until one ends the text, from our own runner."""
-    from tokenizers import Tokenizer
-
-    manifest = json.loads((folder / "manifest.json").read_text())
-    session = onnxruntime_decoder.open(folder / "model.onnx", signatures.from_json(manifest["signature"]))
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROMPT).ids
-    end = len(ids) + NEW
-    for at in range(0, len(ids), decoders.ONCE):
-        logits = step(session, ids[at : at + decoders.ONCE], at)
-    while True:
-        ids.append(int(logits[0, -1].argmax()))
-        if ids[-1] == decoders.EOS or len(ids) == end:
-            return ids
-        logits = step(session, ids[-1:], len(ids) - 1)
-
-
-def step(session: onnxruntime_decoder.DecoderSession, tokens: list[int], at: int) -> Any:
-    return session.call("forward", {"tokens": np.array([tokens]), "input_pos": np.array([at])})["logits"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import genai_cases
 from edgebake import signatures
 from edgebake.pipeline import BuildOptions, build
 from edgebake.recipe_files import recipes_folder
@@ -19,23 +20,16 @@ PROMPT = "The capital of France is"
 
 
 @pytest.mark.slow
-def test_smollm2_says_paris_in_stock_onnxruntime_genai(tmp_path: Path) -> None:
+def test_smollm2_generates_in_stock_onnxruntime_genai_what_it_does_in_ours(tmp_path: Path) -> None:
     genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     recipe = read(str(recipes_folder() / "llm" / "smollm2-135m.yaml"))
     options = BuildOptions(out=tmp_path / "dist", store=tmp_path / "store", only=("*@onnx-genai*",), timeout_s=3600)
     (result,) = build([recipe], options, lambda _event: None)
     assert result.failure is None, result.failure
-    assert [v for v in result.verdicts if v.state != "pass"] == []
-    model = genai.Model(str(tmp_path / "dist" / "smollm2-135m" / "model" / "onnx-genai" / "any" / "w4g32"))
-    tokenizer = genai.Tokenizer(model)
-    prompt = tokenizer.encode(PROMPT)
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompt) + 4, do_sample=False)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert tokenizer.decode(generator.get_sequence(0)[len(prompt) :]).strip().startswith("Paris")
+    assert [verdict for verdict in result.verdicts if verdict.state != "pass"] == []
+    folder = tmp_path / "dist" / "smollm2-135m" / "model" / "onnx-genai" / "any" / "w4g32"
+    for prompt in (PROMPT, "Once upon a time", "def fibonacci(n):"):
+        assert genai_cases.stock(genai, folder, prompt, 16) == genai_cases.ours(folder, prompt, 16)
 
 
 @pytest.mark.slow

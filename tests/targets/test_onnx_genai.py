@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from edgebake.types import Assignment, Language, Loaded, Lowered, ModuleKind, Si
 from edgebake_targets import onnx_genai
 from edgebake_targets._genai_graph import _known
 from edgebake_targets._genai_state import StateTensors
+from edgebake_targets._onnx_graph import attribute
 from edgebake_targets.inspectors import onnx as inspector
 from edgebake_targets.runners import onnxruntime_decoder
 
@@ -70,8 +72,8 @@ def test_such_a_network_is_refused_where_only_loading_shows_it(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("scheme", "columns", "what", "fix"),
     [
-        ("w4", 64, "MatMulNBits has no w4", "use fp32, w4g32, w4g32a8d or w8"),
-        ("w8a8", 64, "MatMulNBits has no w8a8", "use fp32, w4g32, w4g32a8d or w8"),
+        ("w4", 64, "MatMulNBits has no w4", "use fp32, w4g32, w4g32a8d or w8a8d"),
+        ("w8a8", 64, "MatMulNBits has no w8a8", "use fp32, w4g32, w4g32a8d or w8a8d"),
         (
             "w4g128",
             576,
@@ -79,7 +81,7 @@ def test_such_a_network_is_refused_where_only_loading_shows_it(tmp_path: Path) -
             'compress: {modules: {"up": fp32}}, or a scheme with smaller groups',
         ),
         (
-            "w8",
+            "w8a8d",
             24,
             "no group of 16 or more, a power of two, divides the 24 inputs of 'up'",
             'compress: {modules: {"up": fp32}}',
@@ -205,7 +207,7 @@ def test_the_last_row_of_the_cache_is_the_last(lower: Lower, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_each_module_is_stored_in_its_own_scheme(lower: Lower, tmp_path: Path) -> None:
     first, second = (f"model.layers.{n}.mlp.up_proj" for n in (0, 1))
-    rules = {EMBEDDING: "w8", HEAD: "w8", first: "w4g32", second: "w4g64a8d"}
+    rules = {EMBEDDING: "w8", HEAD: "w8a8d", first: "w4g32", second: "w4g64a8d"}
     lowered = lower(tmp_path / "made", rules)
     found = inspector.inspect(tmp_path / "made" / lowered.entry)
     by_name = {record.name: record for record in found.weights}
@@ -218,6 +220,9 @@ def test_each_module_is_stored_in_its_own_scheme(lower: Lower, tmp_path: Path) -
     layers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
     attention = 2 * 2 * 4 * 16 * decoders.CONTEXT
     assert work.macs == decoders.ONCE * (layers + decoders.WORDS * 64 + attention)
+    graph = onnx.load_model(tmp_path / "made" / lowered.entry, load_external_data=False).graph
+    levels = {node.name: attribute(node, "accuracy_level", 0) for node in graph.node if node.op_type == "MatMulNBits"}
+    assert levels == {first: 1, second: 4, "logits": 4}  # 4: activations are rounded to int8
     session = onnxruntime_decoder.open(tmp_path / "made" / lowered.entry, lowered.signature)
     assert np.isfinite(in_parts(session, 16, 17)).all()
 

@@ -51,6 +51,7 @@ class Predicted:
 
     decoder: Decoder
     format: str
+    holds: str  # key of FORMATS
     schemes: Mapping[str, str]
     size: FileSize
     context: int
@@ -75,11 +76,13 @@ def predict(unit: Unit) -> Predicted:
     schemes = _schemes(decoder, unit.scheme, unit.spec.compress.modules, target, unit.target)
     if target.FORMAT not in FORMATS:
         raise EdgebakeError(f"sizes of .{target.FORMAT} files cannot be predicted")
+    holds = unit.target if unit.target in FORMATS else target.FORMAT
     return Predicted(
         decoder=decoder,
         format=target.FORMAT,
+        holds=holds,
         schemes=schemes,
-        size=file_size(decoder, schemes, target.FORMAT),
+        size=file_size(decoder, schemes, holds),
         context=context,
         prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
     )
@@ -212,7 +215,7 @@ def _fewer_bits(unit: Unit, predicted: Predicted, budget: int) -> list[tuple[str
     found = []
     for scheme in smaller:
         schemes = _schemes(decoder, scheme.name, unit.spec.compress.modules, target, unit.target)
-        size = file_size(decoder, schemes, predicted.format).total
+        size = file_size(decoder, schemes, predicted.holds).total
         found.append(
             (scheme.name, fit_memory.longest_context(decoder, size, predicted.format, predicted.prompt, budget))
         )

@@ -20,8 +20,8 @@ class Format:
     """How a file format holds weights, in bytes.
 
     ``floats``: one value that stays float; ``channel_scale`` and ``group_scale``: one scale. ``shares_tied``: the head
-    reads the embedding's copy where both have one scheme, groups excepted. ``program`` and ``per_layer``: graph, names
-    and metadata.
+    reads the embedding's copy where both have one scheme, groups excepted; with ``shares_packed`` also where the head's
+    differs by its activations alone. ``program`` and ``per_layer``: graph, names and metadata.
     """
 
     floats: int
@@ -30,14 +30,25 @@ class Format:
     shares_tied: bool
     program: int
     per_layer: int
+    shares_packed: bool = False
 
 
+# By format, or by the target that departs from it.
 # ExecuTorch 1.4: XNNPACK keeps a bfloat16 scale per group and a float32 scale per channel; what a delegate took and the
 # embedding outside it are two copies. ONNX: MatMulNBits has float32 scales, symmetric weights have no zero points.
 # Core ML: everything that is not an integer is float16.
 FORMATS: Mapping[str, Format] = {
     "pte": Format(floats=4, channel_scale=4, group_scale=2, shares_tied=False, program=10_000, per_layer=30_000),
     "onnx": Format(floats=4, channel_scale=4, group_scale=4, shares_tied=True, program=8_000, per_layer=8_000),
+    "onnx-genai": Format(
+        floats=4,
+        channel_scale=4,
+        group_scale=4,
+        shares_tied=True,
+        program=8_000,
+        per_layer=8_000,
+        shares_packed=True,
+    ),
     "mlpackage": Format(floats=2, channel_scale=2, group_scale=2, shares_tied=True, program=10_000, per_layer=30_000),
 }
 
@@ -76,9 +87,16 @@ def file_size(decoder: Decoder, schemes: Mapping[str, str], format_: str) -> Fil
     stored = [(w, schemes.get(w.name, "fp32")) for w in decoder.weights]
     if holds.shares_tied:
         embedding = schemes.get(decoder.weights[0].name, "fp32")
-        stored = [(w, s) for w, s in stored if not (w.tied and s == embedding and parse(s).group is None)]
+        stored = [(w, s) for w, s in stored if not (w.tied and _one_copy(s, embedding, holds))]
     parts = {part: _part([(w, s) for w, s in stored if w.part == part], holds) for part in PARTS}
     return FileSize(parts=parts, program=holds.program + holds.per_layer * decoder.layers)
+
+
+def _one_copy(head: str, embedding: str, holds: Format) -> bool:
+    """Whether a tied head in the scheme ``head`` reads what the embedding is stored as."""
+    left, right = parse(head), parse(embedding)
+    packed = holds.shares_packed and left.family == right.family and left.weight_bits == right.weight_bits
+    return (packed or head == embedding) and left.group is None and right.group is None
 
 
 def _part(stored: Sequence[tuple[Weight, str]], holds: Format) -> PartSize:
