@@ -8,78 +8,93 @@ at once, and that says when no operator needs a second look, halves the decompos
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, LinearConfig, MMConfig
-from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import (
-    generate_grouped_partitions_from_list_of_nodes,
-)
-from executorch.exir.backend.compile_spec_schema import CompileSpec
-from executorch.exir.backend.partitioner import DelegationSpec, PartitionResult
+from typing import TYPE_CHECKING, Any
 
 from edgebake_targets._executorch import op_name
 
 if TYPE_CHECKING:
     import torch
+    from executorch.exir.backend.partitioner import PartitionResult
     from torch.export import ExportedProgram
     from torch.fx.passes.infra.partitioner import Partition
+
+    Kept = tuple[list[torch._ops.OpOverload], Callable[[torch.fx.Node], bool] | None]
 
 # A product with nothing but its quantisation needs one of the backend's seventeen passes at most, each of which
 # evaluates the partition again. An activation that is fused into one, or a product that was decomposed, needs more.
 _ALONE = ("linear", "getitem", "choose_qparams", "quantize_", "dequantize_")
-_PRODUCT = DelegationSpec(XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")])
-
-Kept = tuple[list["torch._ops.OpOverload"], Callable[["torch.fx.Node"], bool] | None]
 
 
-class OneRoundPartitioner(XnnpackPartitioner):  # type: ignore[misc]  # ExecuTorch takes partitioners by inheritance
+def partitioner(*, dynamic: bool) -> Any:
     """ExecuTorch's XNNPACK partitioner; with ``dynamic``, products with scales chosen at run time go first.
 
     Those go one by one: merged partitions would part a product from the operator that chooses its input's scale. Only
     products: left to itself, a partitioner of that precision also takes pads, activations and batch norms one by one
     and shatters a network into a delegate per operator.
     """
+    from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, LinearConfig, MMConfig
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    def __init__(self, *, dynamic: bool) -> None:
-        super().__init__()
-        configs = [LinearConfig, AddmmConfig, MMConfig]
-        precision = ConfigPrecisionType.DYNAMIC_QUANT
-        self._products = XnnpackPartitioner(configs, precision, per_op_mode=True) if dynamic else None
-        self._alone: set[torch.fx.Node] = set()
+    configs = [LinearConfig, AddmmConfig, MMConfig]
+    products = XnnpackPartitioner(configs, ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True) if dynamic else None
 
-    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        """Tags of all partitions, and how each is lowered."""
-        found = super().partition(exported_program)
-        alone = {node.meta["delegation_tag"] for node in self._alone}
-        return PartitionResult(
-            tagged_exported_program=found.tagged_exported_program,
-            partition_tags={tag: _PRODUCT if tag in alone else spec for tag, spec in found.partition_tags.items()},
-        )
+    class OneRound(XnnpackPartitioner):  # type: ignore[misc]  # ExecuTorch's classes are untyped
+        def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+            first = products.generate_partitions(ep) if products else []
+            return _numbered(first, _rest(ep, self.get_matched_nodes_from_configs(ep), first))
 
-    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
-        """The products' partitions, then those of all nodes that are in none of them."""
-        first = self._products.generate_partitions(ep) if self._products else []
-        taken = {node for partition in first for node in partition.nodes}
-        self._alone = {node for partition in first if _is_alone(partition) for node in partition.nodes}
-        groups = ([n for n in group if n not in taken] for group in self.get_matched_nodes_from_configs(ep))
-        rest = generate_grouped_partitions_from_list_of_nodes(ep.graph_module, [group for group in groups if group])
-        for number, partition in enumerate((*first, *rest)):
-            partition.id = number
-        return [*first, *rest]
+        def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+            return _quickly_alone(super().partition(exported_program))
 
-    def ops_to_not_decompose(self, ep: ExportedProgram) -> Kept:
-        """Operators to keep whole; with no filter where every one of them in ``ep`` will be taken."""
-        kept, takes = super().ops_to_not_decompose(ep)
-        nodes = ep.graph_module.graph.nodes
-        if all(takes(node) for node in nodes if node.target in kept) and not any(n.op == "get_attr" for n in nodes):
-            return kept, None
+        def ops_to_not_decompose(self, ep: ExportedProgram) -> Kept:
+            return unfiltered(ep, *super().ops_to_not_decompose(ep))
+
+    return OneRound()
+
+
+def unfiltered(ep: ExportedProgram, kept: list[Any], takes: Callable[[torch.fx.Node], bool]) -> Kept:
+    """Operators to keep whole, with no filter where every one of them in ``ep`` will be taken."""
+    nodes = ep.graph_module.graph.nodes
+    branches = any(node.op == "get_attr" for node in nodes)  # whose operators nothing here has looked at
+    if branches or not all(takes(node) for node in nodes if node.target in kept):
         return kept, takes
+    return kept, None
 
 
-def _is_alone(partition: Partition) -> bool:
-    """Whether all that ``partition`` computes is a product and the scale and integers of its input."""
-    names = [op_name(node).rpartition(".")[2] for node in partition.nodes if node.op == "call_function"]
+def _rest(ep: ExportedProgram, groups: list[list[torch.fx.Node]], first: list[Partition]) -> list[Partition]:
+    """Partitions of the nodes in ``groups`` that are in none of ``first``."""
+    from executorch.exir.backend.canonical_partitioners import pattern_op_partitioner
+
+    taken = {node for partition in first for node in partition.nodes}
+    left = ([node for node in group if node not in taken] for group in groups)
+    rest: list[Partition] = pattern_op_partitioner.generate_grouped_partitions_from_list_of_nodes(
+        ep.graph_module, [group for group in left if group]
+    )
+    return rest
+
+
+def _numbered(first: list[Partition], rest: list[Partition]) -> list[Partition]:
+    for number, partition in enumerate((*first, *rest)):
+        partition.id = number
+    return [*first, *rest]
+
+
+def _quickly_alone(found: PartitionResult) -> PartitionResult:
+    """``found`` with the short way through the backend's passes for products that stand alone."""
+    from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+    from executorch.exir.backend.partitioner import DelegationSpec, PartitionResult
+
+    short = DelegationSpec(XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")])
+    members: dict[str, list[torch.fx.Node]] = {}
+    for node in found.tagged_exported_program.graph.nodes:
+        members.setdefault(node.meta.get("delegation_tag", ""), []).append(node)
+    specs = {tag: short if _is_alone(members[tag]) else spec for tag, spec in found.partition_tags.items()}
+    return PartitionResult(tagged_exported_program=found.tagged_exported_program, partition_tags=specs)
+
+
+def _is_alone(nodes: list[torch.fx.Node]) -> bool:
+    """Whether all that ``nodes`` compute is a product and the scale and integers of its input."""
+    names = [op_name(node).rpartition(".")[2] for node in nodes if node.op == "call_function"]
     return all(name.startswith(_ALONE) for name in names) and any(name.startswith("choose_qparams") for name in names)

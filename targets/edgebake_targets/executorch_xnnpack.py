@@ -13,7 +13,7 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-from edgebake_targets import _executorch, _executorch_llm, _ranges
+from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +100,6 @@ def quantizer(request: LowerRequest) -> Quantizer:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
-    from edgebake_targets._xnnpack_partitioner import OneRoundPartitioner
-
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
@@ -113,7 +111,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     with _refusals() as reasons:
         metadata = _executorch_llm.metadata(traced.signature)
         dynamic = bool(request.assignment.of("w8a8d", "w4g32a8d"))
-        edge = _executorch.to_edge(traced.programs, (OneRoundPartitioner(dynamic=dynamic),), metadata)
+        edge = _executorch.to_edge(traced.programs, (_xnnpack_partitioner.partitioner(dynamic=dynamic),), metadata)
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
     encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
     lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)

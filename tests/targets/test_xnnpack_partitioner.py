@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgebake_targets._xnnpack_partitioner import OneRoundPartitioner
+from edgebake_targets._xnnpack_partitioner import partitioner
 
 
 class Net(torch.nn.Module):
@@ -25,14 +25,14 @@ def exported(*, other: bool) -> torch.export.ExportedProgram:
 
 
 def test_where_every_product_is_taken_no_second_look_is_asked_for() -> None:
-    kept, takes = OneRoundPartitioner(dynamic=False).ops_to_not_decompose(exported(other=False))
+    kept, takes = partitioner(dynamic=False).ops_to_not_decompose(exported(other=False))
     assert torch.ops.aten.linear.default in kept
     assert takes is None
 
 
 def test_where_one_is_not_taken_the_filter_says_which() -> None:
     program = exported(other=True)
-    _, takes = OneRoundPartitioner(dynamic=False).ops_to_not_decompose(program)
+    _, takes = partitioner(dynamic=False).ops_to_not_decompose(program)
     assert takes is not None
     products = [node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default]
     assert [takes(node) for node in products] == [True, True, False]
