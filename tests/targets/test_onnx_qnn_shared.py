@@ -130,7 +130,7 @@ def test_another_folder_and_process_give_the_same_bytes(built: tuple[Path, Lower
 @installed
 @pytest.mark.slow
 def test_a_changed_artifact_is_refused_before_anything_runs(built: tuple[Path, Lowered], tmp_path: Path) -> None:
-    """Recompiled in this process, whose earlier compilations change the bytes as a changed binary would."""
+    """The comparison alone, without compiling again: one bit of the binary, and a file that was never signed."""
     folder, lowered = built
     for name in lowered.files:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
