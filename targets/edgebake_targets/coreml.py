@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _IOS16 = {"minimum_os": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")}
 _IOS17 = {"minimum_os": ("iOS17", "iOS18", "macOS14", "macOS15")}
+_GROUPED = ((1, 4), (2, 4), (4, 8))  # values that stay, of neighbours: n:m pruning
 
 SUPPORTS = (
     FP32,
@@ -104,12 +105,15 @@ SUPPORTS = (
         )
         for percent in (50, 75)
     ),
-    Support(
-        scheme="sparse2of4",
-        kinds=ALL,
-        needs=_IOS16,
-        note="of every 4 neighbouring input channels, which must be divisible by 4, the 2 smallest values become zero; "
-        "from iOS 16, macOS 13",
+    *(
+        Support(
+            scheme=f"sparse{stay}of{size}",
+            kinds=ALL,
+            needs=_IOS16,
+            note=f"of every {size} neighbouring input channels, which must be divisible by {size}, the {stay} largest "
+            "values stay, the others become zero; from iOS 16, macOS 13",
+        )
+        for stay, size in _GROUPED
     ),
     *(
         Support(
@@ -118,7 +122,7 @@ SUPPORTS = (
             needs=IOS18,
             note=f"{zeros}, and what stays is stored as {inner}; from iOS 18, macOS 15",
         )
-        for zeros in ("sparse50", "sparse75", "sparse2of4")
+        for zeros in ("sparse50", "sparse75", *(f"sparse{stay}of{size}" for stay, size in _GROUPED))
         for inner in ("w8", "palette6", "palette4")
     ),
 )

@@ -29,12 +29,15 @@ SCHEMES = {
     "palette8v4": "palette8-vector4",
     "palette6v2": "palette6-vector2",
     "palette4v2": "palette4-vector2",
+    "sparse1of4": "sparse-float16",
     "sparse2of4": "sparse-float16",
+    "sparse4of8": "sparse-float16",
     "sparse50-w8": "sparse-int8",
     "sparse75-w8": "sparse-int8",
     "sparse75-palette4": "sparse-palette4",
     "sparse2of4-w8": "sparse-int8",
     "sparse2of4-palette6": "sparse-palette6",
+    "sparse4of8-w8": "sparse-int8",
 }
 
 
