@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
+from edgebake.types import MethodSignature
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 DISTRIBUTIONS = ("onnx", "onnxruntime", "numpy")
 
@@ -60,6 +62,17 @@ def opened(model: Path | onnx.ModelProto) -> Any:
     exact_int8(options, onnxruntime, model)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, method: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run ``session`` once; outputs by the names of ``method`` in its dtypes."""
+    import numpy as np
+
+    taken = {i.name for i in session.get_inputs()}
+    feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
+    values = session.run([spec.name for spec in method.outputs], feed)
+    named = zip(method.outputs, values, strict=True)
+    return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in named}
 
 
 def exact_int8(options: Any, onnxruntime: Any, model: Path | onnx.ModelProto) -> None:

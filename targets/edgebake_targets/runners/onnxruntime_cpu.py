@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.target import NotMeasured
-from edgebake.types import MethodSignature, RunnerKind, Signature
+from edgebake.types import RunnerKind, Signature
 from edgebake_targets import _onnxruntime
-from edgebake_targets._onnxruntime import has_vnni, loading, opened, refuse_absent
+from edgebake_targets._onnxruntime import has_vnni, loading, opened, refuse_absent, run
 
 if TYPE_CHECKING:
     import onnx
@@ -62,7 +62,7 @@ class OnnxSession:
         """Run once; outputs by the signature's names in the signature's dtypes."""
         if method not in self.sessions:
             self.sessions[method] = opened(self.paths[method])
-        return _run(self.sessions[method], self.signature.methods[method], inputs)
+        return run(self.sessions[method], self.signature.methods[method], inputs)
 
     def intermediates(
         self, method: str, inputs: Mapping[str, NDArray[Any]], modules: Iterable[str]
@@ -103,7 +103,7 @@ class OrtSession:
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
-        return _run(self.session, self.signature.methods[method], inputs)
+        return run(self.session, self.signature.methods[method], inputs)
 
 
 def _refuse_saturation(path: Path) -> None:
@@ -114,16 +114,6 @@ def _refuse_saturation(path: Path) -> None:
     found = sorted(operators & _INT8_PRODUCTS)
     if found:
         raise NotMeasured(f"{found[0]} in int8 saturates on this processor, which lacks VNNI; phones' do not")
-
-
-def _run(session: Any, method: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    import numpy as np
-
-    taken = {i.name for i in session.get_inputs()}
-    feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
-    values = session.run([spec.name for spec in method.outputs], feed)
-    named = zip(method.outputs, values, strict=True)
-    return {spec.name: value.astype(spec.dtype, copy=False) for spec, value in named}
 
 
 def result_of(model: onnx.ModelProto, module: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
-from edgebake.types import MethodSignature, RunnerKind, Signature
-from edgebake_targets import _qnn, _qnn_shared
+from edgebake.types import RunnerKind, Signature
+from edgebake_targets import _onnxruntime, _qnn, _qnn_shared
 
 if TYPE_CHECKING:
     import onnx
@@ -20,14 +20,10 @@ RUNS = ("onnx-qnn",)
 KIND: RunnerKind = "simulated"
 APART = True  # the vendor's libraries have been seen to crash the process they run in
 DISTRIBUTIONS = ("onnx", "onnxruntime", "onnxruntime-qnn", "numpy")
-SOURCES = ("edgebake_targets._qnn", "edgebake_targets._qnn_compiler", "edgebake_targets._qnn_shared")
+SOURCES = tuple(f"edgebake_targets.{name}" for name in ("_onnxruntime", "_qnn", "_qnn_compiler", "_qnn_shared"))
 
 missing = _qnn.missing
-
-
-def warm_up() -> None:
-    """Import ONNX Runtime."""
-    import onnxruntime  # noqa: F401
+warm_up = _onnxruntime.warm_up
 
 
 def open(entry: Path, signature: Signature) -> ContextSession | SharedSessions:  # noqa: A001 - the contract's name
@@ -67,7 +63,7 @@ class ContextSession:
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
-        return _run(self.session, self.signature.methods[method], inputs)
+        return _onnxruntime.run(self.session, self.signature.methods[method], inputs)
 
 
 class SharedSessions:
@@ -96,7 +92,7 @@ class SharedSessions:
 
     def call(self, method: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; outputs by the signature's names in the signature's dtypes."""
-        return _run(self.sessions[method], self.signature.methods[method], inputs)
+        return _onnxruntime.run(self.sessions[method], self.signature.methods[method], inputs)
 
 
 def _same_binaries(artifact: Path, again: Path, methods: Sequence[str]) -> None:
@@ -119,12 +115,3 @@ def _context(model: onnx.ModelProto) -> tuple[str, str]:
     (node,) = model.graph.node
     told = {a.name: a.s.decode() for a in node.attribute if a.s}
     return told["ep_cache_context"], told["partition_name"]
-
-
-def _run(session: Any, method: MethodSignature, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    import numpy as np
-
-    taken = {i.name for i in session.get_inputs()}
-    feed = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in taken}
-    values = session.run([spec.name for spec in method.outputs], feed)
-    return {s.name: value.astype(s.dtype, copy=False) for s, value in zip(method.outputs, values, strict=True)}
