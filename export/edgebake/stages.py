@@ -258,7 +258,9 @@ def _graph_request(
     )
 
 
-def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Path, traced: Traced) -> LowerRequest:
+def _lower_request(
+    bench: Bench, unit: Unit, assignment: Assignment, folder: Path, traced: Traced, beside: Path | None = None
+) -> LowerRequest:
     calibration = read_samples(bench, unit, "calibration") if needs_calibration(unit) else None
     return LowerRequest(
         unit=unit.id,
@@ -270,6 +272,7 @@ def _lower_request(bench: Bench, unit: Unit, assignment: Assignment, folder: Pat
         folder=folder,
         about=about(unit, bench.store.file_digest),
         float_calls=lambda samples: _run_programs(traced, samples),
+        beside=beside,
     )
 
 
@@ -295,8 +298,7 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
 
     def write(folder: Path) -> Mapping[str, Any]:
         with bench.stage("lower", unit):
-            request = _lower_request(bench, unit, assignment, folder, traced)
-            request = replace(request, beside=companions.kept(before.folder))
+            request = _lower_request(bench, unit, assignment, folder, traced, companions.kept(before.folder))
             lowered = find_target(unit.target).lower(compressed, request)
             if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")

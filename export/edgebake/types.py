@@ -197,6 +197,13 @@ class Assignment:
         """Names of the modules of each scheme, both sorted."""
         return {scheme: sorted(self.of(scheme)) for scheme in sorted(set(self.schemes.values()))}
 
+    def counted(self) -> dict[str, Any]:
+        """``{"modules": {scheme: how many}, "float_modules": names}`` for the manifest."""
+        return {
+            "modules": {scheme: len(names) for scheme, names in self.by_scheme().items()},
+            "float_modules": sorted(set(self.kinds) - set(self.schemes)),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:

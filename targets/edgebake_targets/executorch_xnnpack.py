@@ -219,7 +219,6 @@ def _encodings(traced: Traced, assignment: Assignment) -> dict[str, Any]:
         for method, program in traced.programs.items()
     }
     return {
-        "modules": dict(sorted(Counter(assignment.schemes.values()).items())),
-        "float_modules": sorted(set(assignment.kinds) - set(assignment.schemes)),
+        **assignment.counted(),
         "static_activation_scales": {method: count for method, count in scales.items() if count},
     }

@@ -6,11 +6,10 @@ shared cache is one operator (GroupQueryAttention), a product with 4 or 8 bits a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
@@ -108,7 +107,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         entry=_genai_config.GRAPH,
         signature=_decoders.without_caches(traced.signature),
         delegation=Delegation(share=1.0, partitions=1, units=(_work(graph, traced.signature),), border_bytes=0),
-        encodings=_encodings(request),
+        encodings=request.assignment.counted(),
     )
 
 
@@ -121,12 +120,3 @@ def _work(graph: GraphFacts, signature: Signature) -> UnitWork:
     tokens = size if isinstance(size, int) else signature.dims[size].max
     macs = graph.macs_per_token * tokens
     return UnitWork(unit="CPU", by=ONNX_RUNTIME_KERNELS, operators=graph.operators, macs=macs, subgraphs=1)
-
-
-def _encodings(request: LowerRequest) -> dict[str, Any]:
-    """How many modules got which scheme, and which stayed float."""
-    assignment = request.assignment
-    return {
-        "modules": dict(sorted(Counter(assignment.schemes.values()).items())),
-        "float_modules": sorted(set(assignment.kinds) - set(assignment.schemes)),
-    }

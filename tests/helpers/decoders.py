@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgebake.types import Loaded
+
 WORDS, CONTEXT, ONCE = 96, 64, 16
 BOS, EOS = 1, 2
 SIZES = {
@@ -54,6 +56,16 @@ def save_tokenizer(folder: Path, template: str = TEMPLATE, letters: int = WORDS 
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**about, "chat_template": template}))
+
+
+def loaded(folder: Path) -> Loaded:
+    """The decoder in ``folder`` as the source ``transformers`` loads it for :func:`component`."""
+    from edgebake.models import transformers as hugging_face
+    from edgebake.models._request import LoadRequest
+    from edgebake.recipe import Component
+
+    asked = Component.model_validate(component(folder))
+    return hugging_face.load(LoadRequest(model=asked.model, component=asked, base=folder))
 
 
 def component(folder: Path, **more: Any) -> dict[str, Any]:

@@ -13,9 +13,6 @@ import torch
 import decoders
 from asking import defaults, lower_request
 from edgebake.errors import StageFailed
-from edgebake.models import transformers as hugging_face
-from edgebake.models._request import LoadRequest
-from edgebake.recipe import Component
 from edgebake.trace import trace
 from edgebake.types import DimBounds, Language, Loaded, Lowered, MethodSignature, Signature, TensorSpec
 from edgebake_targets import executorch_xnnpack
@@ -35,8 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> Loaded:
-    component = Component.model_validate(decoders.component(folder))
-    return hugging_face.load(LoadRequest(model=component.model, component=component, base=folder))
+    return decoders.loaded(folder)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,6 @@ import decoders
 from asking import defaults, lower_request
 from edgebake.errors import ArtifactDamaged, Problem, RecipeError, StageFailed
 from edgebake.metrics import sqnr_db
-from edgebake.models import transformers as hugging_face
-from edgebake.models._request import LoadRequest
-from edgebake.recipe import Component
 from edgebake.target import Asked, Missing, runners_of
 from edgebake.trace import trace
 from edgebake.types import Assignment, Language, Loaded, Lowered, ModuleKind, Signature, TensorSpec, Traced
@@ -148,8 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> Loaded:
-    component = Component.model_validate(decoders.component(folder))
-    return hugging_face.load(LoadRequest(model=component.model, component=component, base=folder))
+    return decoders.loaded(folder)
 
 
 Lower = Callable[..., Lowered]
