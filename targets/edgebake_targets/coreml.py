@@ -110,8 +110,8 @@ SUPPORTS = (
             scheme=f"sparse{stay}of{size}",
             kinds=ALL,
             needs=_IOS16,
-            note=f"of every {size} neighbouring input channels, which must be divisible by {size}, the {stay} largest "
-            "values stay, the others become zero; from iOS 16, macOS 13",
+            note=f"of every {size} neighbouring input channels, which must be divisible by {size}, all but the "
+            f"{stay} of largest magnitude become zero; from iOS 16, macOS 13",
         )
         for stay, size in _GROUPED
     ),
