@@ -35,30 +35,31 @@ class Compiled:
 
 
 def compile_context(
-    model: onnx.ModelProto, out: Path, provider: Mapping[str, str], device: str, *, cpu_fallback: bool
+    model: onnx.ModelProto,
+    out: Path,
+    provider: Mapping[str, str],
+    device: str,
+    *,
+    cpu_fallback: bool,
+    embed: bool = True,
 ) -> Compiled:
-    """Write ``model`` compiled for the chip of ``provider`` to ``out``, the binary inside.
+    """Write ``model`` compiled for the chip of ``provider`` to ``out``, the binary inside, or beside it.
 
     StageFailed when the compiler crashes, refuses operators that ``cpu_fallback`` does not allow on the CPU, knows an
     option no more, or writes a file without a binary or for another chip.
     """
     with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
-        answer = _run(model.SerializeToString(deterministic=True), out, provider, Path(scratch), cpu_fallback)
+        how = {"provider": dict(provider), "cpu_fallback": cpu_fallback, "embed": embed}
+        answer = _run(model.SerializeToString(deterministic=True), out, how, Path(scratch))
     reasons = reasons_of(answer, device)
     return read_back(model, out, provider, reasons, device, answer["taken"])
 
 
-def _run(data: bytes, out: Path, provider: Mapping[str, str], scratch: Path, cpu_fallback: bool) -> dict[str, Any]:
+def _run(data: bytes, out: Path, how: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     source, trace = scratch / "model.onnx", scratch / "trace"
     source.write_bytes(data)
     trace.mkdir()
-    request = {
-        "model": str(source),
-        "out": str(out),
-        "provider": dict(provider),
-        "cpu_fallback": cpu_fallback,
-        "trace": str(trace),
-    }
+    request = {"model": str(source), "out": str(out), "trace": str(trace), **how}
     return answered("_qnn_compiler", request, scratch, operators(data))
 
 

@@ -1,8 +1,9 @@
 """The process that compiles one ONNX model for one chip with Qualcomm's libraries, and ends.
 
 ``python -m edgebake_targets._qnn_compiler REQUEST``: REQUEST is a JSON file with ``model``, ``out``, ``provider`` (the
-provider's options), ``cpu_fallback``, ``trace`` (an empty folder) and ``answer`` (where the JSON answer goes). The
-binary depends on the model's path and on what the process compiled before: so it compiles from bytes, once.
+provider's options), ``cpu_fallback``, ``embed`` (the binary inside the file, or beside it), ``trace`` (an empty folder)
+and ``answer`` (where the JSON answer goes). The binary depends on the model's path and on what the process compiled
+before: so it compiles from bytes, once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     refused = ""
     try:
         data = Path(request["model"]).read_bytes()
-        compiler = onnxruntime.ModelCompiler(options, data, embed_compiled_data_into_model=True)
+        compiler = onnxruntime.ModelCompiler(options, data, embed_compiled_data_into_model=request["embed"])
         compiler.compile_to_file(request["out"])
     except (state.Fail, state.EPFail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented) as error:
         refused = str(error)

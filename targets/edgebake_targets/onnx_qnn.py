@@ -76,6 +76,11 @@ OPTIONS = (
         help="operators that the NPU does not take run on the CPU instead of failing the build",
     ),
     Option(
+        name="embed",
+        default=True,
+        help="the binary inside model.onnx; false: in a file beside it, which also holds more than 2 GiB",
+    ),
+    Option(
         name="optimization",
         default=3,
         help="how long the vendor's compiler searches: 1 short, 2 longer, 3 longest with the fastest binary",
@@ -84,7 +89,7 @@ OPTIONS = (
     Option(
         name="share_weights",
         default=False,
-        help="one binary for a component of several methods, with an entry point each: equal weights lie in it once",
+        help="one binary beside model.onnx for a component of several methods: equal weights lie in it once",
     ),
     Option(name="vtcm_mib", default=0, help="fast memory of the NPU that the binary may use; 0: what the vendor takes"),
 )
@@ -140,11 +145,13 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         provider_options(request.options, device),
         str(device["name"]),
         cpu_fallback=bool(request.options["cpu_fallback"]),
+        embed=bool(request.options["embed"]),
     )
-    files = {"context": CONTEXT_FILE, "plain": PLAIN_FILE}
+    beside = tuple(dict.fromkeys(compiled.facts.files))
+    files = {"context": CONTEXT_FILE, **({"binary": beside[0]} if beside else {}), "plain": PLAIN_FILE}
     weights = sum(w.bytes + w.scale_bytes for w in inspect(request.folder / PLAIN_FILE).weights)
     return Lowered(
-        files=(CONTEXT_FILE, *written),
+        files=(CONTEXT_FILE, *beside, *written),
         entry=CONTEXT_FILE,
         signature=signature,
         delegation=compiled.delegation,

@@ -120,6 +120,23 @@ def test_two_folders_and_processes_give_the_same_bytes(built: tuple[Path, Any], 
         assert (tmp_path / name).read_bytes() == (built[0] / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_the_binary_lies_beside_where_asked_and_holds_the_same(built: tuple[Path, Any], tmp_path: Path) -> None:
+    module, traced = image()
+    lowered = lower(traced, module, tmp_path, "w8a8", image_inputs(8, seed=2), embed=False)
+    assert sorted(lowered.files) == ["model.onnx", "model.plain.onnx", "model_qnn.bin"]
+    assert lowered.encodings["files"]["binary"] == "model_qnn.bin"
+    binary = (tmp_path / "model_qnn.bin").read_bytes()
+    inside, beside = inspect(built[0] / "model.onnx"), inspect(tmp_path / "model.onnx")
+    assert inside.facts["context_bytes"] == len(binary) == sum(w.bytes for w in beside.weights)
+    assert beside.facts["context_files"] == ["model_qnn.bin"]
+    assert lowered.delegation == built[1].delegation
+    assert sqnr(module, tmp_path, lowered, image_inputs(4)) > 33
+    (tmp_path / "model_qnn.bin").unlink()
+    with pytest.raises(ArtifactDamaged, match="Qualcomm's runtime cannot load the context binary"):
+        onnxruntime_qnn.open(tmp_path / lowered.entry, lowered.signature)
+
+
 # --- what the NPU does not take ---------------------------------------------------------------------------------------
 
 
@@ -134,10 +151,11 @@ def test_an_operator_that_the_npu_lacks_is_named_with_the_remedy(tmp_path: Path)
     assert "options: {cpu_fallback: true}" in message
 
 
-def test_with_fallback_what_runs_on_the_cpu_is_listed_with_the_vendors_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("embed", [True, False])
+def test_with_fallback_what_runs_on_the_cpu_is_listed_with_the_vendors_reason(tmp_path: Path, embed: bool) -> None:
     module = Wrapper(Determined()).eval()
     traced = traced_vector(module, vector(8, 1))
-    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1), cpu_fallback=True)
+    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1), cpu_fallback=True, embed=embed)
     by_operator = {row.op: row for row in lowered.delegation.left_out}
     assert by_operator["Det"].count == 1
     assert "not supported by QNN EP" in by_operator["Det"].reason
