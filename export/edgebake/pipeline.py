@@ -20,6 +20,7 @@ from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, Artifa
 from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key, stage_keys
 from edgebake.limits import judge, parity_failed
+from edgebake.llm.streaming import streams
 from edgebake.llm.tasks import is_decoder
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
@@ -85,7 +86,7 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     units, warnings = check(files, trust=options.trust)
     for problem in warnings:
         observe({"event": "warning", "text": str(problem)})
-    chosen = select(units, options.only)
+    chosen = _within_memory(select(units, options.only), options.memory_mib)
     run = Build(options=options, store=Store(options.store), observe=observe)
     run.store.sweep()
     digest = lru_cache(maxsize=None)(run.store.file_digest)  # units share files: one look at each
@@ -106,6 +107,15 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(run.store, keys.values())) from None
     return results
+
+
+def _within_memory(units: Sequence[Unit], memory_mib: float | None) -> list[Unit]:
+    """``units``, saying what is not run of those that are lowered from files: it would take more than the memory."""
+    if not any(map(streams, units)):
+        return list(units)
+    from edgebake.llm import fit
+
+    return [fit.within_memory(unit, memory_mib) for unit in units]
 
 
 def _refuse_too_large(run: Build, units: Sequence[Unit]) -> None:
@@ -134,21 +144,22 @@ def _kept(store: Store, keys: Iterable[Mapping[str, StageKey]]) -> str:
 def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.Delivered | None:
     """What the store holds of ``unit``, or None when a stage has to run; what is about to be delivered is hashed."""
     full = run.options.check or not delivery.current(run.options.out, unit, keys)
-    stages = ("reference", "trace", *(("compress",) if full else ()), "lower", "validate", "locate")
+    before = "describe" if "describe" in keys else "trace"
+    stages = ("reference", before, *(("compress",) if full else ()), "lower", "validate", "locate")
     entries = {stage: run.store.find(stage, keys[stage].key, verify=full) for stage in stages}
     _tell_damages(run)
     found = {stage: entry for stage, entry in entries.items() if entry is not None}
-    if not found.keys() >= {"reference", "trace", "lower", "validate"}:
+    if not found.keys() >= {"reference", before, "lower", "validate"}:
         return None
     measured = dict(found["validate"].meta["measurements"])
-    if parity_failed(unit.spec.limits, measured):
+    if before == "trace" and parity_failed(unit.spec.limits, measured):
         if "locate" not in found:
             return None
         measured["located"] = found["locate"].meta["located"]
     return delivery.Delivered(
         unit=unit,
         keys=keys,
-        trace=found["trace"],
+        trace=found[before],
         lower=found["lower"],
         reference=found["reference"],
         measurements=measured,

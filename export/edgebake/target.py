@@ -157,7 +157,8 @@ class Target(Protocol):
     that devices came with. ``refusals(asked)``: what ``lower`` would refuse and the recipe alone shows; imports no SDK.
     ``fix(folder)`` makes a private toolchain there and says so, ``versions()`` are of what is in it
     (``edgebake.toolchains``), part of the store key. ``DECODES = True`` for one with operators for a decoder's cache
-    (``edgebake.llm.operators``).
+    (``edgebake.llm.operators``). ``STREAMS = True`` for one with ``stream(streamed, request) -> Lowered``, which writes
+    what ``lower`` would from weights that are read where they lie: a build then neither loads nor traces for it.
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -233,7 +234,11 @@ class Inspector(Protocol):
 
 
 class ModelSource(Protocol):
-    """A module ``edgebake/models/<name>.py``."""
+    """A module ``edgebake/models/<name>.py``.
+
+    Optional, for networks with a cache that need not be loaded: ``describe(request) -> Described`` and
+    ``tensors(request) -> Tensors``.
+    """
 
     def load(self, request: Any) -> Loaded: ...
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.scheme import Scheme, parse
-from edgebake.types import rule_for
+from edgebake.types import Tensors, rule_for
 from edgebake_targets._genai_config import GRAPH, Spec, read_spec, rotary_tables, write_config
-from edgebake_targets._genai_weights import DATA, Tensors, WeightWriter
+from edgebake_targets._genai_weights import DATA, WeightWriter
 from edgebake_targets._onnx_graph import MICROSOFT
 from edgebake_targets._onnx_units import operator_of
 
