@@ -66,8 +66,8 @@ class Predicted:
 
     @property
     def float_peak_bytes(self) -> int:
-        """Of a process that loads and runs the float network here."""
-        return fit_memory.float_peak_bytes(self.decoder, self.context)
+        """Of a process that loads and runs the float network here, and then the artifact beside it."""
+        return fit_memory.float_peak_bytes(self.decoder, self.context, self.run_peak_bytes)
 
     @property
     def run_peak_bytes(self) -> int:

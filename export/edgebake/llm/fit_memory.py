@@ -149,12 +149,14 @@ def run_peak_bytes(file_bytes: int, cache: int) -> int:
     return STREAM_BASE + round(RUN_OF_FILE * file_bytes) + cache
 
 
-def float_peak_bytes(decoder: Decoder, context: int) -> int:
-    """Most resident bytes of a process that loads the float32 network with its cache and runs it.
+def float_peak_bytes(decoder: Decoder, context: int, run_peak: int) -> int:
+    """Most resident bytes of a process that runs the float32 network with its cache, and then the artifact beside it.
 
-    Half as much again as the weights: while they are read, the checkpoint's pages are resident, too.
+    While weights are read, the checkpoint's pages are resident, too: half as much again. ``run_peak``: of a process
+    that runs the artifact alone.
     """
-    return TRACE.base + round(1.5 * 4 * decoder.parameters) + cache_bytes(decoder, context, 4)
+    weights = 4 * decoder.parameters
+    return max(TRACE.base + round(1.5 * weights), weights + run_peak) + cache_bytes(decoder, context, 4)
 
 
 def export_disk_bytes(decoder: Decoder, file_bytes: int, *, traced: bool = True) -> int:
