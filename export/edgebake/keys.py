@@ -240,6 +240,24 @@ def _judging(file_format: str, runners: Iterable[tuple[str, str, Any]]) -> list[
     return [INSPECTORS.module_name(file_format), *own]
 
 
+def _measured(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:
+    """What measures, what the recipe has measured besides parity, and why the artifact is not run."""
+    runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
+    limits = unit.spec.limits
+    return {
+        "runners": {name: r.missing() is None for name, _, r in runners},
+        "sources": sources(_judging(find_target(unit.target).FORMAT, runners), file_digest),
+        "versions": versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
+        "agreement": limits.agreement.model_dump(exclude={"min"}) if limits.agreement else None,
+        "task": limits.task.model_dump(exclude={"max_drop"}) if limits.task else None,
+        **_unless_empty(without_run=unit.without_run),
+    }
+
+
+def _unless_empty(**texts: str) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text}
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
     """Keys of all stages of ``unit``, by stage name; with ``describe`` for ``trace`` and ``compress`` if it streams."""
     target = find_target(unit.target)
@@ -253,8 +271,8 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     model = digest_of(model_part(unit, file_digest))
     on_modules, on_graph = _methods_acting_on(unit, "module"), _methods_acting_on(unit, "graph")
     calibration = _samples_part(unit, "calibration", file_digest) if needs_calibration(unit) else None
-    without = {"without_float": unit.without_float} if unit.without_float else {}
-    add("reference", model=model, samples=_samples_part(unit, "evaluation", file_digest), cpu=cpu(), **without)
+    evaluation = _samples_part(unit, "evaluation", file_digest)
+    add("reference", model=model, samples=evaluation, cpu=cpu(), **_unless_empty(without_float=unit.without_float))
     if streams(unit):
         add("describe", model=model)
     add(
@@ -290,17 +308,6 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         cpu=cpu(),
         **({"about": asdict(about(unit, file_digest))} if getattr(target, "CARRIES_ABOUT", False) else {}),
     )
-    runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
-    add(
-        "validate",
-        lower=keys["lower"],
-        reference=keys["reference"],
-        runners={name: r.missing() is None for name, _, r in runners},
-        sources=sources(_judging(target.FORMAT, runners), file_digest),
-        versions=versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
-        agreement=unit.spec.limits.agreement.model_dump(exclude={"min"}) if unit.spec.limits.agreement else None,
-        task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,
-        **({"without_run": unit.without_run} if unit.without_run else {}),
-    )
+    add("validate", lower=keys["lower"], reference=keys["reference"], **_measured(unit, file_digest))
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

@@ -20,11 +20,10 @@ from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, Artifa
 from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key, stage_keys
 from edgebake.limits import judge, parity_failed
-from edgebake.llm.streaming import streams
 from edgebake.llm.tasks import is_decoder
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
-from edgebake.selecting import select
+from edgebake.selecting import select, within_memory
 from edgebake.store import Store
 from edgebake.store_files import storage_errors
 from edgebake.target import MODELS, find_target
@@ -86,7 +85,7 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     units, warnings = check(files, trust=options.trust)
     for problem in warnings:
         observe({"event": "warning", "text": str(problem)})
-    chosen = _within_memory(select(units, options.only), options.memory_mib)
+    chosen = within_memory(select(units, options.only), options.memory_mib)
     run = Build(options=options, store=Store(options.store), observe=observe)
     run.store.sweep()
     digest = lru_cache(maxsize=None)(run.store.file_digest)  # units share files: one look at each
@@ -107,15 +106,6 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(run.store, keys.values())) from None
     return results
-
-
-def _within_memory(units: Sequence[Unit], memory_mib: float | None) -> list[Unit]:
-    """``units``, saying what is not run of those that are lowered from files: it would take more than the memory."""
-    if not any(map(streams, units)):
-        return list(units)
-    from edgebake.llm import fit
-
-    return [fit.within_memory(unit, memory_mib) for unit in units]
 
 
 def _refuse_too_large(run: Build, units: Sequence[Unit]) -> None:

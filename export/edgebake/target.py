@@ -119,6 +119,7 @@ class Asked:
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
     one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
     ``sizes`` those with a list of them. ``channels``: how many images are normalised by, None without image samples.
+    ``widths``: of a decoder whose configuration is here, scheme and input width by module.
     """
 
     scheme: str
@@ -129,6 +130,7 @@ class Asked:
     varying: tuple[str, ...]
     channels: int | None
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

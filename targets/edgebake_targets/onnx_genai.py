@@ -77,11 +77,24 @@ def missing() -> Missing | None:
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """A network that is no decoder with a cache: onnxruntime-genai generates text, and nothing else."""
+    """A network that is no decoder with a cache, and matrices whose width no group of their scheme divides."""
     for inputs in asked.inputs.values():
         if tuple(taken.name for taken in inputs) != _decoders.INPUTS:
             yield _NO_DECODER
             return
+    yield from _widths(asked)
+
+
+def _widths(asked: Asked) -> Iterator[Refusal]:
+    """One refusal for all matrices of one width and scheme; the first is named."""
+    from edgebake_targets._genai_graph import refusal_of
+
+    firsts: dict[tuple[str, int], str] = {}
+    for module, width in asked.widths.items():
+        firsts.setdefault(width, module)
+    for (scheme, columns), module in firsts.items():
+        if wrong := refusal_of(module, scheme, columns):
+            yield replace(wrong, key="scheme" if scheme == asked.scheme else "modules")
 
 
 _NO_DECODER = Refusal(
@@ -137,7 +150,7 @@ def _written(spec: Spec, tensors: Tensors, signature: Signature, request: LowerR
         entry=_genai_config.GRAPH,
         signature=_decoders.without_caches(signature),
         delegation=Delegation(share=1.0, partitions=1, units=(_work(graph, signature),), border_bytes=0),
-        encodings=request.assignment.counted(),
+        encodings={**request.assignment.counted(), "runtime": dict(_genai_config.RUNTIME)},
     )
 
 

@@ -90,6 +90,8 @@ def test_a_build_neither_traces_nor_needs_the_float_network_to_lower(place: baki
     assert done.code == 0, done.err + done.out
     (result,) = done.results
     assert list(result["measurements"]["stages"]) == ["describe", "lower", "load", "reference", "validate"]
+    stages = result["measurements"]["stages"]
+    assert max(stages[name]["peak_mib"] for name in ("describe", "lower")) * 2**20 < 1.15 * fit_memory.STREAM_BASE
     language = result["measurements"]["language"]
     assert language["stepwise"]["sqnr_db"] > 60
     assert 0 < language["kl"] < 2

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,8 @@ def test_every_division_into_calls_says_what_the_float_model_says(loaded: Loaded
     assert sqnr_db(want, in_parts(session, 32)) > 100
     assert lowered.signature.methods["forward"].buffers == ()
     assert lowered.encodings["float_modules"] == [HEAD, EMBEDDING]
+    assert lowered.encodings["runtime"]["name"] == "onnxruntime-genai"
+    assert version("onnxruntime-genai").startswith(lowered.encodings["runtime"]["written_for"])
 
 
 @pytest.mark.slow

@@ -25,14 +25,12 @@ def run(
 ) -> int:
     """Print, per artifact and stage, `stored` or what differs."""
     from edgebake.check import check
-    from edgebake.llm import fit
-    from edgebake.selecting import select
+    from edgebake.selecting import select, within_memory
     from edgebake.store import Store
 
     units, _ = check(_shared.read_recipes(recipes, settings), trust=trust)
     opened = Store(store)
-    chosen = (fit.within_memory(unit, None) for unit in select(units, only))
-    found = {unit.id: _stages(opened, unit, out) for unit in chosen}
+    found = {unit.id: _stages(opened, unit, out) for unit in within_memory(select(units, only), None)}
     if as_json:
         _shared.print_json(found)
         return 0

@@ -103,6 +103,13 @@ def predict(unit: Unit) -> Predicted:
     )
 
 
+def widths(unit: Unit) -> Mapping[str, tuple[str, int]]:
+    """Scheme and input width of every compressed matrix by module; EdgebakeError as of :func:`predict`."""
+    decoder = _decoder(unit)
+    schemes = _schemes(decoder, unit.scheme, unit.spec.compress.modules, find_target(unit.target), unit.target)
+    return {w.name: (schemes[w.name], w.shape[1]) for w in decoder.weights if w.name in schemes}
+
+
 def configuration(unit: Unit) -> Path:
     """The folder whose config.json tells the shape; of a hub's model the copy beside the recipe, as nothing is fetched.
 
