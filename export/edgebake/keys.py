@@ -18,6 +18,7 @@ from typing import Any
 
 from edgebake import samples
 from edgebake.jsonfile import digest_of
+from edgebake.llm.streaming import streams
 from edgebake.models import _paths
 from edgebake.recipe import Samples
 from edgebake.scheme import parse
@@ -43,7 +44,7 @@ FileDigest = Callable[[Path], str]
 _SOURCES = {
     "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
     "samples": ("samples*.py",),
-    "language": ("llm/decoder.py", "llm/operators.py", "llm/companions.py"),
+    "language": ("llm/decoder.py", "llm/operators.py", "llm/companions.py", "llm/random_weights.py", "llm/shards.py"),
     "reference": (
         "llm/judge.py",
         "llm/digest.py",
@@ -55,6 +56,7 @@ _SOURCES = {
         "stages.py",
         "workbench.py",
     ),
+    "describe": ("streamed.py", "llm/streaming.py", "trace.py", "assignment.py", "types.py", "workbench.py"),
     "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
@@ -238,8 +240,26 @@ def _judging(file_format: str, runners: Iterable[tuple[str, str, Any]]) -> list[
     return [INSPECTORS.module_name(file_format), *own]
 
 
+def _measured(unit: Unit, file_digest: FileDigest) -> dict[str, Any]:
+    """What measures, what the recipe has measured besides parity, and why the artifact is not run."""
+    runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
+    limits = unit.spec.limits
+    return {
+        "runners": {name: r.missing() is None for name, _, r in runners},
+        "sources": sources(_judging(find_target(unit.target).FORMAT, runners), file_digest),
+        "versions": versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
+        "agreement": limits.agreement.model_dump(exclude={"min"}) if limits.agreement else None,
+        "task": limits.task.model_dump(exclude={"max_drop"}) if limits.task else None,
+        **_unless_empty(without_run=unit.without_run),
+    }
+
+
+def _unless_empty(**texts: str) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text}
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
-    """Keys of all stages of ``unit``, by stage name."""
+    """Keys of all stages of ``unit``, by stage name; with ``describe`` for ``trace`` and ``compress`` if it streams."""
     target = find_target(unit.target)
     parts: dict[str, dict[str, Any]] = {}
     keys: dict[str, str] = {}
@@ -251,7 +271,10 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     model = digest_of(model_part(unit, file_digest))
     on_modules, on_graph = _methods_acting_on(unit, "module"), _methods_acting_on(unit, "graph")
     calibration = _samples_part(unit, "calibration", file_digest) if needs_calibration(unit) else None
-    add("reference", model=model, samples=_samples_part(unit, "evaluation", file_digest), cpu=cpu())
+    evaluation = _samples_part(unit, "evaluation", file_digest)
+    add("reference", model=model, samples=evaluation, cpu=cpu(), **_unless_empty(without_float=unit.without_float))
+    if streams(unit):
+        add("describe", model=model)
     add(
         "trace",
         model=model,
@@ -274,7 +297,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     )
     add(
         "lower",
-        compress=keys["compress"],
+        compress=keys.get("describe", keys["compress"]),
         rules=rules_by_method(unit),
         target=unit.target,
         sources=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest),
@@ -285,16 +308,6 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         cpu=cpu(),
         **({"about": asdict(about(unit, file_digest))} if getattr(target, "CARRIES_ABOUT", False) else {}),
     )
-    runners = [(name, RUNNERS.module_name(name), r) for name, r in runners_of(unit.target)]
-    add(
-        "validate",
-        lower=keys["lower"],
-        reference=keys["reference"],
-        runners={name: r.missing() is None for name, _, r in runners},
-        sources=sources(_judging(target.FORMAT, runners), file_digest),
-        versions=versions(d for _, _, r in runners for d in r.DISTRIBUTIONS),
-        agreement=unit.spec.limits.agreement.model_dump(exclude={"min"}) if unit.spec.limits.agreement else None,
-        task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,
-    )
+    add("validate", lower=keys["lower"], reference=keys["reference"], **_measured(unit, file_digest))
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

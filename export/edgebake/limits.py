@@ -175,7 +175,7 @@ def _language(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
     for name, bound in limits.language:
         if bound is None:
             continue
-        if blocked or not found:
+        if blocked or not found or (values[name] is None and measurements.get("not_measured")):
             reason = blocked or _absent(measurements, "the text of a network with `context`")
             yield unmeasured(f"language.{name}", bound, reason, value=values[name])
         else:

@@ -23,7 +23,7 @@ from edgebake.limits import judge, parity_failed
 from edgebake.llm.tasks import is_decoder
 from edgebake.recipe_yaml import RecipeFile
 from edgebake.result import Failure, Result
-from edgebake.selecting import select
+from edgebake.selecting import select, within_memory
 from edgebake.store import Store
 from edgebake.store_files import storage_errors
 from edgebake.target import MODELS, find_target
@@ -85,7 +85,7 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     units, warnings = check(files, trust=options.trust)
     for problem in warnings:
         observe({"event": "warning", "text": str(problem)})
-    chosen = select(units, options.only)
+    chosen = within_memory(select(units, options.only), options.memory_mib)
     run = Build(options=options, store=Store(options.store), observe=observe)
     run.store.sweep()
     digest = lru_cache(maxsize=None)(run.store.file_digest)  # units share files: one look at each
@@ -134,21 +134,22 @@ def _kept(store: Store, keys: Iterable[Mapping[str, StageKey]]) -> str:
 def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.Delivered | None:
     """What the store holds of ``unit``, or None when a stage has to run; what is about to be delivered is hashed."""
     full = run.options.check or not delivery.current(run.options.out, unit, keys)
-    stages = ("reference", "trace", *(("compress",) if full else ()), "lower", "validate", "locate")
+    before = "describe" if "describe" in keys else "trace"
+    stages = ("reference", before, *(("compress",) if full else ()), "lower", "validate", "locate")
     entries = {stage: run.store.find(stage, keys[stage].key, verify=full) for stage in stages}
     _tell_damages(run)
     found = {stage: entry for stage, entry in entries.items() if entry is not None}
-    if not found.keys() >= {"reference", "trace", "lower", "validate"}:
+    if not found.keys() >= {"reference", before, "lower", "validate"}:
         return None
     measured = dict(found["validate"].meta["measurements"])
-    if parity_failed(unit.spec.limits, measured):
+    if before == "trace" and parity_failed(unit.spec.limits, measured):
         if "locate" not in found:
             return None
         measured["located"] = found["locate"].meta["located"]
     return delivery.Delivered(
         unit=unit,
         keys=keys,
-        trace=found["trace"],
+        trace=found[before],
         lower=found["lower"],
         reference=found["reference"],
         measurements=measured,

@@ -8,6 +8,7 @@ from typing import Any
 from edgebake import devices
 from edgebake.fitting import target_misfit
 from edgebake.keys import needs_calibration
+from edgebake.llm.streaming import streams
 from edgebake.llm.tasks import is_decoder
 from edgebake.scheme import shown
 from edgebake.target import METHODS, find_target, runners_of, support_of
@@ -45,7 +46,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
         "optional": unit.optional,
         "missing": {"reason": missing.reason, "remedy": missing.remedy} if missing else None,
         "calibration": needs_calibration(unit),
-        "stages": _stages(methods),
+        "stages": ["describe", "lower", "reference", "validate"] if streams(unit) else _stages(methods),
         "methods": methods,
         "runners": [{"name": name, "kind": runner.KIND} for name, runner in runners_of(unit.target)],
         "runs_code": _code(unit),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from edgebake.errors import UsageError
+from edgebake.llm.streaming import streams
 from edgebake.units import Unit
 from edgebake.wording import said
 
@@ -26,3 +27,15 @@ def select(units: Sequence[Unit], only: Sequence[str]) -> tuple[Unit, ...]:
                 fix=f"{hint}they are: " + ", ".join(unit.id for unit in units),
             )
     return tuple(u for u in units if not only or any(fnmatchcase(n, g) for n in _names(u) for g in only))
+
+
+def within_memory(units: Sequence[Unit], memory_mib: float | None) -> list[Unit]:
+    """``units``, saying what is not run of those that are lowered from files: it would take more than the memory.
+
+    ``memory_mib``: what a worker may use, None for this machine's memory.
+    """
+    if not any(map(streams, units)):
+        return list(units)
+    from edgebake.llm import fit
+
+    return [fit.within_memory(unit, memory_mib) for unit in units]

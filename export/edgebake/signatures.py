@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from edgebake.types import DimBounds, Language, MethodSignature, Signature, TensorSpec
+from edgebake.types import DimBounds, Language, Lowered, MethodSignature, Signature, TensorSpec
 
 
 def to_json(signature: Signature) -> dict[str, Any]:
@@ -45,6 +45,11 @@ def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
 
 def _tensor_from_json(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(**{**data, "shape": tuple(data["shape"])})
+
+
+def lowered_to_json(lowered: Lowered) -> dict[str, Any]:
+    """Plain data of ``lowered``; deterministic facts only."""
+    return {**asdict(lowered), "signature": to_json(lowered.signature), "files": sorted(lowered.files)}
 
 
 def from_json(data: Mapping[str, Any]) -> Signature:

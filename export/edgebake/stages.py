@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake import locate as locating
-from edgebake import signatures, validate
+from edgebake import signatures, streamed, validate
 from edgebake.assignment import assign
 from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
@@ -20,10 +20,11 @@ from edgebake.keys import StageKey, about, component_key, needs_calibration, sta
 from edgebake.limits import parity_failed
 from edgebake.llm import companions
 from edgebake.llm import judge as language
+from edgebake.llm.streaming import streams
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
-from edgebake.types import Assignment, Loaded, Lowered, Module, ReferenceCall, Sample, Traced, canonical_module_name
+from edgebake.types import Assignment, Loaded, Module, ReferenceCall, Sample, Traced
 from edgebake.units import Unit
 from edgebake.workbench import Bench, load, read_samples, stored
 
@@ -36,6 +37,8 @@ def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Referen
     from edgebake import reference as recorded
 
     def write(folder: Path) -> Mapping[str, Any]:
+        if unit.without_float:
+            return streamed.without_float(bench, unit, keys, folder)
         from edgebake.reference_run import run_float
 
         loaded = load(bench, unit)
@@ -76,22 +79,6 @@ def _inventory_to_json(modules: tuple[Module, ...]) -> list[dict[str, Any]]:
     return [asdict(m) for m in modules]
 
 
-def _float_bytes(methods: Mapping[str, torch.nn.Module], live: set[str], states: set[str]) -> int:
-    """Bytes at float32 of all distinct parameters and buffers (integers at their own size).
-
-    Idle modules are left out, and the buffers in ``states``, which the network writes to.
-    """
-    from edgebake.trace import module_inventory
-
-    idle = {m.name for module in methods.values() for m in module_inventory(module)} - live
-    seen: dict[int, int] = {}
-    for module in methods.values():
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if canonical_module_name(name.rpartition(".")[0]) not in idle and canonical_module_name(name) not in states:
-                seen[id(tensor)] = tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
-    return sum(seen.values())
-
-
 def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Traced, Assignment, Entry]:
     """One exported program per method, with the methods that act on modules applied first."""
 
@@ -114,7 +101,7 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             "ops": sorted({*_ops(m for m, _ in _acting(unit, assignment, "module")), *loaded.operators}),
             "modules": _inventory_to_json(modules),
             "notes": list(dict.fromkeys(said)),
-            "float_bytes": _float_bytes(loaded.methods, {m.name for m in modules}, states),
+            "float_bytes": tracing.float_bytes(loaded.methods.values(), {m.name for m in modules}, states),
             "facts": dict(loaded.facts),
         }
 
@@ -304,14 +291,9 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
                 raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
             beside = companions.deliver(before.folder, folder)
             lowered = replace(lowered, files=(*lowered.files, *beside), notes=(*before.meta["notes"], *lowered.notes))
-        return {"lowered": lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
+        return {"lowered": signatures.lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
     return before, stored(bench, unit, "lower", keys, write)
-
-
-def lowered_to_json(lowered: Lowered) -> dict[str, Any]:
-    """Plain data of ``lowered``; deterministic facts only."""
-    return {**asdict(lowered), "signature": signatures.to_json(lowered.signature), "files": sorted(lowered.files)}
 
 
 def float_timer(bench: Bench, unit: Unit, recorded: Reference) -> validate.FloatTimer | None:
@@ -339,8 +321,12 @@ def float_timer(bench: Bench, unit: Unit, recorded: Reference) -> validate.Float
 
 def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
     """All stages of ``unit``; what they found lies in the store under ``keys``."""
-    recorded = reference(bench, unit, keys)
-    traced_entry, lowered_entry = lower(bench, unit, keys)
+    if streams(unit):  # lowered before the float network takes memory
+        traced_entry, lowered_entry = streamed.lower(bench, unit, keys)
+        recorded = reference(bench, unit, keys)
+    else:
+        recorded = reference(bench, unit, keys)
+        traced_entry, lowered_entry = lower(bench, unit, keys)
 
     def write(_folder: Path) -> Mapping[str, Any]:
         gc.collect()
@@ -350,7 +336,7 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
         return {"measurements": measured}
 
     entry = stored(bench, unit, "validate", keys, write)
-    if parity_failed(unit.spec.limits, entry.meta["measurements"]):
+    if not streams(unit) and parity_failed(unit.spec.limits, entry.meta["measurements"]):
         _locate(bench, unit, keys, recorded, lowered_entry)
 
 
@@ -365,6 +351,7 @@ def _subject(unit: Unit, recorded: Reference, traced: Entry, lowered_entry: Entr
         reference=recorded.folder,
         limits=unit.spec.limits,
         model=traced.meta,
+        not_run=unit.without_run,
     )
 
 

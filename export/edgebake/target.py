@@ -119,6 +119,7 @@ class Asked:
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
     one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
     ``sizes`` those with a list of them. ``channels``: how many images are normalised by, None without image samples.
+    ``widths``: of a decoder whose configuration is here, scheme and input width by module.
     """
 
     scheme: str
@@ -129,6 +130,7 @@ class Asked:
     varying: tuple[str, ...]
     channels: int | None
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,8 @@ class Target(Protocol):
     that devices came with. ``refusals(asked)``: what ``lower`` would refuse and the recipe alone shows; imports no SDK.
     ``fix(folder)`` makes a private toolchain there and says so, ``versions()`` are of what is in it
     (``edgebake.toolchains``), part of the store key. ``DECODES = True`` for one with operators for a decoder's cache
-    (``edgebake.llm.operators``).
+    (``edgebake.llm.operators``). ``STREAMS = True`` for one with ``stream(streamed, request) -> Lowered``, which writes
+    what ``lower`` would from weights that are read where they lie: a build then neither loads nor traces for it.
     """
 
     SUPPORTS: tuple[Support, ...]
@@ -233,7 +236,11 @@ class Inspector(Protocol):
 
 
 class ModelSource(Protocol):
-    """A module ``edgebake/models/<name>.py``."""
+    """A module ``edgebake/models/<name>.py``.
+
+    Optional, for networks with a cache that need not be loaded: ``describe(request) -> Described`` and
+    ``tensors(request) -> Tensors``.
+    """
 
     def load(self, request: Any) -> Loaded: ...
 

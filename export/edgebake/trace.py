@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -279,6 +279,21 @@ def module_inventory(module: torch.nn.Module) -> tuple[Module, ...]:
             parameters = sum(p.numel() for p in child.parameters(recurse=False))
             found.append(Module(name=canonical_module_name(path), kind=kind, parameters=parameters))
     return tuple(found)
+
+
+def float_bytes(networks: Iterable[torch.nn.Module], live: set[str], states: set[str]) -> int:
+    """Bytes at float32 of all distinct parameters and buffers (integers at their own size).
+
+    Idle modules are left out, and the buffers in ``states``, which the network writes to.
+    """
+    networks = list(networks)
+    idle = {m.name for network in networks for m in module_inventory(network)} - live
+    seen: dict[int, int] = {}
+    for network in networks:
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if canonical_module_name(name.rpartition(".")[0]) not in idle and canonical_module_name(name) not in states:
+                seen[id(tensor)] = tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+    return sum(seen.values())
 
 
 def kind_of(module: torch.nn.Module) -> ModuleKind | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,6 +179,42 @@ class Traced:
     """One exported program per method, weights shared; ``compressed_by`` names the methods already applied."""
 
     programs: Mapping[str, torch.export.ExportedProgram]
+    signature: Signature
+
+
+class Tensors(Protocol):
+    """A network's float weights by name, read a few rows at a time; RecipeError for names that there are not."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor ``name``."""
+
+    def rows(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The matrix ``name`` from its first row to its last, some rows at a time."""
+
+    def whole(self, name: str) -> NDArray[np.float32]:
+        """All of the tensor ``name``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A network with a cache as its files describe it, no weight read. ``modules``: those that rules can name."""
+
+    signature: Signature
+    modules: tuple[Module, ...]
+    float_bytes: int  # of all distinct weights and buffers at float32
+    facts: Mapping[str, Any]  # as of ``Loaded``
+    companions: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What targets with ``STREAMS`` lower in the place of ``Traced``: weights that are read where they lie."""
+
+    tensors: Tensors
     signature: Signature
 
 

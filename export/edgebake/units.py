@@ -34,6 +34,9 @@ class Unit:
     spec: Component
     base: Path
     description: str = ""  # the recipe's
+    # Of what is lowered from files: why a build does not run the float network here, and why not the artifact.
+    without_float: str = ""
+    without_run: str = ""
 
     @property
     def id(self) -> str:

@@ -40,6 +40,7 @@ class Subject:
     reference: Path
     limits: Limits
     model: Mapping[str, Any]  # modules, float_bytes, facts
+    not_run: str = ""  # why nothing here is to run it
     ours: bool = True  # edgebake made it: what it promised then is beside it
 
     @property
@@ -78,7 +79,7 @@ def measure(subject: Subject, float_timer: FloatTimer | None, *, inside: bool = 
         "structure": _structure(subject, inspection),
         "memory": {"planned_bytes": subject.lowered["planned_memory_bytes"]},
     }
-    runner = choose_runner(subject.target)
+    runner = subject.not_run or choose_runner(subject.target)
     if isinstance(runner, str):
         return {**measured, **_unmeasured(runner)}
     name, kind = runner
@@ -210,6 +211,8 @@ def _meters(limits: Limits, signature: Signature) -> tuple[Any, TaskMeter | None
 def _outputs(subject: Subject, recorded: Reference, client: runclient.Client) -> dict[str, Any]:
     signature = signatures.from_json(subject.lowered["signature"])
     if signature.language is not None:
+        if reason := recorded.facts.get(judge.NOT_MEASURED):
+            return {**judge.measure(recorded, {}, client.language()), "not_measured": reason}
         return judge.measure(recorded, client.outputs(), client.language())
     agreement, task = _meters(subject.limits, signature)
     stateful = any(t.role == "state" for m in signature.methods.values() for t in m.inputs)

@@ -58,11 +58,12 @@ def load(bench: Bench, unit: Unit) -> Loaded:
     if key not in bench.loaded:
         bench.loaded.clear()
         with bench.stage("load", unit):
-            bench.loaded[key] = MODELS.find(unit.spec.model.source).load(_request(bench, unit))
+            bench.loaded[key] = MODELS.find(unit.spec.model.source).load(request_of(bench, unit))
     return bench.loaded[key]
 
 
-def _request(bench: Bench, unit: Unit) -> LoadRequest:
+def request_of(bench: Bench, unit: Unit) -> LoadRequest:
+    """What the model source of ``unit`` is given."""
     return LoadRequest(
         model=unit.spec.model,
         component=unit.spec,
@@ -97,7 +98,7 @@ def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:
 def _tokenizer(bench: Bench, unit: Unit) -> Path | None:
     """The folder where the model's tokenizer lies."""
     elsewhere = getattr(MODELS.find(unit.spec.model.source), "tokenizer", None)
-    if elsewhere is not None and (folder := elsewhere(_request(bench, unit))) is not None:
+    if elsewhere is not None and (folder := elsewhere(request_of(bench, unit))) is not None:
         return Path(folder)
     found = _paths.resolve(unit.spec.model.path, unit.base)
     if isinstance(found, _paths.HubId):

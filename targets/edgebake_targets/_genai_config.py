@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
+# What reads the folder: ``written_for`` is the release whose settings are written and whose text the tests hold against
+# ours; ``oldest`` the first that knows every family here, and with the oldest ONNX Runtime whose kernels hold 8 bits
+# gives the same tokens (llama, qwen2 and qwen3; fp32, w4g32a8d).
+RUNTIME = {
+    "name": "onnxruntime-genai",
+    "written_for": "0.18",
+    "oldest": "0.9.0",
+    "oldest_onnxruntime": "1.22.0",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

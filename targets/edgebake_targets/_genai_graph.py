@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.scheme import Scheme, parse
-from edgebake.types import rule_for
+from edgebake.target import Refusal
+from edgebake.types import Tensors, rule_for
 from edgebake_targets._genai_config import GRAPH, Spec, read_spec, rotary_tables, write_config
-from edgebake_targets._genai_weights import DATA, Tensors, WeightWriter
+from edgebake_targets._genai_weights import DATA, WeightWriter
 from edgebake_targets._onnx_graph import MICROSOFT
 from edgebake_targets._onnx_units import operator_of
 
@@ -73,24 +74,33 @@ class GraphFacts:
     macs_per_token: int
 
 
-def _known(module: str, name: str, columns: int) -> Scheme:
-    """The scheme ``name`` with its group for rows of ``columns``."""
+def refusal_of(module: str, name: str, columns: int) -> Refusal | None:
+    """Why MatMulNBits cannot hold rows of ``columns`` in the scheme ``name``; None where it can."""
     scheme = parse(name)
     if scheme.name == "fp32":
-        return scheme
+        return None
     bits = scheme.family == "integer" and (scheme.weight_bits == 8 or (scheme.weight_bits == 4 and scheme.group))
     if not bits or scheme.activation_bits not in (None, 8) or scheme.needs_calibration:
-        raise RecipeError(
-            f"MatMulNBits has no {name}", where="compress.scheme", fix="use fp32, w4g32, w4g32a8d or w8a8d"
-        )
-    group = scheme.group or min(columns & -columns, _WIDEST_BLOCK)
-    if group < _NARROWEST_BLOCK:
+        return Refusal(what=f"MatMulNBits has no {name}", fix="use fp32, w4g32, w4g32a8d or w8a8d", key="scheme")
+    if _group(scheme, columns) < _NARROWEST_BLOCK:
         what = f"no group of {_NARROWEST_BLOCK} or more, a power of two, divides the {columns} inputs of {module!r}"
-        raise RecipeError(what, where="compress", fix=rule_for(module, "fp32"))
-    if columns % group:
-        what = f"{name} needs an input width that is a multiple of {group}; module {module!r} has {columns}"
-        raise RecipeError(what, where="compress", fix=f"{rule_for(module, 'fp32')}, or a scheme with smaller groups")
-    return replace(scheme, group=group)
+        return Refusal(what=what, fix=rule_for(module, "fp32"))
+    if columns % _group(scheme, columns):
+        what = f"{name} needs an input width that is a multiple of {scheme.group}; module {module!r} has {columns}"
+        return Refusal(what=what, fix=f"{rule_for(module, 'fp32')}, or a scheme with smaller groups")
+    return None
+
+
+def _group(scheme: Scheme, columns: int) -> int:
+    return scheme.group or min(columns & -columns, _WIDEST_BLOCK)
+
+
+def _known(module: str, name: str, columns: int) -> Scheme:
+    """The scheme ``name`` with its group for rows of ``columns``."""
+    if wrong := refusal_of(module, name, columns):
+        raise RecipeError(wrong.what, where=".".join(filter(None, ("compress", wrong.key))), fix=wrong.fix)
+    scheme = parse(name)
+    return scheme if scheme.name == "fp32" else replace(scheme, group=_group(scheme, columns))
 
 
 @dataclass

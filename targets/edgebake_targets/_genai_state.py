@@ -1,4 +1,4 @@
-"""A loaded network's weights as the writer of genai graphs asks for them: by name, some rows at a time."""
+"""A decoder's weights as the writer of genai graphs asks for them: by name, some rows at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError, StageFailed
-from edgebake.types import canonical_module_name
+from edgebake.types import Tensors, canonical_module_name
 from edgebake_targets._genai_graph import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
@@ -19,16 +19,15 @@ _SHOWN = 3
 
 
 class StateTensors:
-    """What ``state``, an exported program's, holds under the network's own names; remembers what was asked for.
-
-    ``tied``: the head multiplies by the embedding's weight, as the network is now: methods that merge matrices into
-    weights part the two.
-    """
+    """What ``state``, an exported program's, holds under the network's own names."""
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = {canonical_module_name(name): value for name, value in state.items()}
-        self._read: set[str] = set()
-        self.tied = self._tied()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors."""
+        return tuple(self._state)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the tensor ``name``."""
@@ -45,10 +44,47 @@ class StateTensors:
         """All of the tensor ``name``."""
         return _array(self._find(name))
 
-    def refuse_unread(self) -> None:
-        """StageFailed where the network has weights that the graph does not: it would compute something else."""
-        left = sorted(name for name in self._state.keys() - self._read if name.endswith((".weight", ".bias")))
-        left = [name for name in left if not (self.tied and name == f"{HEAD}.weight")]
+    def _find(self, name: str) -> torch.Tensor:
+        if name not in self._state:
+            what = f"the network has no tensor {name!r}, which config.json makes the graph want"
+            raise RecipeError(what, where="model.path", fix="config.json and weights must be of one model")
+        return self._state[name]
+
+
+class NotedTensors:
+    """``tensors``, remembering which of them were asked for."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+        self._read: set[str] = set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors."""
+        return self._tensors.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor ``name``."""
+        self._read.add(name)
+        return self._tensors.shape(name)
+
+    def rows(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The matrix ``name``, some rows at a time."""
+        self._read.add(name)
+        return self._tensors.rows(name)
+
+    def whole(self, name: str) -> NDArray[np.float32]:
+        """All of the tensor ``name``."""
+        self._read.add(name)
+        return self._tensors.whole(name)
+
+    def refuse_unread(self, *, tied: bool) -> None:
+        """StageFailed where the network has weights that the graph does not: it would compute something else.
+
+        ``tied``: the head is the embedding, so that its own weight is no other.
+        """
+        left = sorted(name for name in set(self.names) - self._read if name.endswith((".weight", ".bias")))
+        left = [name for name in left if not (tied and name == f"{HEAD}.weight")]
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
             raise StageFailed(
@@ -57,18 +93,21 @@ class StateTensors:
                 fix="use executorch-xnnpack, which lowers what was traced, or take out the step that added it",
             )
 
-    def _tied(self) -> bool:
-        import torch
 
-        head, table = (self._state.get(f"{name}.weight") for name in (HEAD, EMBEDDING))
-        return head is None or (table is not None and (head is table or torch.equal(head, table)))
+def tied(tensors: Tensors, *, without_head: bool = True) -> bool:
+    """Whether the head multiplies by the embedding's weight: methods that merge matrices into weights part the two.
 
-    def _find(self, name: str) -> torch.Tensor:
-        if name not in self._state:
-            what = f"the network has no tensor {name!r}, which config.json makes the graph want"
-            raise RecipeError(what, where="model.path", fix="config.json and weights must be of one model")
-        self._read.add(name)
-        return self._state[name]
+    ``without_head``: the answer where there is no weight of the head's own.
+    """
+    import numpy as np
+
+    head, table = f"{HEAD}.weight", f"{EMBEDDING}.weight"
+    if head not in tensors.names:
+        return without_head
+    if table not in tensors.names or tensors.shape(head) != tensors.shape(table):
+        return False
+    pairs = zip(tensors.rows(head), tensors.rows(table), strict=True)
+    return all(np.array_equal(left, right) for left, right in pairs)
 
 
 def _array(value: torch.Tensor) -> NDArray[Any]:

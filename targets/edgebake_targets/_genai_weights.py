@@ -6,12 +6,13 @@ wants transposed, is held whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
+from edgebake.types import Tensors
 from edgebake_targets._onnx_quantize import rounded_blocks, symmetric_int4_blocks
 
 if TYPE_CHECKING:
@@ -23,19 +24,6 @@ DATA = "model.onnx.data"
 ALIGNMENT = 4096  # so that a runtime can map each tensor from the file
 INLINE = 1024  # bytes
 Rounded = tuple["NDArray[np.uint8]", "NDArray[np.float32]"]
-
-
-class Tensors(Protocol):
-    """A checkpoint that is read a few rows at a time (``edgebake.llm.shards``); RecipeError for names it lacks."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor ``name``."""
-
-    def rows(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """The matrix ``name``, some rows at a time."""
-
-    def whole(self, name: str) -> NDArray[np.float32]:
-        """All of the tensor ``name``."""
 
 
 class WeightWriter:

@@ -1,6 +1,7 @@
 """Decoders for onnxruntime-genai: a folder with graph, weights, tokenizer and settings that it generates from.
 
-The graph is written from the network's configuration and its weights, not from what was traced: attention over a
+The graph is written from the network's configuration and its weights, not from what was traced, so that neither has to
+be loaded: attention over a
 shared cache is one operator (GroupQueryAttention), a product with 4 or 8 bits another (MatMulNBits).
 """
 
@@ -13,15 +14,20 @@ from typing import TYPE_CHECKING
 
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
-from edgebake.types import Delegation, Lowered, Signature, Traced, UnitWork
+from edgebake.types import Delegation, Lowered, Signature, Streamed, Tensors, Traced, UnitWork
 from edgebake_targets import _decoders
+from edgebake_targets._genai_config import read_spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebake_targets._genai_config import Spec
     from edgebake_targets._genai_graph import GraphFacts
 
 FORMAT = "onnx"
 DISTRIBUTIONS = ("torch", "onnx", "numpy")
 DECODES = True
+STREAMS = True
 SOURCES = tuple(
     f"edgebake_targets.{name}"
     for name in (
@@ -71,11 +77,24 @@ def missing() -> Missing | None:
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """A network that is no decoder with a cache: onnxruntime-genai generates text, and nothing else."""
+    """A network that is no decoder with a cache, and matrices whose width no group of their scheme divides."""
     for inputs in asked.inputs.values():
         if tuple(taken.name for taken in inputs) != _decoders.INPUTS:
             yield _NO_DECODER
             return
+    yield from _widths(asked)
+
+
+def _widths(asked: Asked) -> Iterator[Refusal]:
+    """One refusal for all matrices of one width and scheme; the first is named."""
+    from edgebake_targets._genai_graph import refusal_of
+
+    firsts: dict[tuple[str, int], str] = {}
+    for module, width in asked.widths.items():
+        firsts.setdefault(width, module)
+    for (scheme, columns), module in firsts.items():
+        if wrong := refusal_of(module, scheme, columns):
+            yield replace(wrong, key="scheme" if scheme == asked.scheme else "modules")
 
 
 _NO_DECODER = Refusal(
@@ -86,28 +105,52 @@ _NO_DECODER = Refusal(
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write graph, weights and genai_config.json; the tokenizer's files are put beside them."""
+    from edgebake_targets import _genai_state
+
+    beside = _beside(traced.signature, request)
+    (program,) = traced.programs.values()
+    tensors = _genai_state.StateTensors(program.state_dict)
+    spec = replace(read_spec(beside), tied=_genai_state.tied(tensors))
+    return _written(spec, tensors, traced.signature, request)
+
+
+def stream(streamed: Streamed, request: LowerRequest) -> Lowered:
+    """Like :func:`lower`, the weights read where they lie, some rows of one tensor at a time."""
+    from edgebake_targets import _genai_state
+
+    spec = read_spec(_beside(streamed.signature, request))
+    spec = replace(spec, tied=_genai_state.tied(streamed.tensors, without_head=spec.tied))
+    return _written(spec, streamed.tensors, streamed.signature, request)
+
+
+def _beside(signature: Signature, request: LowerRequest) -> Path:
+    """The folder with config.json; StageFailed where the network generates no text."""
+    if signature.language is None or request.beside is None:
+        raise StageFailed(_NO_DECODER.what, where="lower", fix=_NO_DECODER.fix)
+    return request.beside
+
+
+def _written(spec: Spec, tensors: Tensors, signature: Signature, request: LowerRequest) -> Lowered:
     from edgebake_targets import _genai_config, _genai_graph
-    from edgebake_targets._genai_state import StateTensors
+    from edgebake_targets._genai_state import NotedTensors
     from edgebake_targets._genai_weights import DATA
 
-    language = traced.signature.language
-    if language is None or request.beside is None:
-        raise StageFailed(_NO_DECODER.what, where="lower", fix=_NO_DECODER.fix)
-    (program,) = traced.programs.values()
-    tensors = StateTensors(program.state_dict)
-    spec = replace(_genai_config.read_spec(request.beside), tied=tensors.tied)
+    language, beside = signature.language, request.beside
+    assert language is not None
+    assert beside is not None
     schemes = request.assignment.schemes
+    noted = NotedTensors(tensors)
     graph = _genai_graph.write_graph(
-        spec, tensors, request.folder, context=language.context, scheme_of=lambda module: schemes.get(module, "fp32")
+        spec, noted, request.folder, context=language.context, scheme_of=lambda module: schemes.get(module, "fp32")
     )
-    tensors.refuse_unread()
-    config = _genai_config.write_config(request.folder, spec, request.beside, language.context, language.stop)
+    noted.refuse_unread(tied=spec.tied)
+    config = _genai_config.write_config(request.folder, spec, beside, language.context, language.stop)
     return Lowered(
         files=(_genai_config.GRAPH, DATA, config),
         entry=_genai_config.GRAPH,
-        signature=_decoders.without_caches(traced.signature),
-        delegation=Delegation(share=1.0, partitions=1, units=(_work(graph, traced.signature),), border_bytes=0),
-        encodings=request.assignment.counted(),
+        signature=_decoders.without_caches(signature),
+        delegation=Delegation(share=1.0, partitions=1, units=(_work(graph, signature),), border_bytes=0),
+        encodings={**request.assignment.counted(), "runtime": dict(_genai_config.RUNTIME)},
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from edgebake.errors import Problem, RecipeError
 from edgebake.recipe_yaml import read
 
 
-def problems(folder: Path, **more: Any) -> list[Problem]:
-    (folder / "config.json").write_text("{}")
+def problems(folder: Path, config: Mapping[str, Any] | None = None, **more: Any) -> list[Problem]:
+    (folder / "config.json").write_text(json.dumps(config or {}))
     (folder / "model.safetensors").write_bytes(b"")
     (folder / "text.txt").write_text("some text\n")
     content = {"name": "decoder", **decoders.component(Path()), "targets": ["executorch-xnnpack"], **more}
@@ -55,6 +57,26 @@ def test_genai_takes_a_decoder_with_a_cache_and_nothing_else(tmp_path: Path) -> 
     assert fix.startswith("give model: {task: text-generation, context: 2048}")
     what, _ = only(problems(tmp_path, targets=[{"target": "onnx-genai", "options": {"opset": 21}}]))
     assert what == "onnx-genai has no option 'opset'"
+
+
+def test_a_width_that_no_group_divides_is_refused_where_the_scheme_is_written(tmp_path: Path) -> None:
+    sizes = {"model_type": "llama", **decoders.SIZES, "hidden_size": 96, "intermediate_size": 160}
+    rules = {"*.up_proj": "w4g128", "lm_head": "w8a8d"}
+    found = problems(tmp_path, config=sizes, targets=["onnx-genai"], compress={"scheme": "w4g64", "modules": rules})
+    first, second, third = sorted(found, key=lambda problem: problem.what)
+    lines = (tmp_path / "decoder.yaml").read_text().splitlines()
+    assert first.what == (
+        "w4g128 needs an input width that is a multiple of 128; module 'model.layers.0.mlp.up_proj' has 96"
+    )
+    assert first.fix.startswith('compress: {modules: {"model.layers.0.mlp.up_proj": fp32}}, or a scheme with smaller')
+    assert [p.what.split("module ")[1] for p in (second, third)] == [
+        "'model.layers.0.mlp.down_proj' has 160",
+        "'model.layers.0.self_attn.q_proj' has 96",
+    ]
+    assert second.where.endswith(f"decoder.yaml:{lines.index('  scheme: w4g64') + 1}:compress.scheme")
+    assert first.where.endswith(f"decoder.yaml:{lines.index('  modules:') + 1}:compress.modules")
+    compress = {"scheme": "w4g32", "modules": {"lm_head": "w8a8d"}}
+    assert not problems(tmp_path, config=sizes, targets=["onnx-genai"], compress=compress)
 
 
 def test_another_task_is_refused(tmp_path: Path) -> None:

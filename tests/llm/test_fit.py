@@ -93,18 +93,46 @@ def test_a_device_whose_memory_nobody_publishes(decoder_recipe: Written) -> None
 
 
 def test_a_mac_of_24_gib_holds_qwq_with_8192_tokens() -> None:
-    (unit,) = units(RECIPES / "qwq-32b.yaml")
-    predicted = fit.predict(unit)
-    assert (predicted.context, predicted.prompt) == (8192, 128)
-    assert predicted.memory.total < 24 * GIB
-    assert predicted.memory.cache == 2 * 64 * 8 * 128 * 8192 * 4
+    for unit in units(RECIPES / "qwq-32b.yaml"):
+        predicted = fit.predict(unit)
+        assert (predicted.context, predicted.prompt) == (8192, 128)
+        assert predicted.memory.total < 24 * GIB
+        assert predicted.memory.cache == 2 * 64 * 8 * 128 * 8192 * 4
 
 
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-3b", "qwen3-0.6b", "qwq-32b"])
 def test_the_random_variant_of_a_recipe_has_its_size(name: str) -> None:
-    (hub,), (random,) = (units(RECIPES / f"{name}{suffix}.yaml") for suffix in ("", "-random"))
-    assert fit.predict(hub).size == fit.predict(random).size
-    assert (random.spec.model.weights, random.device) == ("random", hub.device)
+    pairs = list(zip(*(units(RECIPES / f"{name}{suffix}.yaml") for suffix in ("", "-random")), strict=True))
+    assert [hub.target for hub, _ in pairs] == ["executorch-xnnpack", "onnx-genai"]
+    for hub, random in pairs:
+        assert fit.predict(hub).size == fit.predict(random).size
+        assert (random.spec.model.weights, random.device) == ("random", hub.device)
+
+
+def test_what_is_lowered_from_its_files_takes_the_same_memory_at_any_size() -> None:
+    peaks = {}
+    for name in ("llama-3.2-1b", "qwq-32b"):
+        loaded, streamed = (fit.predict(unit) for unit in units(RECIPES / f"{name}-random.yaml"))
+        peaks[name] = streamed.export_peak_bytes
+        assert (loaded.streamed, streamed.streamed) == (False, True)
+        assert loaded.export_peak_bytes > 10 * GIB > 10 * peaks[name]
+    assert len(set(peaks.values())) == 1
+
+
+def test_what_does_not_fit_beside_a_streamed_build_is_not_run_and_said_so() -> None:
+    _, unit = units(RECIPES / "llama-3.2-1b-random.yaml")
+    plenty, some, little = (fit.within_memory(unit, mib) for mib in (16_000, 6000, 1000))
+    assert (plenty.without_float, plenty.without_run) == ("", "")
+    assert re.fullmatch(
+        r"running the float model takes \d\.\d\d GiB of memory \(predicted\), and --memory allows 5\.86 GiB",
+        some.without_float,
+    )
+    assert some.without_run == ""
+    assert little.without_run.startswith("running the artifact takes ")
+    assert little.without_run.endswith("(predicted), and --memory allows 0.98 GiB")
+    assert fit.refusal(unit, 1000) is None
+    traced, _ = units(RECIPES / "llama-3.2-1b-random.yaml")
+    assert fit.within_memory(traced, 1000) is traced
 
 
 def test_a_gguf_file_is_predicted_from_its_header() -> None:

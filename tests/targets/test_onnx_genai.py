@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import decoders
 from asking import defaults, lower_request
-from edgebake.errors import ArtifactDamaged, Problem, RecipeError, StageFailed
+from edgebake.errors import ArtifactDamaged, EdgebakeError, Problem, RecipeError, StageFailed
+from edgebake.llm.shards import Shards
 from edgebake.metrics import sqnr_db
 from edgebake.target import Asked, Missing, runners_of
 from edgebake.trace import trace
-from edgebake.types import Assignment, Language, Loaded, Lowered, ModuleKind, Signature, TensorSpec, Traced
+from edgebake.types import Assignment, Language, Loaded, Lowered, ModuleKind, Signature, Streamed, TensorSpec, Traced
 from edgebake_targets import onnx_genai
 from edgebake_targets._genai_graph import _known
-from edgebake_targets._genai_state import StateTensors
+from edgebake_targets._genai_state import NotedTensors, StateTensors, tied
 from edgebake_targets._onnx_graph import attribute
 from edgebake_targets.inspectors import onnx as inspector
 from edgebake_targets.runners import onnxruntime_decoder
@@ -92,11 +95,12 @@ def test_what_matmulnbits_cannot_hold_is_refused(scheme: str, columns: int, what
 
 
 def test_a_weight_without_a_place_in_the_graph_is_refused() -> None:
-    tensors = StateTensors({"wrapped.a.weight": torch.zeros(2, 2), "wrapped.more.bias": torch.zeros(2)})
+    held = {"wrapped.a.weight": torch.zeros(2, 2), "wrapped.more.bias": torch.zeros(2)}
+    tensors = NotedTensors(StateTensors(held))
     assert tensors.shape("a.weight") == (2, 2)
     np.testing.assert_array_equal(next(tensors.rows("a.weight")), np.zeros((2, 2)))
     with pytest.raises(StageFailed) as error:
-        tensors.refuse_unread()
+        tensors.refuse_unread(tied=False)
     assert only(error).what == "the graph for onnxruntime-genai has no place for more.bias"
     assert only(error).fix.startswith("use executorch-xnnpack")
 
@@ -110,10 +114,11 @@ def test_a_weight_that_the_network_lacks_is_named() -> None:
 def test_a_head_is_tied_while_it_holds_what_the_embedding_holds() -> None:
     table = torch.randn(4, 4)
     names = [f"wrapped.{name}.weight" for name in (EMBEDDING, HEAD)]
-    assert StateTensors(dict(zip(names, (table, table), strict=True))).tied
-    assert StateTensors(dict(zip(names, (table, table.clone()), strict=True))).tied
-    assert StateTensors({names[0]: table}).tied
-    assert not StateTensors(dict(zip(names, (table, table + 1), strict=True))).tied
+    assert tied(StateTensors(dict(zip(names, (table, table), strict=True))))
+    assert tied(StateTensors(dict(zip(names, (table, table.clone()), strict=True))))
+    assert tied(StateTensors({names[0]: table}))
+    assert not tied(StateTensors({names[0]: table}), without_head=False)
+    assert not tied(StateTensors(dict(zip(names, (table, table + 1), strict=True))))
 
 
 def test_the_runner_is_found_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +192,8 @@ def test_every_division_into_calls_says_what_the_float_model_says(loaded: Loaded
     assert sqnr_db(want, in_parts(session, 32)) > 100
     assert lowered.signature.methods["forward"].buffers == ()
     assert lowered.encodings["float_modules"] == [HEAD, EMBEDDING]
+    assert lowered.encodings["runtime"]["name"] == "onnxruntime-genai"
+    assert version("onnxruntime-genai").startswith(lowered.encodings["runtime"]["written_for"])
 
 
 @pytest.mark.slow
@@ -230,6 +237,43 @@ def test_the_same_network_gives_the_same_bytes(lower: Lower, tmp_path: Path) -> 
         lowered = lower(tmp_path / name, {EMBEDDING: "w8"})
         digests.append([hashlib.sha256((tmp_path / name / file).read_bytes()).hexdigest() for file in lowered.files])
     assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [{}, {EMBEDDING: "w8", HEAD: "w8a8d"}])
+def test_weights_read_from_files_give_what_the_traced_network_gives(
+    lower: Lower, loaded: Loaded, folder: Path, tmp_path: Path, rules: dict[str, str]
+) -> None:
+    lowered = lower(tmp_path / "traced", rules)
+    (tmp_path / "streamed").mkdir()
+    kinds: dict[str, ModuleKind] = {EMBEDDING: "embedding", HEAD: "linear"}
+    request = lower_request(
+        tmp_path / "streamed", defaults(onnx_genai), assignment=Assignment(schemes=rules, kinds=kinds)
+    )
+    read = Streamed(tensors=Shards(folder), signature=loaded.signature)
+    assert onnx_genai.stream(read, replace(request, beside=folder)) == lowered
+    for file in lowered.files:
+        assert (tmp_path / "streamed" / file).read_bytes() == (tmp_path / "traced" / file).read_bytes()
+
+
+def test_a_checkpoint_that_says_less_or_more_than_its_configuration_is_refused(
+    loaded: Loaded, folder: Path, tmp_path: Path
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (tmp_path / "source").mkdir()
+    shutil.copyfile(folder / "config.json", tmp_path / "source" / "config.json")
+    request = replace(lower_request(tmp_path, defaults(onnx_genai)), beside=folder)
+
+    def refused(held: dict[str, torch.Tensor]) -> Problem:
+        save_file(held, tmp_path / "source" / "model.safetensors")
+        with pytest.raises(EdgebakeError) as error:
+            onnx_genai.stream(Streamed(tensors=Shards(tmp_path / "source"), signature=loaded.signature), request)
+        return only(error)
+
+    more = refused({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)})
+    assert "has no place for model.layers.0.self_attn.q_proj.bias" in more.what
+    less = refused({name: weight for name, weight in weights.items() if name != "model.norm.weight"})
+    assert less.what == "the checkpoint has no tensor 'model.norm.weight'"
 
 
 @pytest.mark.slow

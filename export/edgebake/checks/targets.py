@@ -11,7 +11,8 @@ from edgebake import devices, fitting
 from edgebake.checks.case import Case, moved
 from edgebake.compress import _options as step_options
 from edgebake.devices import Device
-from edgebake.errors import Problem, RecipeError
+from edgebake.errors import EdgebakeError, Problem, RecipeError
+from edgebake.llm.tasks import is_decoder
 from edgebake.scheme import shown
 from edgebake.target import (
     METHODS,
@@ -200,7 +201,20 @@ def _asked(case: Case, target: Target) -> Asked:
         varying=tuple(name for name, dim in spec.dims.items() if dim.min < dim.max),
         channels=len(pixels.mean) if pixels is not None else None,
         sizes={name: dim.sizes for name, dim in spec.dims.items() if dim.sizes},
+        widths=_widths(case) if getattr(target, "STREAMS", False) else {},
     )
+
+
+def _widths(case: Case) -> Mapping[str, tuple[str, int]]:
+    """Of a decoder; empty where its configuration is not here or says too little, which other checks report."""
+    if not is_decoder(case.unit.spec.model):
+        return {}
+    from edgebake.llm import fit
+
+    try:
+        return fit.widths(case.unit)
+    except EdgebakeError:
+        return {}
 
 
 def _misfit(option: Option, value: Any) -> str:

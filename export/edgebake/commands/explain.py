@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebake.commands import _shared
 
-STAGES = ("reference", "trace", "compress", "lower", "validate")
+STAGES = ("reference", "describe", "trace", "compress", "lower", "validate")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,12 +25,12 @@ def run(
 ) -> int:
     """Print, per artifact and stage, `stored` or what differs."""
     from edgebake.check import check
-    from edgebake.selecting import select
+    from edgebake.selecting import select, within_memory
     from edgebake.store import Store
 
     units, _ = check(_shared.read_recipes(recipes, settings), trust=trust)
     opened = Store(store)
-    found = {unit.id: _stages(opened, unit, out) for unit in select(units, only)}
+    found = {unit.id: _stages(opened, unit, out) for unit in within_memory(select(units, only), None)}
     if as_json:
         _shared.print_json(found)
         return 0
@@ -52,7 +52,7 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
     before = last_parts(store, unit, out)
     models = before.get(MODEL), model_part(unit, store.file_digest)
     found = {}
-    for stage in STAGES:
+    for stage in _own(keys):
         key = keys[stage]
         if store.find(stage, key.key, verify=False) is not None:
             found[stage] = {"state": "stored", "why": []}
@@ -65,6 +65,12 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
             why = changed or ["its result was cleaned from the store or was damaged"]
             found[stage] = {"state": "would run", "why": why}
     return found
+
+
+def _own(keys: Mapping[str, Any]) -> list[str]:
+    """The stages that the unit of ``keys`` has: what is lowered from its files is described, not traced."""
+    instead = ("trace", "compress") if "describe" in keys else ("describe",)
+    return [stage for stage in STAGES if stage not in instead]
 
 
 def _reasons(old: Mapping[str, Any], new: Mapping[str, Any], models: tuple[Any, Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
     from edgebake.llm import operators
 
     operators.register()
-    _refuse(network.config, context)
+    refuse(network.config, context)
     rows: dict[torch.nn.Module, torch.Tensor] = {}
 
     def record(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> Any:
@@ -89,7 +89,8 @@ def _attention(
     return attend(query.transpose(1, 2), *caches, more[_START], scale), None
 
 
-def _refuse(config: Any, context: int) -> None:
+def refuse(config: Any, context: int) -> None:
+    """RecipeError where a network of ``config`` cannot attend over a cache of ``context`` tokens."""
     longest = getattr(config, "max_position_embeddings", None) or context
     if context > longest:
         raise RecipeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from edgebake.llm.fit_gguf import config_of
 from edgebake.llm.fit_memory import CACHE_DTYPES, CONTEXTS, GIB
 from edgebake.llm.fit_shape import CONFIG, Decoder, decoder_of, read_config
 from edgebake.llm.fit_size import FORMATS, FileSize, file_size
+from edgebake.llm.streaming import streams
 from edgebake.llm.tasks import is_decoder
 from edgebake.models import _paths
 from edgebake.scheme import parse
@@ -56,6 +57,7 @@ class Predicted:
     size: FileSize
     context: int
     prompt: int  # tokens that one call reads at most
+    streamed: bool  # lowered from its files, not from a loaded network
 
     @property
     def memory(self) -> fit_memory.DeviceMemory:
@@ -63,8 +65,20 @@ class Predicted:
         return fit_memory.device_memory(self.decoder, self.size.total, self.format, self.context, self.prompt)
 
     @property
+    def float_peak_bytes(self) -> int:
+        """Of a process that loads and runs the float network here, and then the artifact beside it."""
+        return fit_memory.float_peak_bytes(self.decoder, self.context, self.run_peak_bytes)
+
+    @property
+    def run_peak_bytes(self) -> int:
+        """Of a process that runs the artifact here."""
+        return fit_memory.run_peak_bytes(self.size.total, self.memory.cache)
+
+    @property
     def export_peak_bytes(self) -> int | None:
-        """Of the process that builds it here; None where it is not known."""
+        """Of the process that builds it here, a float network that need not be run left out; None if not known."""
+        if self.streamed:
+            return fit_memory.stream_peak_bytes(self.decoder, self.schemes)
         return fit_memory.export_peak_bytes(self.decoder, self.size.total, self.format)
 
 
@@ -85,7 +99,15 @@ def predict(unit: Unit) -> Predicted:
         size=file_size(decoder, schemes, holds),
         context=context,
         prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
+        streamed=streams(unit),
     )
+
+
+def widths(unit: Unit) -> Mapping[str, tuple[str, int]]:
+    """Scheme and input width of every compressed matrix by module; EdgebakeError as of :func:`predict`."""
+    decoder = _decoder(unit)
+    schemes = _schemes(decoder, unit.scheme, unit.spec.compress.modules, find_target(unit.target), unit.target)
+    return {w.name: (schemes[w.name], w.shape[1]) for w in decoder.weights if w.name in schemes}
 
 
 def configuration(unit: Unit) -> Path:
@@ -139,16 +161,39 @@ def refusal(unit: Unit, memory_mib: float | None) -> Problem | None:
         peak = predict(unit).export_peak_bytes
     except EdgebakeError:
         return None
-    here = fit_memory.host_memory_bytes(memory_mib)
+    here, there = _here(memory_mib)
     if peak is None or peak <= here:
         return None
-    asked = memory_mib is not None and here == int(memory_mib * fit_memory.MIB)
+    asked = there.startswith("--memory")
     return Problem(
-        what=f"building it takes {gib(peak)} of memory (predicted), "
-        + (f"and --memory allows {gib(here)}" if asked else f"and this machine has {gib(here)}"),
+        what=f"building it takes {gib(peak)} of memory (predicted), and {there}",
         where=unit.id,
         fix=("raise --memory, or " if asked else "") + "build it on a machine with more memory, or a smaller model",
     )
+
+
+def within_memory(unit: Unit, memory_mib: float | None) -> Unit:
+    """``unit``, saying what is not run here where it is lowered from files: the float network, or even the artifact."""
+    if not streams(unit):
+        return unit
+    try:
+        predicted = predict(unit)
+    except EdgebakeError:
+        return unit
+    here, there = _here(memory_mib)
+    peaks = {"float model": predicted.float_peak_bytes, "artifact": predicted.run_peak_bytes}
+    why = {
+        what: f"running the {what} takes {gib(peak)} of memory (predicted), and {there}" if peak > here else ""
+        for what, peak in peaks.items()
+    }
+    return replace(unit, without_float=why["float model"], without_run=why["artifact"])
+
+
+def _here(memory_mib: float | None) -> tuple[int, str]:
+    """Bytes that a worker may use, and the words for it."""
+    here = fit_memory.host_memory_bytes(memory_mib)
+    asked = memory_mib is not None and here == int(memory_mib * fit_memory.MIB)
+    return here, f"--memory allows {gib(here)}" if asked else f"this machine has {gib(here)}"
 
 
 # --- devices --------------------------------------------------------------------------------------------------------
@@ -265,8 +310,10 @@ def document(unit: Unit, on: Sequence[Device]) -> dict[str, Any]:
 def _export(predicted: Predicted) -> dict[str, Any]:
     here = fit_memory.host_memory_bytes(None)
     peak = predicted.export_peak_bytes
-    disk = fit_memory.export_disk_bytes(predicted.decoder, predicted.size.total)
+    disk = fit_memory.export_disk_bytes(predicted.decoder, predicted.size.total, traced=not predicted.streamed)
     return {
+        "streamed": predicted.streamed,
+        **({"float_peak_bytes": predicted.float_peak_bytes} if predicted.streamed else {}),
         "peak_bytes": peak,
         "disk_bytes": disk,
         "memory_here_bytes": here,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[Any]]
 
 Step = generation.Step
+NOT_MEASURED = "not_measured"  # of a reference's facts: why the float model was not run
 CONTINUED = "continued"  # of a reference's facts: prompts, and what the float model goes on with
 
 
@@ -88,7 +89,13 @@ def run(signature: Signature, recorded: Reference, step: generation.Step) -> dic
 
 
 def measure(recorded: Reference, outputs: Arrays, ran: Mapping[str, Any]) -> dict[str, Any]:
-    """``measurements["language"]`` and ``["outputs"]``: of what :func:`reduced` and :func:`run` gave."""
+    """``measurements["language"]`` and ``["outputs"]``: of what :func:`reduced` and :func:`run` gave.
+
+    Where the float model was not run, what the artifact alone says.
+    """
+    own = {"stepwise": ran["stepwise"], "speed": ran["speed"]}
+    if NOT_MEASURED in recorded.facts:
+        return {"language": own, "outputs": {}}
     text, parity = TextMeter(), ParityMeter()
     for index, sample in recorded.samples():
         for number, call in enumerate(sample.calls):
@@ -100,7 +107,6 @@ def measure(recorded: Reference, outputs: Arrays, ran: Mapping[str, Any]) -> dic
     language = {
         **text.measurements(),
         "generated": generation.agreement(continued_texts, ran["texts"]),
-        "stepwise": ran["stepwise"],
-        "speed": ran["speed"],
+        **own,
     }
     return {"language": language, "outputs": parity.measurements()}

@@ -21,7 +21,7 @@ from edgebake.models._index import check_index
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component, Model
-from edgebake.types import Loaded
+from edgebake.types import Described, Loaded, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,30 @@ def load(request: LoadRequest) -> Loaded:
     RecipeError: unknown task, an input that the model does not take, no safetensors, weights that do not fit the task.
     TrustError: the model needs its own Python code.
     """
+    folder, revision = _located(request)
+    return load_folder(folder, request, revision)
+
+
+def describe(request: LoadRequest) -> Described:
+    """The decoder with a cache of ``request`` without its weights; refuses what :func:`load` refuses of it."""
+    from edgebake.models import _described
+
+    folder, revision = _located(request)
+    return _described.of_folder(folder, request, revision)
+
+
+def tensors(request: LoadRequest) -> Tensors:
+    """The weights of that decoder where they lie."""
+    from edgebake.models import _described
+
+    return _described.tensors(_located(request)[0], request)
+
+
+def _located(request: LoadRequest) -> tuple[Path, str | None]:
+    """The model's folder and, of a hub's model, its commit."""
     found = _paths.resolve(request.model.path, request.base)
     if isinstance(found, Path):
-        return load_folder(found, request, revision=None)
+        return found, None
     commit = _hub.commit(found.repo, request.model.revision)
     folder = _hub.snapshot(
         found.repo,
@@ -48,7 +69,7 @@ def load(request: LoadRequest) -> Loaded:
         pickles=request.model.pickles,
         code=request.model.remote_code is not None,
     )
-    return load_folder(folder, request, revision=commit)
+    return folder, commit
 
 
 def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loaded:
@@ -58,30 +79,31 @@ def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loa
 
     transformers.utils.logging.disable_progress_bar()
     model, component = request.model, request.component
-    _check_folder(folder, model)
-    config = _config(folder, model)
+    check_folder(folder, model)
+    config = read_config(folder, model)
     task = canonical_task(model.task) if model.task else _infer_task(folder, config)
     head = _pooling.read_head(folder) if task == SENTENCE else None
     network = _network(folder, model, config, _auto_class(task, config))
     if model.context is not None:
-        return _decoder(network, folder, request, model.context, _facts(network, folder, model, task, revision))
+        return _decoder(network, folder, request, model.context, facts(network, folder, model, task, revision))
     for inputs in component.all_methods.values():
         _shared.by_name(network.forward, tuple(inputs), type(network).__name__)
     constants = _constants(network)
     if model.weights == "random":
         settle_norms(network, component, constants, model.seed)
     mask = _mask_kind(network, component, config, constants)
-    facts = {**_facts(network, folder, model, task, revision), "attention_mask": mask}
+    told = {**facts(network, folder, model, task, revision), "attention_mask": mask}
     module = network if head is None else _shared.freeze(_pooling.sentence_embedding(network, head))
 
     def invoke(net: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Any:
         inputs = {**(given if mask == "own" else _masks.additive(mask, given)), **constants}
         return net(**inputs) if head is None else net(given.get("attention_mask"), **inputs)
 
-    return _shared.finish(component, dict.fromkeys(component.all_methods, module), invoke, facts)
+    return _shared.finish(component, dict.fromkeys(component.all_methods, module), invoke, told)
 
 
-def _facts(network: torch.nn.Module, folder: Path, model: Model, task: str, revision: str | None) -> dict[str, Any]:
+def facts(network: torch.nn.Module, folder: Path, model: Model, task: str, revision: str | None) -> dict[str, Any]:
+    """What a manifest says of the model."""
     return {
         "class": type(network).__name__,
         "task": task,
@@ -93,7 +115,7 @@ def _facts(network: torch.nn.Module, folder: Path, model: Model, task: str, revi
 
 
 def _decoder(
-    network: torch.nn.Module, folder: Path, request: LoadRequest, context: int, facts: Mapping[str, Any]
+    network: torch.nn.Module, folder: Path, request: LoadRequest, context: int, told: Mapping[str, Any]
 ) -> Loaded:
     """``network`` with a key/value cache, and what travels with it."""
     from edgebake.llm import companions, decoder
@@ -102,7 +124,7 @@ def _decoder(
     files = companions.companions(folder)
     language = companions.language(folder, network.config, context)
     module = decoder.with_caches(network, context)
-    found = _shared.finish(request.component, {"forward": module}, decoder.call, facts)
+    found = _shared.finish(request.component, {"forward": module}, decoder.call, told)
     signature = replace(found.signature, language=language)
     return replace(found, signature=signature, operators=(REGISTER,), companions=files)
 
@@ -161,7 +183,8 @@ def _auto_class(task: str, config: Any) -> Any:
 # --- folders and weights --------------------------------------------------------------------------------------------
 
 
-def _check_folder(folder: Path, model: Model) -> None:
+def check_folder(folder: Path, model: Model) -> None:
+    """RecipeError where ``folder`` does not hold a model that may be loaded."""
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{folder.name!r} has no config.json", where="model.path", fix="give the model's folder")
     check_index(folder)
@@ -185,7 +208,8 @@ def _check_folder(folder: Path, model: Model) -> None:
         )
 
 
-def _config(folder: Path, model: Model) -> Any:
+def read_config(folder: Path, model: Model) -> Any:
+    """Of ``folder``; refused where transformers does not know it or the weights are quantised already."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     raw = json.loads((folder / "config.json").read_text("utf-8"))
@@ -210,11 +234,15 @@ def _config(folder: Path, model: Model) -> Any:
 def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Module:
     import torch
 
+    from edgebake.llm import random_weights
+
     code = model.remote_code is not None
     if model.weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(model.seed)
             made = auto.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=code)
+        if model.context is not None:
+            random_weights.fill(made, model.seed, deviation(config))
         return _shared.freeze(made)
     network, info = _from_pretrained(auto, folder, model, config)
     missing = sorted(info["missing_keys"])
@@ -231,6 +259,13 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
             fix=f"choose the task it was trained for (config.json says {config.architectures})",
         )
     return _shared.freeze(network)
+
+
+def deviation(config: Any) -> float:
+    """Of random weights."""
+    from edgebake.llm.random_weights import DEVIATION
+
+    return float(getattr(config.get_text_config(), "initializer_range", DEVIATION))
 
 
 def _from_pretrained(auto: Any, folder: Path, model: Model, config: Any, **extra: Any) -> tuple[torch.nn.Module, Any]:

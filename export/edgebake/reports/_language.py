@@ -9,9 +9,9 @@ from edgebake.reports._text import counted, decibels, number, percent
 
 
 def cell(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Agreement of decisions and what happens to the perplexity; empty where it is no language model."""
+    """Agreement of decisions and what happens to the perplexity; empty where nothing was held against a float model."""
     language = found.get("language") or {}
-    if not language:
+    if "perplexity" not in language:
         return ()
     ratio = language["perplexity"]["ratio"]
     return (f"top1 {percent(language['top1']['value'])}", f"ppl ×{ratio:.4f}" if ratio else "ppl -")
@@ -22,7 +22,22 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     language = found.get("language") or {}
     if not language:
         return
-    perplexity, top1 = language["perplexity"], language["top1"]
+    again = f"token by token against at once: {decibels(language['stepwise']['sqnr_db'])}"
+    if "perplexity" not in language:
+        yield "alone", again
+    else:
+        yield from _against_float(language, again)
+    speed = language["speed"]
+    if speed["decode_tokens_per_s"] is not None:
+        yield (
+            "pace",
+            f"{speed['decode_tokens_per_s']:.1f} tokens/s, {speed['first_token_ms']:.0f} ms to the first after a short "
+            "prompt, here",
+        )
+
+
+def _against_float(language: Mapping[str, Any], again: str) -> Iterator[tuple[str, str]]:
+    perplexity, top1, generated = language["perplexity"], language["top1"], language["generated"]
     between = [number(perplexity[side], 5) for side in ("low", "high")]
     yield (
         "text",
@@ -31,17 +46,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"KL {number(language['kl'], 3)} nats; "
         f"top-5 {percent(language['top5'])}; {counted(top1['near_ties'], 'near-tie')} left out of top-1",
     )
-    generated, stepwise, speed = language["generated"], language["stepwise"], language["speed"]
     if generated["value"] is not None:
         yield (
             "generates",
             f"as the float model does for {generated['mean_length']:.1f} of {generated['new_words']} tokens "
-            f"({generated['whole']} of {counted(generated['prompts'], 'prompt')} to the end); "
-            f"token by token against at once: {decibels(stepwise['sqnr_db'])}",
-        )
-    if speed["decode_tokens_per_s"] is not None:
-        yield (
-            "pace",
-            f"{speed['decode_tokens_per_s']:.1f} tokens/s, {speed['first_token_ms']:.0f} ms to the first after a short "
-            "prompt, here",
+            f"({generated['whole']} of {counted(generated['prompts'], 'prompt')} to the end); {again}",
         )

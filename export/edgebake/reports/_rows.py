@@ -18,7 +18,7 @@ from edgebake.scheme import shown
 from edgebake.types import Verdict
 
 COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "memory MiB", "speedup")
-STAGES = ("load", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
+STAGES = ("load", "describe", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
 LOOKING = ("verify", "report")  # verbs that judge what is built: what fails there was not judged
 LineKind = Literal["error", "try", "unmeasured", "note", "info"]
 UNITS = {
