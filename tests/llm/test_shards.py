@@ -60,6 +60,18 @@ def test_several_files_are_one_checkpoint(tmp_path: Path, values: NDArray[np.flo
         Shards(tmp_path)
 
 
+def test_weights_in_another_form_beside_the_checkpoint_are_not_read(
+    tmp_path: Path, values: NDArray[np.float32]
+) -> None:
+    write(tmp_path / "consolidated.safetensors", {"other": values})
+    assert Shards(tmp_path).names == ("other",)
+    write(tmp_path / "part.safetensors", {"a": values})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    assert Shards(tmp_path).names == ("a",)
+    write(tmp_path / "model.safetensors", {"b": values})
+    assert Shards(tmp_path).names == ("b",)
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

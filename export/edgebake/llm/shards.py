@@ -46,7 +46,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         check_index(folder)
-        files = sorted(folder.glob("*.safetensors"))
+        files = _files(folder)
         if not files:
             pickled = any(folder.glob("*.bin"))
             what = f"{said(folder.name)} has " + ("its weights as pickles only" if pickled else "no *.safetensors")
@@ -96,6 +96,19 @@ class Shards:
 
 
 _AGAIN = "copy the model again"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those that transformers reads: of its own names, else all; repositories may hold the weights in other forms, too.
+
+    The index has been checked.
+    """
+    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if one.is_file():
+        return [one]
+    if index.is_file():
+        return sorted({folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _floats(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
