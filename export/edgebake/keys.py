@@ -41,7 +41,15 @@ FileDigest = Callable[[Path], str]
 
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
-    "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
+    "model": (
+        "types.py",
+        "buffers.py",
+        "trace.py",
+        "callables.py",
+        "models/_*.py",
+        "models/transformers.py",
+        "mapped.py",
+    ),
     "samples": ("samples*.py",),
     "language": ("llm/decoder.py", "llm/operators.py", "llm/companions.py"),
     "reference": (
@@ -55,7 +63,7 @@ _SOURCES = {
         "stages.py",
         "workbench.py",
     ),
-    "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
+    "trace": ("trace.py", "buffers.py", "rowwise.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
     "validate": (
