@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """A buffer of ``owner``: the tensor itself, what it held, and how often it had been written to."""
+    """A buffer of ``owner``: the tensor itself, what it held (None: zeros), and how often it had been written to."""
 
     owner: torch.nn.Module
     name: str
     path: str
     tensor: torch.Tensor
-    value: torch.Tensor
+    value: torch.Tensor | None
     version: int
 
     def changed(self) -> bool:
@@ -40,14 +40,16 @@ class Snapshot:
 
     @classmethod
     def of(cls, modules: Iterable[torch.nn.Module]) -> Snapshot:
-        """All buffers of ``modules``; one that several share is copied once."""
-        copies: dict[int, torch.Tensor] = {}
+        """All buffers of ``modules``; one that several share is copied once, zeros (an empty cache) not at all."""
+        copies: dict[int, torch.Tensor | None] = {}
         held = []
         for module in modules:
             for path, owner in module.named_modules():
                 for name, tensor in owner._buffers.items():
                     if tensor is not None:
-                        value = copies.setdefault(id(tensor), tensor.detach().clone())
+                        if id(tensor) not in copies:
+                            copies[id(tensor)] = _copied(tensor)
+                        value = copies[id(tensor)]
                         whole = canonical_module_name(f"{path}.{name}" if path else name)
                         version = tensor._version
                         held.append(
@@ -81,8 +83,13 @@ class Snapshot:
                 if each.changed():
                     if each.tensor.requires_grad:  # written with gradients on, it is part of their graph
                         each.tensor.detach_()
-                    each.tensor.copy_(each.value)
+                    each.tensor.zero_() if each.value is None else each.tensor.copy_(each.value)
                     each.owner._buffers[each.name] = each.tensor
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor | None:
+    held = tensor.detach()
+    return held.clone() if bool(held.any()) else None
 
 
 @contextmanager

@@ -42,7 +42,15 @@ FileDigest = Callable[[Path], str]
 
 # Source files of each stage's own code, as globs below the package.
 _SOURCES = {
-    "model": ("types.py", "buffers.py", "trace.py", "callables.py", "models/_*.py", "models/transformers.py"),
+    "model": (
+        "types.py",
+        "buffers.py",
+        "trace.py",
+        "callables.py",
+        "models/_*.py",
+        "models/transformers.py",
+        "mapped.py",
+    ),
     "samples": ("samples*.py",),
     "language": ("llm/decoder.py", "llm/operators.py", "llm/companions.py", "llm/random_weights.py", "llm/shards.py"),
     "reference": (
@@ -57,7 +65,7 @@ _SOURCES = {
         "workbench.py",
     ),
     "describe": ("streamed.py", "llm/streaming.py", "trace.py", "assignment.py", "types.py", "workbench.py"),
-    "trace": ("trace.py", "buffers.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
+    "trace": ("trace.py", "buffers.py", "rowwise.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
     "compress": ("types.py", "stages.py", "workbench.py"),
     "lower": ("types.py", "stages.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
     "validate": (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgebake.buffers import drop_overwritten, untouched
 from edgebake.errors import RecipeError, StageFailed
+from edgebake.rowwise import by_rows
 from edgebake.types import (
     DimBounds,
     Loaded,
@@ -156,7 +157,7 @@ def _hold_against_eager(
     strays = _strays(program, module)
     versions = {path: tensor._version for path, tensor in strays.items()}
     written: tuple[str, ...] = ()
-    with torch.no_grad():
+    with torch.no_grad(), by_rows():
         for size in _check_sizes(signature.methods[name], signature.dims):
             args = example_inputs(signature, name, seed + 1, size)
             with untouched(runnable) as buffers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def to_edge(
     # `clone`/`_to_copy` instead of their dim-order variants.
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     try:
-        with _without_deprecations():
+        with _without_deprecations(), _shared_weights():
             return to_edge_transform_and_lower(
                 {name: _own(program) for name, program in programs.items()},
                 partitioner={name: list(partitioner) for name in programs},
@@ -88,6 +89,28 @@ def to_edge(
             )
     except Exception as error:  # its passes, and those of the backend, raise whatever Python raises
         raise _upstream(error) from error
+
+
+@contextmanager
+def _shared_weights() -> Iterator[None]:
+    """Copies of programs share their tensors: before a backend sees the parts of a program, ExecuTorch copies them all.
+
+    Backends put other tensors in the place of those that they change.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    of_parameter = torch.nn.Parameter.__deepcopy__.__code__
+
+    class Shared(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            copies = func is torch.Tensor.__deepcopy__
+            if func is torch.Tensor.clone:  # parameters are copied by a clone of their data
+                copies = sys._getframe(1).f_code is of_parameter
+            return args[0] if copies else func(*args, **(kwargs or {}))
+
+    with Shared():
+        yield
 
 
 @contextmanager
@@ -335,7 +358,7 @@ def integer_weights(program: torch.export.ExportedProgram) -> Iterator[IntegerWe
             yield IntegerWeight(
                 module=innermost_module(user) or "",
                 count=value.numel(),
-                digest=sha256(value.contiguous().numpy().tobytes()).hexdigest(),
+                digest=sha256(value.contiguous().numpy().data).hexdigest(),
             )
 
 

@@ -6,10 +6,13 @@ Numerics: torchao's PT2E flow (prepare_pt2e, convert_pt2e), https://docs.pytorch
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from edgebake import mapped
 from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
+from edgebake.rowwise import by_rows
 from edgebake.target import GraphRequest
 from edgebake.types import ActsOn
 
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
 
 ACTS_ON: ActsOn = "graph"
 DISTRIBUTIONS = ("torch", "torchao")
+SOURCES = ("edgebake.mapped", "edgebake.rowwise")
 OPS = ("torchao.quantization.pt2e.quantize_pt2e",)  # registers the operators that a stored program holds
+
+_QUANTISE = tuple(
+    f"quantized_decomposed.quantize_per_{of}" for of in ("tensor.default", "tensor.tensor", "channel.default")
+)
 
 
 def apply(request: GraphRequest) -> torch.export.ExportedProgram:
@@ -33,8 +41,8 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
     example = _example(request)
     module = request.program.module(check_guards=False)
     calls = sum(map(len, request.calibration))
-    with torch.no_grad(), untouched(module):  # the programs share the network's buffers
-        own = list(module.buffers())
+    with torch.no_grad(), by_rows(), untouched(module):  # the programs share the network's buffers
+        own, weights = list(module.buffers()), list(module.parameters())
         _part_norms(module)
         observed = prepare_pt2e(module, request.quantizer)
         start = Snapshot.of((observed,)).only(own)  # what observers have seen is to stay
@@ -44,7 +52,11 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             for inputs in sample:
                 observed(*inputs)
         start.restore()
-        converted = convert_pt2e(observed, fold_quantize=getattr(request.quantizer, "fold_quantize", True))
+        converted = convert_pt2e(observed, fold_quantize=False)
+        if getattr(request.quantizer, "fold_quantize", True):
+            _fold_quantised(converted)
+        for weight in weights:
+            mapped.release(weight)  # looked at for its range, and integers by now
         _refuse_uncalibrated(converted, calls)
         return torch.export.export(
             converted,
@@ -52,6 +64,61 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             dynamic_shapes=per_input(request.dynamic_shapes, len(example)),
             strict=False,
         )
+
+
+def _fold_quantised(model: torch.fx.GraphModule) -> None:
+    """Put the integers in the place of the weights that are quantised, as ``convert_pt2e`` does.
+
+    It evaluates whatever is constant and keeps all of it until it is done: every weight that torchao has quantised
+    before, once more in float.
+    """
+    from torchao.quantization.pt2e.constant_fold import ConstantFolder, replace_node_with_constant
+
+    graph = model.graph
+    constants = _constants(graph)
+    quantised = [node for node in graph.nodes if node in constants and str(node.target) in _QUANTISE]
+    needed = _ancestors(quantised)
+
+    class Integers(ConstantFolder):  # type: ignore[misc]  # torchao's classes are untyped
+        def run_node(self, node: torch.fx.Node) -> Any:
+            wanted = node in needed or node.op != "call_function"
+            return super().run_node(node) if wanted else self.unknown_value
+
+    folder = Integers(model, skip_constructors=True)
+    folder.run()
+    for node in quantised:
+        if node in folder.node_replacements:
+            replace_node_with_constant(model, node, folder.node_replacements[node])
+    for node in [node for node in graph.find_nodes(op="get_attr") if not node.users]:
+        graph.erase_node(node)
+        if all(other.target != node.target for other in graph.find_nodes(op="get_attr")):
+            owner, _, leaf = str(node.target).rpartition(".")
+            delattr(model.get_submodule(owner), leaf)  # or it is exported and stored beside its integers
+    graph.eliminate_dead_code()
+    graph.lint()
+    model.recompile()
+
+
+def _constants(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Nodes that are computed from weights alone."""
+    found: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        given = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and given and found.issuperset(given)):
+            found.add(node)
+    return found
+
+
+def _ancestors(nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """``nodes`` and all that they are computed from."""
+    found: set[torch.fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def _part_norms(module: torch.fx.GraphModule) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgebake import lattice
+from edgebake import lattice, mapped
 from edgebake.errors import Problem, RecipeError, StageFailed
+from edgebake.rowwise import by_rows
 from edgebake.scheme import Scheme, parse
 from edgebake.target import ModuleRequest
 from edgebake.types import ActsOn, canonical_module_name
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 ACTS_ON: ActsOn = "module"
 DISTRIBUTIONS = ("torch", "torchao")
-SOURCES = ("edgebake.lattice",)
+SOURCES = ("edgebake.lattice", "edgebake.mapped", "edgebake.rowwise")
 OPS = ("torchao.quantization",)  # registers the operators that a stored program holds
 
 
@@ -43,7 +44,8 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
             # It only concerns gradients, and with it ExecuTorch does not recognise its int8 embedding.
             module.padding_idx = None
         tied: Any = module.weight
-        quantize_(module, _config(scheme), filter_fn=lambda _module, _name: True)
+        with by_rows():
+            quantize_(module, _config(scheme), filter_fn=lambda _module, _name: True)
         if type(module.weight) is torch.nn.Parameter and module.weight is tied:
             raise StageFailed(
                 f"torchao left the weights of {type(module).__name__} as they were under {scheme.name}",
@@ -51,6 +53,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
                 fix="give these modules another scheme",
             )
         _keep_integers(module.weight, tied.detach(), scheme)
+        mapped.release(tied)
     return request.module
 
 

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgebake import mapped
 from edgebake.errors import RecipeError, TrustError
 from edgebake.models import _hub, _masks, _paths, _pooling, _shared
 from edgebake.models._index import check_index
@@ -238,11 +239,14 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
 
     code = model.remote_code is not None
     if model.weights == "random":
-        with torch.random.fork_rng(devices=[]):
+        more = {"dtype": torch.float32, "attn_implementation": ATTENTION, "trust_remote_code": code}
+        large = model.context is not None and mapped.is_large(auto, config, more)
+        with torch.random.fork_rng(devices=[]), mapped.weights_in_files(large=large):
             torch.manual_seed(model.seed)
-            made = auto.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=code)
-        if model.context is not None:
-            random_weights.fill(made, model.seed, deviation(config))
+            made = auto.from_config(config, **more)
+            if model.context is not None:
+                random_weights.fill(made, model.seed, deviation(config))
+        mapped.release_after_use(made)
         return _shared.freeze(made)
     network, info = _from_pretrained(auto, folder, model, config)
     missing = sorted(info["missing_keys"])

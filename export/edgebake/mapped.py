@@ -1,0 +1,106 @@
+"""Float weights of large networks in a file that is mapped into memory, so that only what is being used is resident.
+
+A language model of a billion weights takes 5 GB in float32, of which tracing and lowering need one layer at a time. The
+values are those that a network in memory would have.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST = 2 << 30  # bytes of float32 weights: networks below stay in memory, which is faster
+_WEIGHT = 1 << 20  # bytes of a weight that is worth a mapping of its own
+
+
+# By the address of the bytes: gone with the last tensor that stands on them, as is the nameless file.
+_MAPS: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+
+
+def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+    """A float32 tensor of zeros in a file of its own."""
+    import torch
+
+    size = 4 * torch.Size(shape).numel()
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        mapping = mmap.mmap(file.fileno(), size)
+    made = torch.frombuffer(mapping, dtype=torch.float32).reshape(shape)
+    _MAPS[made.data_ptr()] = mapping
+    return made
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Let go of the memory of a mapped ``tensor``; its values are read from the file when they are needed again."""
+    import torch
+
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    mapping = _MAPS.get(tensor.data_ptr()) if plain else None
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def release_after_use(network: torch.nn.Module) -> None:
+    """Have every module of ``network`` let go of its own weights when it has been called, where they are mapped."""
+    for module in network.modules():
+        if any(weight.data_ptr() in _MAPS for weight in module.parameters(recurse=False)):
+            module.register_forward_hook(_release_own)
+
+
+def _release_own(module: torch.nn.Module, *_: Any) -> None:
+    for weight in module.parameters(recurse=False):
+        release(weight)
+
+
+@contextmanager
+def weights_in_files(*, large: bool) -> Iterator[None]:
+    """A ``large`` network made inside has its weights in files, and lets go of each when it has got its values."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    if not large:
+        yield
+        return
+
+    class InFiles(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = kwargs or {}
+            if func is torch.empty and (shape := _mapped_shape(args, given)) is not None:
+                return _empty(shape)
+            result = func(*args, **given)
+            if getattr(func, "__name__", "").endswith("_"):  # one of torch.nn.init, or a method that writes
+                for tensor in (*args[:1], given.get("tensor")):
+                    if isinstance(tensor, torch.Tensor):
+                        release(tensor)
+            return result
+
+    with InFiles():
+        yield
+
+
+def _mapped_shape(args: tuple[Any, ...], given: dict[str, Any]) -> tuple[int, ...] | None:
+    """The shape of a weight that is worth it, as ``torch.empty(shape, device=None, dtype=None)`` is called for one."""
+    import torch
+
+    plain = len(args) == 1 and isinstance(args[0], (tuple, list, torch.Size)) and set(given) <= {"device", "dtype"}
+    here = plain and str(given.get("device") or torch.get_default_device()) == "cpu"
+    if not here or (given.get("dtype") or torch.get_default_dtype()) is not torch.float32:
+        return None
+    shape = tuple(args[0])
+    return shape if 4 * torch.Size(shape).numel() >= _WEIGHT else None
+
+
+def is_large(auto: Any, config: Any, more: Mapping[str, Any]) -> bool:
+    """Would the network of ``config`` have weights of more than ``LEAST`` bytes in float32? None are made."""
+    import torch
+
+    with torch.device("meta"):
+        made = auto.from_config(config, **more)
+    return bool(4 * sum(weight.numel() for weight in made.parameters()) >= LEAST)

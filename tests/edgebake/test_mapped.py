@@ -1,0 +1,76 @@
+"""Weights in mapped files: the values of a network in memory, and none of them resident between calls."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from edgebake import mapped
+
+WORDS = torch.arange(8)[None]
+
+
+def config(layers: int = 1) -> Any:
+    return LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=layers,
+        vocab_size=4096,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+
+
+def network(*, large: bool, layers: int = 1) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]), mapped.weights_in_files(large=large):
+        torch.manual_seed(0)
+        made: torch.nn.Module = AutoModelForCausalLM.from_config(config(layers), dtype=torch.float32)
+    mapped.release_after_use(made)
+    return made.eval().requires_grad_(False)
+
+
+def test_values_and_outputs_are_those_of_a_network_in_memory() -> None:
+    plain, filed = network(large=False), network(large=True)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, filed.state_dict()[name]), name
+    assert filed.get_parameter("lm_head.weight") is filed.get_parameter("model.embed_tokens.weight")
+    assert torch.equal(plain(WORDS).logits, filed(WORDS).logits)
+    program = torch.export.export(filed, (WORDS,))
+    assert torch.equal(program.module()(WORDS).logits, plain(WORDS).logits)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_weights_are_resident_only_while_they_are_used() -> None:
+    def resident() -> int:
+        gc.collect()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+    before = resident()
+    made = network(large=True, layers=6)
+    weights = 4 * sum(weight.numel() for weight in made.parameters())
+    made(WORDS)
+    assert weights > 64 << 20
+    assert resident() - before < weights / 4
+    table = made.get_parameter("model.embed_tokens.weight")
+    assert bool(table.any())
+    assert resident() - before >= table.nbytes
+    mapped.release(table)
+    assert resident() - before < weights / 4
+    copied = copy.deepcopy(made, {id(weight): weight for weight in made.parameters()})
+    copied(WORDS)
+    assert resident() - before < weights / 4
+
+
+def test_a_small_network_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not mapped.is_large(AutoModelForCausalLM, config(), {"dtype": torch.float32})
+    monkeypatch.setattr(mapped, "LEAST", 1 << 20)
+    assert mapped.is_large(AutoModelForCausalLM, config(), {"dtype": torch.float32})
+    assert not any(module._forward_hooks for module in network(large=False).modules())
