@@ -75,6 +75,15 @@ _SOURCES = {
         "compute_units.py",
     ),
     "locate": ("locate.py", "metrics.py"),
+    "speculate": (
+        "llm/speculative.py",
+        "llm/vocabularies.py",
+        "llm/judge.py",
+        "llm/generation.py",
+        "llm/fit*.py",
+        "run*.py",
+        "speculating.py",
+    ),
 }
 
 
@@ -297,4 +306,9 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         task=unit.spec.limits.task.model_dump(exclude={"max_drop"}) if unit.spec.limits.task else None,
     )
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
+    if unit.pair is not None:
+        beside = stage_keys(unit.pair.unit, file_digest, device)
+        judging = {name: parts["validate"][name] for name in ("runners", "sources", "versions")}
+        read = {stage: beside[stage].key for stage in ("lower", "reference")}
+        add("speculate", lower=keys["lower"], beside=read, tokens=unit.pair.tokens, device=device, **judging)
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

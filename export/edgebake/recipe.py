@@ -53,6 +53,9 @@ class Model(Frozen):
     context: int | None = Field(
         None, ge=2, description="text-generation: tokens that a key/value cache keeps; inputs are tokens and input_pos"
     )
+    layers: int | None = Field(
+        None, ge=1, description="with context: the first layers alone, under the network's own norm and head (a draft)"
+    )
     weights: Literal["trained", "random"] = Field(
         "trained", description="random: the architecture with seeded random weights; every number says so"
     )
@@ -224,6 +227,16 @@ class LanguageLimits(Frozen):
     stepwise_db: float | None = Field(None, description="least SQNR of logits token by token against all at once")
 
 
+class SpeculativeLimits(Frozen):
+    """A draft's proposals to its target, on the beginnings of the target's evaluation texts."""
+
+    acceptance: float | None = Field(None, ge=0, le=1, description="least share of tested proposals that are accepted")
+    tokens_per_step: float | None = Field(None, ge=1, description="least tokens that one call of the target yields")
+    identical: float | None = Field(
+        None, ge=0, le=1, description="least share of texts that are the target's own, near-ties apart"
+    )
+
+
 class Size(Frozen):
     """Bytes on disk."""
 
@@ -245,6 +258,7 @@ class Limits(Frozen):
     agreement: Agreement | None = None
     task: Task | None = None
     language: LanguageLimits = LanguageLimits()
+    speculative: SpeculativeLimits = SpeculativeLimits()
     size: Size = Size()
     memory: Memory = Memory()
     delegated: Annotated[float, Field(ge=0, le=1), BeforeValidator(_share)] | None = Field(
@@ -306,6 +320,14 @@ class Bundle(Frozen):
     include_reference: bool = False
 
 
+class Speculative(Frozen):
+    """Two decoders of the recipe: one proposes tokens, the other reads them at once and keeps what it would say."""
+
+    target: str = Field(description="the component whose text it is")
+    draft: str = Field(description="the component that proposes")
+    tokens: int = Field(4, ge=1, le=32, description="tokens that the draft proposes at a time")
+
+
 class Recipe(Frozen):
     """A whole recipe, ``extends`` and the one-component shorthand already resolved."""
 
@@ -313,6 +335,7 @@ class Recipe(Frozen):
     description: str = ""
     components: Mapping[Name, Component] = Field(min_length=1)
     wiring: Mapping[str, str] = Field({}, description="component.output -> component.input")
+    speculative: Speculative | None = Field(None, description="which component drafts for which")
     bundle: Annotated[Bundle, BeforeValidator(_bundle)] = Bundle()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebake.commands import _shared
 
-STAGES = ("reference", "trace", "compress", "lower", "validate")
+STAGES = ("reference", "trace", "compress", "lower", "validate", "speculate")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,7 +52,7 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
     before = last_parts(store, unit, out)
     models = before.get(MODEL), model_part(unit, store.file_digest)
     found = {}
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage in keys):
         key = keys[stage]
         if store.find(stage, key.key, verify=False) is not None:
             found[stage] = {"state": "stored", "why": []}

@@ -18,7 +18,7 @@ from edgebake.scheme import shown
 from edgebake.types import Verdict
 
 COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "memory MiB", "speedup")
-STAGES = ("load", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
+STAGES = ("load", "reference", "trace", "compress", "lower", "validate", "locate", "speculate")  # in the order they run
 LOOKING = ("verify", "report")  # verbs that judge what is built: what fails there was not judged
 LineKind = Literal["error", "try", "unmeasured", "note", "info"]
 UNITS = {
@@ -28,7 +28,16 @@ UNITS = {
     "memory.peak_mib": " MiB",
     "memory.planned_mib": " MiB",
 }
-SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated", "language.top", "language.generated")
+SHARES = (
+    "agreement.top1",
+    "agreement.binary",
+    "task.",
+    "delegated",
+    "language.top",
+    "language.generated",
+    "speculative.acceptance",
+    "speculative.identical",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
