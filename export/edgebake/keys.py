@@ -34,7 +34,7 @@ from edgebake.target import (
     support_of,
 )
 from edgebake.types import About
-from edgebake.units import Unit
+from edgebake.units import Pair, Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
 FileDigest = Callable[[Path], str]
@@ -247,6 +247,12 @@ def _judging(file_format: str, runners: Iterable[tuple[str, str, Any]]) -> list[
     return [INSPECTORS.module_name(file_format), *own]
 
 
+def _beside(pair: Pair, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a draft proposes to: the target's artifact and prompts."""
+    target = stage_keys(pair.unit, file_digest, device)
+    return {"beside": {stage: target[stage].key for stage in ("lower", "reference")}, "tokens": pair.tokens}
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
     """Keys of all stages of ``unit``, by stage name."""
     target = find_target(unit.target)
@@ -307,8 +313,6 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     )
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
     if unit.pair is not None:
-        beside = stage_keys(unit.pair.unit, file_digest, device)
         judging = {name: parts["validate"][name] for name in ("runners", "sources", "versions")}
-        read = {stage: beside[stage].key for stage in ("lower", "reference")}
-        add("speculate", lower=keys["lower"], beside=read, tokens=unit.pair.tokens, device=device, **judging)
+        add("speculate", lower=keys["lower"], **_beside(unit.pair, file_digest, device), device=device, **judging)
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

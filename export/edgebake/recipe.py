@@ -11,6 +11,7 @@ from edgebake.scheme import parse
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 MAX_TARGETS = 256  # of a component; real recipes have a dozen
+MAX_TOKENS = 32  # that a draft proposes at a time; what pays is under ten
 DECODER_INPUTS = ("tokens", "input_pos")  # of a network with `context`: [1, seq] and [1], as ExecuTorch calls it
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -325,7 +326,7 @@ class Speculative(Frozen):
 
     target: str = Field(description="the component whose text it is")
     draft: str = Field(description="the component that proposes")
-    tokens: int = Field(4, ge=1, le=32, description="tokens that the draft proposes at a time")
+    tokens: int = Field(4, ge=1, le=MAX_TOKENS, description="tokens that the draft proposes at a time")
 
 
 class Recipe(Frozen):

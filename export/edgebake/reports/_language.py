@@ -42,8 +42,10 @@ def _draft(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _expected(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:  # of a verification, which knows artifacts and no recipe
+        return
     if "empty" not in found:
-        yield f"not predicted: {found.get('reason') or 'nothing was proposed'}"
+        yield f"not predicted: {found['reason']}"
         return
     empty, full = found["empty"], found["full"]
     where = f" on {found['device']}" if found["device"] else " where memory bounds decoding"
