@@ -247,10 +247,25 @@ def _judging(file_format: str, runners: Iterable[tuple[str, str, Any]]) -> list[
     return [INSPECTORS.module_name(file_format), *own]
 
 
-def _beside(pair: Pair, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a draft proposes to: the target's artifact and prompts."""
+def _code_of(methods: Mapping[str, Any], file_digest: FileDigest) -> dict[str, Any]:
+    """What does the work of compression ``methods``."""
+    return {
+        "method_sources": sources(_method_sources(methods), file_digest),
+        "versions": _method_versions(methods),
+    }
+
+
+def _beside(
+    pair: Pair, validated: Mapping[str, Any], file_digest: FileDigest, device: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a draft proposes to, the target's artifact and prompts, and what runs the two: as in ``validated``."""
     target = stage_keys(pair.unit, file_digest, device)
-    return {"beside": {stage: target[stage].key for stage in ("lower", "reference")}, "tokens": pair.tokens}
+    return {
+        "beside": {stage: target[stage].key for stage in ("lower", "reference")},
+        "tokens": pair.tokens,
+        "device": device,
+        **{name: validated[name] for name in ("runners", "sources", "versions")},
+    }
 
 
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
@@ -271,8 +286,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         "trace",
         model=model,
         methods=on_modules,
-        method_sources=sources(_method_sources(on_modules), file_digest),
-        versions=_method_versions(on_modules),
+        **_code_of(on_modules, file_digest),
         calibration=calibration if on_modules.get("steps") else None,
         target=unit.target if on_modules else None,
     )
@@ -280,8 +294,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         "compress",
         trace=keys["trace"],
         methods=on_graph,
-        method_sources=sources(_method_sources(on_graph), file_digest),
-        versions=_method_versions(on_graph),
+        **_code_of(on_graph, file_digest),
         target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
         calibration=calibration if on_graph else None,
         quantizer={"options": dict(unit.options), "device": device} if on_graph else None,  # how ranges are chosen
@@ -313,6 +326,5 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     )
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
     if unit.pair is not None:
-        judging = {name: parts["validate"][name] for name in ("runners", "sources", "versions")}
-        add("speculate", lower=keys["lower"], **_beside(unit.pair, file_digest, device), device=device, **judging)
+        add("speculate", lower=keys["lower"], **_beside(unit.pair, parts["validate"], file_digest, device))
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}
