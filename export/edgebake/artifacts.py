@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from edgebake import delivery
 from edgebake.errors import ArtifactDamaged
-from edgebake.recipe import Limits
+from edgebake.recipe import MAX_TOKENS, Limits
 
 MAX_JSON = 64 << 20  # bytes; the manifest of a network with 100,000 modules has a quarter of that
 # <component>/<target>/<device>/<scheme> -> <component>/reference/<digest>
 _BESIDE = re.compile(r"(\.\./){1,3}reference/[a-z0-9][a-z0-9._-]*")
+# A draft's -> its target's: another component of the same recipe
+_OTHER = re.compile(r"(\.\./){4}[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*){3}")
 _TEXTS = ("unit", "recipe", "component", "target", "scheme", "entry", "edgebake")
 _MAPPINGS = ("limits", "reference", "signature", "assignment", "delegation", "model")
 
@@ -97,6 +99,27 @@ def _refuse_escapes(folder: Path, found: Mapping[str, Any], path: Path) -> None:
         raise ArtifactDamaged(
             f"its reference {reference!r} is not beside the artifact", where=str(path), fix="do not trust this file"
         )
+
+
+def target_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, int] | None:
+    """The artifact to which that in ``folder`` proposes tokens, and how many at a time; None where it is no draft.
+
+    ArtifactDamaged where ``manifest`` names something else than another component's artifact beside it.
+    """
+    said = manifest.get("speculative")
+    if said is None:
+        return None
+    path, tokens = (said.get("path"), said.get("tokens")) if isinstance(said, Mapping) else (None, None)
+    if (
+        not isinstance(path, str)
+        or not _OTHER.fullmatch(path)
+        or type(tokens) is not int
+        or not 0 < tokens <= MAX_TOKENS
+    ):
+        raise ArtifactDamaged(
+            f"its target {path!r} is no artifact beside it", where=str(folder), fix="do not trust this file"
+        )
+    return (folder.resolve() / path).resolve(), tokens
 
 
 def _plain(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgebake.checks import decoders, inputs, limits, models, samples, targets, whole
+from edgebake.checks import decoders, inputs, limits, models, samples, speculative, targets, whole
 from edgebake.checks.case import Case
 from edgebake.errors import Problem, RecipeError
 from edgebake.recipe_files import RecipeFile
@@ -22,7 +22,8 @@ def check(files: Sequence[RecipeFile], *, trust: bool) -> tuple[tuple[Unit, ...]
     cases: list[Case] = []
     for file in files:
         problems += whole.problems(file)
-        cases += _cases(file)
+        cases += (own := _cases(file))
+        problems += speculative.problems(file, own)
     for case in cases:
         problems += _problems(case, trust)
     problems += whole.duplicates(cases)
@@ -47,4 +48,5 @@ def _problems(case: Case, trust: bool) -> Iterator[Problem]:
 
 
 def _finished(unit: Unit) -> Unit:
-    return replace(unit, options=targets.options_of(find_target(unit.target), unit.options))
+    pair = unit.pair and replace(unit.pair, unit=_finished(unit.pair.unit))
+    return replace(unit, options=targets.options_of(find_target(unit.target), unit.options), pair=pair)

@@ -20,7 +20,7 @@ from edgebake.scheme import aliases_of
 from edgebake.store import Entry, Store
 from edgebake.store_files import sha256_file
 from edgebake.target import find_target
-from edgebake.units import Unit
+from edgebake.units import Pair, Unit
 
 MANIFEST = "manifest.json"
 MEASUREMENTS = "measurements.json"
@@ -51,6 +51,7 @@ def manifest(done: Delivered, reference_path: str, reference_digest: str) -> dic
     unit = done.unit
     lowered = done.lower.meta["lowered"]
     model = done.trace.meta["facts"]
+    speculative = {} if unit.pair is None else {"speculative": _proposes_to(unit, unit.pair)}
     spec = unit.spec.model_dump(mode="json")
     return sign(
         {
@@ -78,8 +79,15 @@ def manifest(done: Delivered, reference_path: str, reference_digest: str) -> dic
             "limits": spec["limits"],
             "reference": {"path": reference_path, "digest": reference_digest},
             "toolchain": done.keys["lower"].parts["versions"],
+            **speculative,
         }
     )
+
+
+def _proposes_to(draft: Unit, pair: Pair) -> dict[str, Any]:
+    """Of a draft: the artifact that it proposes tokens to, and how many at a time."""
+    relative = Path(os.path.relpath(pair.unit.folder, draft.folder)).as_posix()
+    return {"target": pair.unit.id, "path": relative, "tokens": pair.tokens}
 
 
 def _file_facts(entry: Entry, files: list[str]) -> list[dict[str, Any]]:
@@ -148,6 +156,7 @@ def marks_of(unit: Unit, keys: Mapping[str, StageKey]) -> dict[str, str]:
         "lower": keys["lower"].key,
         "validate": keys["validate"].key,
         "recipe": digest_of([unit.id, unit.spec.model_dump(mode="json"), __version__]),
+        **({"speculate": keys["speculate"].key} if "speculate" in keys else {}),
     }
 
 

@@ -35,7 +35,7 @@ from edgebake.target import (
     support_of,
 )
 from edgebake.types import About
-from edgebake.units import Unit
+from edgebake.units import Pair, Unit
 
 STAGES = ("reference", "trace", "compress", "lower", "validate", "locate")
 FileDigest = Callable[[Path], str]
@@ -85,6 +85,15 @@ _SOURCES = {
         "compute_units.py",
     ),
     "locate": ("locate.py", "metrics.py"),
+    "speculate": (
+        "llm/speculative.py",
+        "llm/vocabularies.py",
+        "llm/judge.py",
+        "llm/generation.py",
+        "llm/fit*.py",
+        "run*.py",
+        "speculating.py",
+    ),
 }
 
 
@@ -266,6 +275,27 @@ def _unless_empty(**texts: str) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
+def _code_of(methods: Mapping[str, Any], file_digest: FileDigest) -> dict[str, Any]:
+    """What does the work of compression ``methods``."""
+    return {
+        "method_sources": sources(_method_sources(methods), file_digest),
+        "versions": _method_versions(methods),
+    }
+
+
+def _beside(
+    pair: Pair, validated: Mapping[str, Any], file_digest: FileDigest, device: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a draft proposes to, the target's artifact and prompts, and what runs the two: as in ``validated``."""
+    target = stage_keys(pair.unit, file_digest, device)
+    return {
+        "beside": {stage: target[stage].key for stage in ("lower", "reference")},
+        "tokens": pair.tokens,
+        "device": device,
+        **{name: validated[name] for name in ("runners", "sources", "versions")},
+    }
+
+
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
     """Keys of all stages of ``unit``, by stage name; with ``describe`` for ``trace`` and ``compress`` if it streams."""
     target = find_target(unit.target)
@@ -287,8 +317,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         "trace",
         model=model,
         methods=on_modules,
-        method_sources=sources(_method_sources(on_modules), file_digest),
-        versions=_method_versions(on_modules),
+        **_code_of(on_modules, file_digest),
         calibration=calibration if on_modules.get("steps") else None,
         target=unit.target if on_modules else None,
     )
@@ -296,8 +325,7 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
         "compress",
         trace=keys["trace"],
         methods=on_graph,
-        method_sources=sources(_method_sources(on_graph), file_digest),
-        versions=_method_versions(on_graph),
+        **_code_of(on_graph, file_digest),
         target=sources((TARGETS.module_name(unit.target), *target.SOURCES), file_digest) if on_graph else None,
         calibration=calibration if on_graph else None,
         quantizer={"options": dict(unit.options), "device": device} if on_graph else None,  # how ranges are chosen
@@ -318,4 +346,6 @@ def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | 
     )
     add("validate", lower=keys["lower"], reference=keys["reference"], **_measured(unit, file_digest))
     add("locate", lower=keys["lower"], reference=keys["reference"], validate=keys["validate"])
+    if unit.pair is not None:
+        add("speculate", lower=keys["lower"], **_beside(unit.pair, parts["validate"], file_digest, device))
     return {stage: StageKey(key=keys[stage], parts=parts[stage]) for stage in keys}

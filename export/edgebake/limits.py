@@ -44,6 +44,7 @@ def judge(limits: Limits, measurements: Measurements) -> tuple[Verdict, ...]:
         *_agreement(limits, measurements),
         *_task(limits, measurements),
         *_language(limits, measurements),
+        *_speculative(limits, measurements),
         *_size(limits, measurements),
         *_memory(limits, measurements),
         *_delegated(limits, measurements),
@@ -180,6 +181,24 @@ def _language(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
             yield unmeasured(f"language.{name}", bound, reason, value=values[name])
         else:
             yield decide(f"language.{name}", values[name], bound, reason=_notes(measurements))
+
+
+def _speculative(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
+    found = measurements.get("speculative") or {}
+    values = {
+        "acceptance": found.get("acceptance"),
+        "tokens_per_step": found.get("tokens_per_step"),
+        "identical": (found.get("identical") or {}).get("value"),
+    }
+    blocked = _no_runner(measurements) or str(found.get("not_measured") or "")
+    for name, bound in limits.speculative:
+        if bound is None:
+            continue
+        if blocked or values[name] is None:
+            reason = blocked or _absent(found, "the draft beside its target")
+            yield unmeasured(f"speculative.{name}", bound, reason)
+        else:
+            yield decide(f"speculative.{name}", values[name], bound, reason=_notes(measurements))
 
 
 def _size(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:

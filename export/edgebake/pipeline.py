@@ -135,13 +135,15 @@ def _stored(run: Build, unit: Unit, keys: Mapping[str, StageKey]) -> delivery.De
     """What the store holds of ``unit``, or None when a stage has to run; what is about to be delivered is hashed."""
     full = run.options.check or not delivery.current(run.options.out, unit, keys)
     before = "describe" if "describe" in keys else "trace"
-    stages = ("reference", before, *(("compress",) if full else ()), "lower", "validate", "locate")
-    entries = {stage: run.store.find(stage, keys[stage].key, verify=full) for stage in stages}
+    stages = ("reference", before, *(("compress",) if full else ()), "lower", "validate", "locate", "speculate")
+    entries = {s: run.store.find(s, keys[s].key, verify=full) for s in stages if s in keys}
     _tell_damages(run)
     found = {stage: entry for stage, entry in entries.items() if entry is not None}
-    if not found.keys() >= {"reference", before, "lower", "validate"}:
+    if not found.keys() >= {"reference", before, "lower", "validate", *({"speculate"} & keys.keys())}:
         return None
     measured = dict(found["validate"].meta["measurements"])
+    if "speculate" in found:
+        measured["speculative"] = found["speculate"].meta["speculative"]
     if before == "trace" and parity_failed(unit.spec.limits, measured):
         if "locate" not in found:
             return None

@@ -11,6 +11,7 @@ from edgebake.scheme import parse
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 MAX_TARGETS = 256  # of a component; real recipes have a dozen
+MAX_TOKENS = 32  # that a draft proposes at a time; what pays is under ten
 DECODER_INPUTS = ("tokens", "input_pos")  # of a network with `context`: [1, seq] and [1], as ExecuTorch calls it
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -52,6 +53,9 @@ class Model(Frozen):
     task: str | None = Field(None, description="feature-extraction, sentence-embedding, image-classification ...")
     context: int | None = Field(
         None, ge=2, description="text-generation: tokens that a key/value cache keeps; inputs are tokens and input_pos"
+    )
+    layers: int | None = Field(
+        None, ge=1, description="with context: the first layers alone, under the network's own norm and head (a draft)"
     )
     weights: Literal["trained", "random"] = Field(
         "trained", description="random: the architecture with seeded random weights; every number says so"
@@ -224,6 +228,16 @@ class LanguageLimits(Frozen):
     stepwise_db: float | None = Field(None, description="least SQNR of logits token by token against all at once")
 
 
+class SpeculativeLimits(Frozen):
+    """A draft's proposals to its target, on the beginnings of the target's evaluation texts."""
+
+    acceptance: float | None = Field(None, ge=0, le=1, description="least share of tested proposals that are accepted")
+    tokens_per_step: float | None = Field(None, ge=1, description="least tokens that one call of the target yields")
+    identical: float | None = Field(
+        None, ge=0, le=1, description="least share of texts that are the target's own, near-ties apart"
+    )
+
+
 class Size(Frozen):
     """Bytes on disk."""
 
@@ -245,6 +259,7 @@ class Limits(Frozen):
     agreement: Agreement | None = None
     task: Task | None = None
     language: LanguageLimits = LanguageLimits()
+    speculative: SpeculativeLimits = SpeculativeLimits()
     size: Size = Size()
     memory: Memory = Memory()
     delegated: Annotated[float, Field(ge=0, le=1), BeforeValidator(_share)] | None = Field(
@@ -306,6 +321,14 @@ class Bundle(Frozen):
     include_reference: bool = False
 
 
+class Speculative(Frozen):
+    """Two decoders of the recipe: one proposes tokens, the other reads them at once and keeps what it would say."""
+
+    target: str = Field(description="the component whose text it is")
+    draft: str = Field(description="the component that proposes")
+    tokens: int = Field(4, ge=1, le=MAX_TOKENS, description="tokens that the draft proposes at a time")
+
+
 class Recipe(Frozen):
     """A whole recipe, ``extends`` and the one-component shorthand already resolved."""
 
@@ -313,6 +336,7 @@ class Recipe(Frozen):
     description: str = ""
     components: Mapping[Name, Component] = Field(min_length=1)
     wiring: Mapping[str, str] = Field({}, description="component.output -> component.input")
+    speculative: Speculative | None = Field(None, description="which component drafts for which")
     bundle: Annotated[Bundle, BeforeValidator(_bundle)] = Bundle()
 
 

@@ -53,6 +53,10 @@ class Client:
         """What a decoder goes on with after the reference's prompts (``edgebake.llm.judge.run``)."""
         return self.ask(do="language")
 
+    def speculate(self, runner: str, entry: Path, signature: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+        """The artifact's text with the proposals of the draft at ``entry`` (``edgebake.llm.speculative.run``)."""
+        return self.ask(do="speculate", runner=runner, entry=str(entry), signature=signature, tokens=tokens)
+
     def time(self, sample: int, repetitions: int) -> list[float]:
         """Milliseconds of each call."""
         return list(self.ask(do="time", sample=sample, repetitions=repetitions)["ms"])

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgebake import signatures, weighing
 from edgebake.errors import EdgebakeError, problem_to_json
 from edgebake.llm import judge as language
+from edgebake.llm import speculative
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
@@ -161,6 +162,8 @@ def answer(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"ms": host.time(request["sample"], request["repetitions"])}
         case "language":
             return language.run(host.signature, host.reference, _step(host))
+        case "speculate":
+            return _speculate(host, request)
         case "intermediates":
             return {"calls": _intermediates(host, request)}
         case "mode":
@@ -182,6 +185,16 @@ def _step(host: Host) -> language.Step:
         return logits
 
     return step
+
+
+def _speculate(host: Host, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The opened artifact's text with a draft's proposals against its own; the draft is opened beside it."""
+    signature = signatures.from_json(request["signature"])
+    session = RUNNERS.find(request["runner"]).open(Path(request["entry"]), signature)
+    draft = replace(host, session=session, signature=signature)
+    target, beside = (speculative.decoder(h.signature, _step(h)) for h in (host, draft))
+    prompts = host.reference.facts[language.CONTINUED]["prompts"]
+    return speculative.run(target, beside, prompts, request["tokens"])
 
 
 def _intermediates(host: Host, request: Mapping[str, Any]) -> int:

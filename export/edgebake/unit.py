@@ -17,7 +17,7 @@ from typing import Any
 from edgebake import devices, worker
 from edgebake.errors import EXIT_INTERNAL, EdgebakeError, Problem, problem_to_json
 from edgebake.recipe import Component
-from edgebake.units import Unit
+from edgebake.units import Pair, Unit
 
 # Telemetry off, and bytes that do not depend on the run: set before the worker's Python starts.
 ENVIRONMENT = {
@@ -33,18 +33,21 @@ ENVIRONMENT = {
 
 def unit_to_json(unit: Unit) -> dict[str, Any]:
     """Plain data of ``unit``, for the worker's payload."""
-    kept = {k: v for k, v in vars(unit).items() if k not in ("spec", "base", "options")}
+    kept = {k: v for k, v in vars(unit).items() if k not in ("spec", "base", "options", "pair")}
     return {
         **kept,
         "spec": unit.spec.model_dump(mode="json"),
         "base": str(unit.base.absolute()),  # a model's code may change the folder that its process works in
         "options": dict(unit.options),
+        "pair": unit.pair and {"unit": unit_to_json(unit.pair.unit), "tokens": unit.pair.tokens},
     }
 
 
 def unit_from_json(data: Mapping[str, Any]) -> Unit:
     """The unit that :func:`unit_to_json` wrote."""
-    return Unit(**{**data, "spec": Component.model_validate(data["spec"]), "base": Path(data["base"])})
+    pair = data["pair"] and Pair(unit=unit_from_json(data["pair"]["unit"]), tokens=data["pair"]["tokens"])
+    spec = Component.model_validate(data["spec"])
+    return Unit(**{**data, "spec": spec, "base": Path(data["base"]), "pair": pair})
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _main() -> int:
     payload = channel.payload
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     warnings.simplefilter("default")
-    from edgebake.stages import run_unit
+    from edgebake.speculating import run_unit
     from edgebake.store import Store
     from edgebake.workbench import Bench
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgebake.errors import RecipeError
 from edgebake.merging import with_overrides
-from edgebake.recipe import Component, Recipe
+from edgebake.recipe import Component, Recipe, Speculative
 from edgebake.recipe_words import Key, problems_of
 
 
@@ -37,6 +37,7 @@ class Unit:
     # Of what is lowered from files: why a build does not run the float network here, and why not the artifact.
     without_float: str = ""
     without_run: str = ""
+    pair: Pair | None = None  # of a draft: what it proposes tokens to
 
     @property
     def id(self) -> str:
@@ -52,16 +53,40 @@ class Unit:
         return PurePosixPath(self.recipe, self.component, self.target, self.device or "any", last)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The unit that a draft proposes to, ``tokens`` at a time."""
+
+    unit: Unit
+    tokens: int
+
+
 def units_of(recipe: Recipe, base: Path) -> tuple[Unit, ...]:
     """The units of ``recipe``, components and targets in the order of the file.
 
     RecipeError when an override does not fit the schema (``recipe_yaml.read`` has refused that already, with lines).
     """
-    return tuple(
+    units = [
         _unit(recipe, name, index, base)
         for name, component in recipe.components.items()
         for index in range(len(component.targets))
-    )
+    ]
+    wanted = recipe.speculative
+    if wanted is None or wanted.target == wanted.draft:
+        return tuple(units)
+    return tuple(_with_pair(unit, units, wanted) if unit.component == wanted.draft else unit for unit in units)
+
+
+def proposing_to(draft: Unit, units: Sequence[Unit], target: str) -> list[Unit]:
+    """The units of the component ``target`` beside which ``draft`` can run: several where none has its name."""
+    beside = [u for u in units if (u.component, u.target, u.device) == (target, draft.target, draft.device)]
+    namesake = [u for u in beside if u.folder.name == draft.folder.name]
+    return namesake if len(beside) > 1 and namesake else beside
+
+
+def _with_pair(draft: Unit, units: Sequence[Unit], wanted: Speculative) -> Unit:
+    found = proposing_to(draft, units, wanted.target)
+    return replace(draft, pair=Pair(unit=found[0], tokens=wanted.tokens)) if len(found) == 1 else draft
 
 
 def _unit(recipe: Recipe, name: str, index: int, base: Path) -> Unit:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgebake import delivery, validate
-from edgebake.artifacts import limits_of, manifest_of, measurements_of
+from edgebake import delivery, speculating, validate
+from edgebake.artifacts import limits_of, manifest_of, measurements_of, target_of
 from edgebake.errors import ArtifactDamaged, EdgebakeError
 from edgebake.limits import judge
 from edgebake.reference import Reference
@@ -75,6 +75,23 @@ def _reference(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return path
 
 
+def _speculative(folder: Path, subject: validate.Subject, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a draft: what it does for its target, whose folder is looked at as closely as its own."""
+    beside = target_of(folder, manifest)
+    if beside is None:
+        return {}
+    other, tokens = beside
+    name = str(manifest["speculative"].get("target", ""))
+    if not other.is_dir():
+        return {"speculative": {"target": name, "not_measured": f"the target's artifact is not here: {other}"}}
+    target = subject_of(other)
+    if target.target != subject.target:
+        raise ArtifactDamaged(f"{other} is for {target.target}, not {subject.target}", where=str(folder))
+    ours, theirs = (folder, subject.lowered), (other, target.lowered)
+    found = speculating.measure(subject.target, ours, theirs, target.reference, tokens)
+    return {"speculative": {"target": name, **found}}
+
+
 def verify(folder: Path) -> Result:
     """Digests first, then the artifact itself runs against the reference; failures become part of the result."""
     start = time.monotonic()
@@ -85,7 +102,7 @@ def verify(folder: Path) -> Result:
     try:
         manifest = manifest_of(folder)
         subject = subject_of(folder)
-        measured = validate.measure(subject, None)
+        measured = {**validate.measure(subject, None), **_speculative(folder, subject, manifest)}
         verdicts = judge(subject.limits, measured)
     except EdgebakeError as error:
         failure = Failure(stage="verify", problems=tuple(error.problems), exit_code=error.exit_code)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import baking
 import decoders
@@ -58,3 +61,50 @@ def test_a_limit_on_text_that_is_missed_fails_the_build(tmp_path: Path) -> None:
     failed = {v["limit"]: v for v in done.results[0]["verdicts"] if v["state"] == "fail"}
     assert "language.top1" in failed
     assert done.results[0]["measurements"]["located"]["modules"]
+
+
+def pair(folder: Path) -> baking.Kitchen:
+    """A decoder of two layers and its first layer as its draft, in one bundle."""
+    place = kitchen(folder)
+    decoders.save(folder / "model", num_hidden_layers=2)
+    content = yaml.safe_load(place.recipe.read_text())
+    big = {key: content[key] for key in ("model", "inputs", "dims", "samples")} | {"targets": ["executorch-xnnpack"]}
+    limits = {"speculative": {"acceptance": 0.01, "tokens_per_step": 1, "identical": 1}}
+    small = {**big, "model": {**big["model"], "layers": 1}, "limits": limits}
+    small["targets"] = [{"target": "executorch-xnnpack", "device": "sm8650"}]
+    big["targets"] = [{"target": "executorch-xnnpack", "device": "sm8650"}]
+    content = {"name": "pair", "components": {"small": small, "big": big}, "bundle": ["zip"]}
+    content["speculative"] = {"target": "big", "draft": "small", "tokens": 3}
+    place.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    return place
+
+
+@pytest.mark.slow
+def test_a_draft_is_judged_beside_its_target(tmp_path: Path) -> None:
+    place = pair(tmp_path)
+    done = place.build("--report", tmp_path / "report.md")
+    assert done.code == 0, done.err + done.out
+    small, big = done.results
+    found = small["measurements"]["speculative"]
+    assert (found["target"], found["prompts"], found["tokens"]) == (big["unit"], 24, 3)
+    assert found["identical"]["value"] == 1.0
+    assert 0 < found["acceptance"] <= 1 and 1 < found["tokens_per_step"] <= 4
+    assert found["expected"]["device"] == "sm8650" and found["expected"]["empty"]["tokens_per_s"] > 0
+    assert "speculative" not in big["measurements"]
+    states = {verdict["limit"]: verdict["state"] for verdict in small["verdicts"]}
+    assert set(states.values()) == {"pass"} and len(states) == 3
+    assert "tokens a step of the target (3 proposed at a time, 24 prompts)" in (tmp_path / "report.md").read_text()
+    with zipfile.ZipFile(place.out / "pair" / "pair.zip") as bundle:
+        rows = {row["unit"]: row for row in json.loads(bundle.read("pair/index.json"))["artifacts"]}
+    assert rows[small["unit"]]["speculative"] == {"target": big["unit"], "tokens": 3}
+    again = place.build()
+    assert [set(stages.values()) for stages in again.stages] == [{"unchanged"}, {"unchanged"}]
+
+    folder = Path(small["folder"])
+    told = baking.finish(baking.start("verify", folder, "--json"))
+    assert told.code == 0, told.err
+    assert told.results[0]["measurements"]["speculative"]["accepted"] == found["accepted"]
+    shutil.rmtree(Path(big["folder"]))
+    told = baking.finish(baking.start("verify", folder, "--json"))
+    reasons = {v["reason"] for v in told.results[0]["verdicts"] if v["limit"].startswith("speculative")}
+    assert reasons == {f"the target's artifact is not here: {Path(big['folder']).resolve()}"}

@@ -48,11 +48,18 @@ def index_of(artifacts: Sequence[Artifact], out: Path, settings: Bundle) -> dict
             "bytes": sum(f["bytes"] for f in a.manifest["files"]),
             "licence": a.manifest["model"].get("licence"),
             "manifest": a.manifest["digest"],
+            **_proposes_to(a),
         }
         for a in artifacts
     ]
     ordered = sorted(rows, key=lambda row: str(row["entry"]))
     return {"version": VERSION, "recipe": out.name, "reference": settings.include_reference, "artifacts": ordered}
+
+
+def _proposes_to(artifact: Artifact) -> dict[str, Any]:
+    """Of a draft: the unit that it proposes tokens to, and how many at a time."""
+    found = artifact.manifest.get("speculative")
+    return {} if found is None else {"speculative": {key: found[key] for key in ("target", "tokens")}}
 
 
 def _inside(folder: Path, out: Path) -> PurePosixPath:

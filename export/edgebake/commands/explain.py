@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebake.commands import _shared
 
-STAGES = ("reference", "describe", "trace", "compress", "lower", "validate")
+STAGES = ("reference", "describe", "trace", "compress", "lower", "validate", "speculate")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -70,7 +70,7 @@ def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
 def _own(keys: Mapping[str, Any]) -> list[str]:
     """The stages that the unit of ``keys`` has: what is lowered from its files is described, not traced."""
     instead = ("trace", "compress") if "describe" in keys else ("describe",)
-    return [stage for stage in STAGES if stage not in instead]
+    return [stage for stage in STAGES if stage in keys and stage not in instead]
 
 
 def _reasons(old: Mapping[str, Any], new: Mapping[str, Any], models: tuple[Any, Any]) -> Iterator[str]:

@@ -56,6 +56,27 @@ def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
     return network
 
 
+def first_layers(network: torch.nn.Module, count: int) -> torch.nn.Module:
+    """``network`` with its first ``count`` layers alone, under its own norm and head; changed in place.
+
+    RecipeError where it has no more than ``count``, or its layers are not in one list.
+    """
+    import torch
+
+    config: Any = network.config.get_text_config()  # type: ignore[operator, union-attr]
+    total = config.num_hidden_layers
+    lists = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == total]
+    if count >= total or len(lists) != 1:
+        what = f"the model has {total} layers" if count >= total else f"{type(network).__name__} has no list of layers"
+        fix = f"give layers: {total - 1} or fewer" if count >= total else "take layers: out"
+        raise RecipeError(f"{what}: its first {count} cannot be taken", where="model.layers", fix=fix)
+    del lists[0][count:]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+    return network
+
+
 def call(network: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Logits of all tokens, (1, seq, words); keys and values of earlier calls are read from the caches."""
     import torch

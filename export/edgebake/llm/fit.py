@@ -14,7 +14,7 @@ from edgebake.errors import EdgebakeError, Problem
 from edgebake.llm import fit_memory
 from edgebake.llm.fit_gguf import config_of
 from edgebake.llm.fit_memory import CACHE_DTYPES, CONTEXTS, GIB
-from edgebake.llm.fit_shape import CONFIG, Decoder, decoder_of, read_config
+from edgebake.llm.fit_shape import CONFIG, Decoder, decoder_of, first_layers, read_config
 from edgebake.llm.fit_size import FORMATS, FileSize, file_size
 from edgebake.llm.streaming import streams
 from edgebake.llm.tasks import is_decoder
@@ -137,8 +137,10 @@ def _longest(unit: Unit) -> int:
 def _decoder(unit: Unit) -> Decoder:
     model = unit.spec.model
     if model.source == "gguf":
-        return decoder_of(config_of(_paths.resolve_file(model.path, unit.base, ".gguf")))
-    return read_config(configuration(unit))
+        found = decoder_of(config_of(_paths.resolve_file(model.path, unit.base, ".gguf")))
+    else:
+        found = read_config(configuration(unit))
+    return found if model.layers is None else first_layers(found, model.layers)
 
 
 def _schemes(decoder: Decoder, scheme: str, rules: Mapping[str, str], target: Target, name: str) -> Mapping[str, str]:
@@ -186,7 +188,8 @@ def within_memory(unit: Unit, memory_mib: float | None) -> Unit:
         what: f"running the {what} takes {gib(peak)} of memory (predicted), and {there}" if peak > here else ""
         for what, peak in peaks.items()
     }
-    return replace(unit, without_float=why["float model"], without_run=why["artifact"])
+    pair = unit.pair and replace(unit.pair, unit=within_memory(unit.pair.unit, memory_mib))
+    return replace(unit, without_float=why["float model"], without_run=why["artifact"], pair=pair)
 
 
 def _here(memory_mib: float | None) -> tuple[int, str]:

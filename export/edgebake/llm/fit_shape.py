@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -114,6 +114,14 @@ class _Config(BaseModel):
     attention_bias: bool = False
     mlp_bias: bool = False
     qk_layernorm: bool = False
+
+
+def first_layers(decoder: Decoder, count: int) -> Decoder:
+    """``decoder`` with its first ``count`` layers alone, under its own norm and head."""
+    kept = {f"model.layers.{layer}" for layer in range(count)}
+    inside = (w for w in decoder.weights if not w.name.startswith("model.layers."))
+    layers = (w for w in decoder.weights if ".".join(w.name.split(".")[:3]) in kept)
+    return replace(decoder, layers=min(count, decoder.layers), weights=(*inside, *layers))
 
 
 def read_config(folder: Path) -> Decoder:

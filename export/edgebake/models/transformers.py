@@ -124,10 +124,29 @@ def _decoder(
 
     files = companions.companions(folder)
     language = companions.language(folder, network.config, context)
+    if (count := request.model.layers) is not None:
+        network = decoder.first_layers(network, count)
+        files |= _configuration_of(network, request)
+        told = {**told, "parameters": _shared.parameters_of(network), "first_layers": count}
     module = decoder.with_caches(network, context)
     found = _shared.finish(request.component, {"forward": module}, decoder.call, told)
     signature = replace(found.signature, language=language)
     return replace(found, signature=signature, operators=(REGISTER,), companions=files)
+
+
+def _configuration_of(network: torch.nn.Module, request: LoadRequest) -> dict[str, Path]:
+    """A derived network's own config.json, which lowering reads; the folder's describes the whole one."""
+    from edgebake.jsonfile import digest_of
+    from edgebake.llm.companions import CONFIG
+
+    text = network.config.to_json_string(use_diff=False)  # type: ignore[operator, union-attr]
+    if request.keep is None:
+        return {}
+
+    def fill(folder: Path) -> None:
+        (folder / CONFIG).write_text(text, "utf-8")
+
+    return {CONFIG: request.keep(digest_of({"configuration": text}), fill) / CONFIG}
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------

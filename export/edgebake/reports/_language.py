@@ -19,6 +19,49 @@ def cell(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Label and text of each line below the row."""
+    yield from _text(found)
+    yield from _draft(found.get("speculative") or {})
+
+
+def _draft(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a draft does for its target: acceptance, whose text it is, speed on the device and here."""
+    if not found:
+        return
+    if found.get("not_measured"):
+        yield "draft", f"for {found['target']}: {found['not_measured']}"
+        return
+    same = found["identical"]
+    ties = f", {counted(same['near_ties'], 'near-tie')} apart" if same["near_ties"] else ""
+    yield (
+        "draft",
+        f"for {found['target']}: {percent(found['acceptance'])} of tested proposals accepted, "
+        f"{number(found['tokens_per_step'], 3)} tokens a step of the target ({found['tokens']} proposed at a time, "
+        f"{counted(found['prompts'], 'prompt')}); the target's own text in {same['same']} of {same['texts']}{ties}",
+    )
+    yield "speed-up", "; ".join((*_expected(found.get("expected") or {}), *_here(found["here"])))
+
+
+def _expected(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:  # of a verification, which knows artifacts and no recipe
+        return
+    if "empty" not in found:
+        yield f"not predicted: {found['reason']}"
+        return
+    empty, full = found["empty"], found["full"]
+    where = f" on {found['device']}" if found["device"] else " where memory bounds decoding"
+    told = f"predicted ×{empty['speedup']:.2f}{where}, ×{full['speedup']:.2f} with a full cache"
+    if "tokens_per_s" in empty:
+        told += f" (at most {empty['alone_tokens_per_s']:.0f} to {empty['tokens_per_s']:.0f} tokens/s)"
+    yield told
+
+
+def _here(found: Mapping[str, Any]) -> Iterator[str]:
+    alone, together = found["alone_tokens_per_s"], found["tokens_per_s"]
+    if alone and together:
+        yield f"here ×{together / alone:.2f}: {together:.1f} tokens/s, {alone:.1f} without it"
+
+
+def _text(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     language = found.get("language") or {}
     if not language:
         return

@@ -18,7 +18,8 @@ from edgebake.scheme import shown
 from edgebake.types import Verdict
 
 COLUMNS = ("state", "artifact", "parity", "agreement", "size MiB", "backend", "memory MiB", "speedup")
-STAGES = ("load", "describe", "reference", "trace", "compress", "lower", "validate", "locate")  # in the order they run
+# In the order they run.
+STAGES = ("load", "describe", "reference", "trace", "compress", "lower", "validate", "locate", "speculate")
 LOOKING = ("verify", "report")  # verbs that judge what is built: what fails there was not judged
 LineKind = Literal["error", "try", "unmeasured", "note", "info"]
 UNITS = {
@@ -28,7 +29,16 @@ UNITS = {
     "memory.peak_mib": " MiB",
     "memory.planned_mib": " MiB",
 }
-SHARES = ("agreement.top1", "agreement.binary", "task.", "delegated", "language.top", "language.generated")
+SHARES = (
+    "agreement.top1",
+    "agreement.binary",
+    "task.",
+    "delegated",
+    "language.top",
+    "language.generated",
+    "speculative.acceptance",
+    "speculative.identical",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
