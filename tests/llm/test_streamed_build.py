@@ -14,10 +14,13 @@ import torch
 import baking
 import decoders
 from edgebake import trace
+from edgebake.check import check
 from edgebake.llm import fit_memory, random_weights
+from edgebake.llm.streaming import streams
 from edgebake.models import transformers as hugging_face
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component
+from edgebake.recipe_yaml import read
 from edgebake.reports import _language
 
 TEXT = "\n".join(f"{n} times a line of the text that is read, and then {n * n} of another." for n in range(40))
@@ -77,6 +80,13 @@ def test_random_matrices_do_not_depend_on_how_many_rows_are_read(monkeypatch: py
     np.testing.assert_array_equal(made.whole("a.weight"), whole)
     assert whole.std() == pytest.approx(0.5, rel=0.2)
     torch.testing.assert_close(torch.from_numpy(whole).mean(), torch.tensor(0.0), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("model", "wanted"), [({}, True), ({"layers": 1}, False), ({"pickles": True}, False)])
+def test_what_has_to_be_loaded_is_not_streamed(tmp_path: Path, model: dict[str, Any], wanted: bool) -> None:
+    made = kitchen(tmp_path, **model)
+    (unit,), _ = check([read(made.recipe)], trust=True)
+    assert streams(unit) is wanted
 
 
 @pytest.fixture(scope="module")
