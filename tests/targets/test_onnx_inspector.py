@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,3 +205,22 @@ def test_any_flipped_byte_gives_an_inspection_or_damage(tmp_path: Path) -> None:
                 inspector.inspect(path)
             except ArtifactDamaged:
                 continue
+
+
+def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    count, size = 24, 1 << 18
+    weights = [
+        helper.make_tensor(f"w{n}", TensorProto.FLOAT, [size], bytes([n]) * 4 * size, raw=True) for n in range(count)
+    ]
+    out = helper.make_tensor_value_info("w0", TensorProto.FLOAT, [size])
+    graph = helper.make_graph([], "held", [], [out], weights)
+    path = tmp_path / "model.onnx"
+    onnx.save_model(helper.make_model(graph), path, save_as_external_data=True, location="model.data", size_threshold=0)
+    tracemalloc.start()
+    try:
+        found = inspector.inspect(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len({record.digest for record in found.weights}) == count
+    assert peak < 4 * (4 * size)

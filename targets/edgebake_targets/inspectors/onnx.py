@@ -44,7 +44,7 @@ def described(model: onnx.ModelProto, path: Path) -> Inspection:
     graphs = list(_graphs(model.graph, 0))
     tensors = [t for g in graphs for t in g.initializer]
     tensors += [a.t for g in graphs for n in g.node for a in n.attribute if n.op_type == "Constant" and a.HasField("t")]
-    payloads = {id(t): _payload(t, path) for t in tensors}
+    payloads = {id(t): _weighed(_payload(t, path)) for t in tensors}
     scales = _scales(graphs)
     given = {i.name for i in model.graph.initializer}
     external = {_external(t, path)[0] for t in tensors if t.data_location == t.EXTERNAL}
@@ -150,6 +150,11 @@ def _dtype(code: int) -> str:
 
 
 # --- payloads ---------------------------------------------------------------------------------------------------------
+
+
+def _weighed(data: bytes) -> tuple[int, str]:
+    """Length and SHA-256: memory holds one tensor at a time, whatever the file's size."""
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def _payload(tensor: onnx.TensorProto, path: Path) -> bytes:
@@ -283,16 +288,19 @@ def _product_scales(
 
 
 def _records(
-    tensors: list[onnx.TensorProto], payloads: dict[int, bytes], scales: dict[str, str], graphs: list[onnx.GraphProto]
+    tensors: list[onnx.TensorProto],
+    payloads: dict[int, tuple[int, str]],
+    scales: dict[str, str],
+    graphs: list[onnx.GraphProto],
 ) -> tuple[WeightRecord, ...]:
     blocks = {n.input[1]: n for g in graphs for n in g.node if n.op_type == "MatMulNBits"}
     attached: Counter[str] = Counter()
     for tensor in tensors:
         if scales.get(tensor.name):
-            attached[scales[tensor.name]] += len(payloads[id(tensor)])
+            attached[scales[tensor.name]] += payloads[id(tensor)][0]
     records = []
     for tensor in tensors:
-        owner, data = scales.get(tensor.name), payloads[id(tensor)]
+        owner, (size, digest) = scales.get(tensor.name), payloads[id(tensor)]
         if owner:
             continue
         shape, dtype = tuple(tensor.dims), _dtype(tensor.data_type)
@@ -303,9 +311,9 @@ def _records(
                 name=_text(tensor.name),
                 shape=shape,
                 dtype=dtype,
-                bytes=0 if owner == "" else len(data),
-                scale_bytes=attached[tensor.name] + (len(data) if owner == "" else 0),
-                digest=hashlib.sha256(data).hexdigest(),
+                bytes=0 if owner == "" else size,
+                scale_bytes=attached[tensor.name] + (size if owner == "" else 0),
+                digest=digest,
             )
         )
     return tuple(records)
