@@ -3,8 +3,8 @@
 Both make the same network with random weights in float32 and the same scheme: 4 bits in groups of 32 with activation
 scales at run time inside the layers, 8 bits per channel in embedding and head. edgebake's side is the stages of a build
 that make the artifact (load, trace, compress, lower), with what they check and store; the float reference and the
-judging of the artifact, which the plain route has not, are left out. The plain route is transformers' own exportable
-module, torchao's ``quantize_``, ``torch.export`` and ``to_edge_transform_and_lower`` with the partitioner for dynamic
+judging of the artifact, which the plain route has not, are left out. The plain route is the same network with the same
+cache, torchao's ``quantize_``, ``torch.export`` and ``to_edge_transform_and_lower`` with the partitioner for dynamic
 products before the general one. Each side runs in a process of its own, which says its peak (Linux).
 """
 
@@ -32,9 +32,9 @@ SEED = 0
 def ours(name: str, work: Path) -> Path:
     """The artifact by the stages of a build."""
     from edgebake import devices, stages
+    from edgebake.check import check
     from edgebake.commands._shared import read_recipes
     from edgebake.keys import stage_keys
-    from edgebake.pipeline import check
     from edgebake.store import Store
     from edgebake.workbench import Bench
 
@@ -61,36 +61,38 @@ def plain(context: int, work: Path) -> Path:
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
-    from torchao.utils import unwrap_tensor_subclass
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-    from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from edgebake.llm import decoder
+    from edgebake_targets import _executorch_llm
 
     torch.manual_seed(SEED)
     config = AutoConfig.from_pretrained(work / "network")
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
-    cache = {"batch_size": 1, "max_cache_len": context}
-    network.generation_config = GenerationConfig(use_cache=True, cache_implementation="static", cache_config=cache)
-    network.requires_grad_(False)
+    network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    decoder.with_caches(network, context)
     table, head = network.get_input_embeddings(), network.get_output_embeddings()
-    layers = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(32))
+    four_bits: Any = getattr(torch, "int4")  # noqa: B009  torch declares no type for it
+    layers = Int8DynamicActivationIntxWeightConfig(weight_dtype=four_bits, weight_granularity=PerGroup(32))
     of_head = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-    of_table = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     table.padding_idx = None
-    quantize_(table, of_table, filter_fn=lambda module, _: module is table)
+    whole_rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(table, whole_rows, filter_fn=lambda module, _: module is table)
     quantize_(head, of_head, filter_fn=lambda module, _: module is head)
     quantize_(network.model, layers)
-    unwrap_tensor_subclass(network)
+
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+            return decoder.call(self.network, {"tokens": tokens, "input_pos": input_pos})["logits"]
+
     with torch.no_grad():
-        exportable = TorchExportableModuleForDecoderOnlyLM(network, batch_size=1, max_cache_len=context)
-        program = exportable.export(
-            input_ids=torch.zeros(1, 3, dtype=torch.int64),
-            cache_position=torch.arange(3),
-            dynamic_shapes={
-                "input_ids": {1: torch.export.Dim("seq", min=1, max=128)},
-                "cache_position": {0: torch.export.Dim("seq", min=1, max=128)},
-            },
-            strict=False,
-        )
+        example = (torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+        sizes = ({1: torch.export.Dim("seq", min=1, max=128)}, None)
+        traced = torch.export.export(Step(), example, dynamic_shapes=sizes, strict=False)
+        program = _executorch_llm._rewritten(traced)
     with torch.no_grad():
         products = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
         edge = to_edge_transform_and_lower(
