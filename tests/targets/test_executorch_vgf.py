@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from asking import defaults, lower_request
+from baking import SOURCES, finish, kitchen, start
 from edgebake import devices
 from edgebake.compress import cast, pt2e
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.metrics import sqnr_db
-from edgebake.target import Asked, GraphRequest, ModuleRequest
+from edgebake.target import Asked, GraphRequest, ModuleRequest, NotMeasured
 from edgebake.types import Assignment, Lowered, MethodSignature, Signature, TensorSpec, Traced
-from edgebake_targets import _tosa, _vgf
+from edgebake_targets import _pte_plan, _tosa, _vgf
 from edgebake_targets import executorch_vgf as target
 from edgebake_targets.inspectors import _pte_file, pte
 from edgebake_targets.inspectors._flatbuffers import Malformed
@@ -237,6 +239,23 @@ def test_integer_weights_that_stayed_float_are_refused(tmp_path: Path) -> None:
 
 
 @installed
+@pytest.mark.slow
+def test_a_whole_build_shows_what_the_reference_model_says_and_lets_it_decide_nothing(tmp_path: Path) -> None:
+    made = kitchen(tmp_path, [{"target": name, "scheme": "w8a8"} for name in ("executorch-vgf", "executorch-xnnpack")])
+    program = _vgf.converter()
+    assert program is not None
+    done = finish(start(*made.arguments(), PYTHONPATH=os.pathsep.join([*SOURCES, str(program.parents[3])])))
+    assert done.code == 0, done.err
+    result, xnnpack = done.results
+    assert result["measurements"]["runner"] == {"name": "executorch-vgf-reference", "kind": "stand-in"}
+    found, other = (one["measurements"]["outputs"]["output"]["sqnr_db"] for one in (result, xnnpack))
+    assert found == pytest.approx(other, abs=0.05)  # the same scales, and integer arithmetic of the same rules
+    told = [verdict["reason"] for verdict in result["verdicts"] if verdict["state"] == "not measured"]
+    said = "executorch-vgf-reference stands in for a runtime that is not here: its numbers are information only"
+    assert told == [said]
+
+
+@installed
 def test_the_converters_refusal_is_passed_on() -> None:
     with pytest.raises(StageFailed, match="Arm's model converter refused a part of the network") as failed:
         _vgf.convert(b"no graph")
@@ -286,3 +305,29 @@ def test_a_part_without_its_graph_is_not_judged(tmp_path: Path) -> None:
     with pytest.raises(ArtifactDamaged, match="no TOSA graph lies beside the program") as failed:
         _vgf.graph_of(b"part", tmp_path)
     assert "build it again" in failed.value.problems[0].fix
+
+
+def test_parts_for_other_backends_are_named(tmp_path: Path) -> None:
+    other = _pte_plan.Delegate(backend="XnnpackBackend", blob=memoryview(b""))
+    plan = _pte_plan.Plan(
+        method="forward", values=(), inputs=(), outputs=(), instructions=(), kernels=(), delegates=(other,), named={}
+    )
+    with pytest.raises(NotMeasured, match="nothing here computes the parts for XnnpackBackend"):
+        runner._graphs(plan, tmp_path / "model.pte")
+
+
+def test_a_network_that_writes_to_its_buffers_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.BatchNorm1d(4).train(), (torch.randn(2, 4),), strict=False)
+    specs = replace(row((2, 4), (2, 4)).methods["forward"], buffers=("running_mean",))
+    traced = Traced(programs={"forward": program}, signature=Signature(methods={"forward": specs}))
+    with pytest.raises(StageFailed, match="VGF keeps nothing between calls") as failed:
+        target.lower(traced, lower_request(tmp_path, defaults(target)))
+    assert "role: state" in failed.value.problems[0].fix
+
+
+@installed
+@pytest.mark.slow
+def test_inputs_that_a_graph_does_not_take_are_told(whole: Built) -> None:
+    graph = (whole[1] / whole[0].files[1]).read_bytes()
+    with pytest.raises(ArtifactDamaged, match="does not take what the program hands it"):
+        _tosa.run(graph, [np.zeros((1, 3, 32, 32), np.float32)] * 2)
