@@ -13,7 +13,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
-from edgebake.target import NotMeasured
 from edgebake_targets.inspectors._flatbuffers import Malformed, root
 
 if TYPE_CHECKING:
@@ -33,33 +32,37 @@ class Graph:
 
 
 def parse(data: bytes) -> Graph:
-    """The graph in ``data``; Malformed when it is none, or one of several blocks (control flow)."""
+    """The graph in ``data``, its first block the one that is called; Malformed when it is none."""
     if data[4:8] != _MARK:
         raise Malformed(f"a TOSA graph is marked {_MARK!r}, not {data[4:8]!r}")
     blocks = [block for region in root(memoryview(data)).tables(1) for block in region.tables(1)]
-    if len(blocks) != 1:
-        raise Malformed(f"a TOSA graph of {len(blocks)} blocks instead of one")
-    tensors = blocks[0].tables(2)
+    if not blocks:
+        raise Malformed("a TOSA graph without a block of operators")
     constants = Counter(
         (_DTYPES.get(tensor.whole(2, "I"), "unknown"), prod(tensor.wholes(1, "i")))
-        for tensor in tensors
+        for block in blocks
+        for tensor in block.tables(2)
         if tensor.count(3, 1)
     )
     return Graph(inputs=blocks[0].texts(3), outputs=blocks[0].texts(4), constants=constants)
 
 
 def run(data: bytes, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Outputs of the graph in ``data``. NotMeasured: the reference model cannot run it; ArtifactDamaged: it fails."""
+    """Outputs of the graph in ``data``; ArtifactDamaged when it is none, takes others, or is undefined there."""
     import numpy as np
     import tosa_reference_model
 
     try:
         outputs, status = tosa_reference_model.run(data, [np.ascontiguousarray(value) for value in inputs])
-    except ValueError as error:  # its word for inputs that the graph does not take
-        raise ArtifactDamaged(f"a TOSA graph does not take what the program hands it: {error}") from error
-    known = tosa_reference_model.GraphStatus
-    if status == known.TOSA_UNPREDICTABLE:
-        raise ArtifactDamaged("a TOSA graph computes what its specification leaves open (TOSA_UNPREDICTABLE)")
-    if status != known.TOSA_VALID:
-        raise NotMeasured(f"Arm's reference model does not run this TOSA graph: {status.name}")
+    except ValueError as error:  # its word for what it cannot start with
+        raise _refused(str(error)) from error
+    if status != tosa_reference_model.GraphStatus.TOSA_VALID:
+        raise _refused(status.name)
     return list(outputs)
+
+
+def _refused(why: str) -> ArtifactDamaged:
+    return ArtifactDamaged(
+        f"Arm's reference model does not run a TOSA graph of this program: {why}",
+        fix="build the artifact again; where that does not help, choose executorch-vulkan for this network",
+    )

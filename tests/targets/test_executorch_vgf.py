@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -299,6 +300,9 @@ def test_what_is_no_tosa_graph_is_refused() -> None:
     for data in (b"", b"\x08\0\0\0TOSX" + bytes(32)):
         with pytest.raises(Malformed, match="a TOSA graph is marked b'TOSA'"):
             _tosa.parse(data)
+    empty = struct.pack("<I4sHHi", 12, b"TOSA", 4, 4, 4)  # a root table without fields
+    with pytest.raises(Malformed, match="without a block of operators"):
+        _tosa.parse(empty)
 
 
 def test_a_part_without_its_graph_is_not_judged(tmp_path: Path) -> None:
@@ -329,5 +333,6 @@ def test_a_network_that_writes_to_its_buffers_is_refused_with_the_way_out(tmp_pa
 @pytest.mark.slow
 def test_inputs_that_a_graph_does_not_take_are_told(whole: Built) -> None:
     graph = (whole[1] / whole[0].files[1]).read_bytes()
-    with pytest.raises(ArtifactDamaged, match="does not take what the program hands it"):
+    with pytest.raises(ArtifactDamaged, match="does not run a TOSA graph of this program") as failed:
         _tosa.run(graph, [np.zeros((1, 3, 32, 32), np.float32)] * 2)
+    assert "build the artifact again" in failed.value.problems[0].fix

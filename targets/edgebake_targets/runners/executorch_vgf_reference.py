@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
 from edgebake_targets import _executorch, _vgf
@@ -53,16 +52,12 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contr
 def _graphs(plan: Plan, entry: Path) -> list[tuple[int, bytes]]:
     """For each delegate how many inputs its graph has, and the graph."""
     from edgebake_targets import _tosa
-    from edgebake_targets.inspectors._flatbuffers import Malformed
 
     others = sorted({one.backend for one in plan.delegates} - {_vgf.BACKEND})
     if others:
         raise NotMeasured(f"nothing here computes the parts for {', '.join(others)}")
     found = [_vgf.graph_of(bytes(one.blob), entry.parent) for one in plan.delegates]
-    try:
-        return [(len(_tosa.parse(graph).inputs), graph) for graph in found]
-    except Malformed as error:
-        raise ArtifactDamaged(f"a TOSA graph beside the program is damaged: {error}", where=str(entry)) from error
+    return [(len(_tosa.parse(graph).inputs), graph) for graph in found]
 
 
 class _Session:
