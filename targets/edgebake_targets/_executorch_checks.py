@@ -57,10 +57,15 @@ def _differences(promised: Sequence[TensorSpec], found: Sequence[TensorSpec], si
     return wrong
 
 
-def refuse_lost_integers(request: LowerRequest, traced: Traced, *, fix: str) -> None:
-    """StageFailed naming the modules whose integer weights are not in the file with their bits, with ``fix``."""
+def refuse_lost_integers(
+    request: LowerRequest, traced: Traced, *, fix: str, inside: Counter[tuple[str, int]] | None = None
+) -> None:
+    """StageFailed naming the modules whose integer weights are not in the file with their bits, with ``fix``.
+
+    ``inside``: constants, as (type, elements), of parts that the inspector of .pte files cannot look into.
+    """
     records = pte.inspect(request.folder / _executorch.ARTIFACT).weights
-    found = Counter((record.dtype, prod(record.shape)) for record in records)
+    found = Counter((record.dtype, prod(record.shape)) for record in records) + (inside or Counter())
     held = [weight for program in traced.programs.values() for weight in _executorch.integer_weights(program)]
     distinct = {(weight.digest, weight.count): weight for weight in held}
     bits = {module: parse(scheme).weight_bits for module, scheme in request.assignment.schemes.items()}
