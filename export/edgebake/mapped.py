@@ -10,6 +10,7 @@ import mmap
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -104,3 +105,41 @@ def is_large(auto: Any, config: Any, more: Mapping[str, Any]) -> bool:
     with torch.device("meta"):
         made = auto.from_config(config, **more)
     return bool(4 * sum(weight.numel() for weight in made.parameters()) >= LEAST)
+
+
+class _InPlace(bytes):
+    """Stands for the bytes of a tensor, which are written from where they lie."""
+
+    tensor: torch.Tensor
+
+
+def save(program: torch.export.ExportedProgram, path: Path) -> None:
+    """``torch.export.save``, byte for byte, without its two copies of each weight; mapped ones are let go of."""
+    import torch
+    from torch.export.pt2_archive import _package
+
+    package: Any = _package
+    bytes_of, write = package._get_raw_tensor_bytes, package.PT2ArchiveWriter.write_bytes
+
+    def stand_in(value: torch.Tensor) -> bytes:
+        plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu"
+        if not plain or not value.data_ptr():
+            found: bytes = bytes_of(value)
+            return found
+        made = _InPlace()
+        made.tensor = value
+        return made
+
+    def write_bytes(writer: Any, name: str, data: bytes) -> None:
+        if not isinstance(data, _InPlace):
+            write(writer, name, data)
+            return
+        storage = data.tensor.untyped_storage()
+        writer.archive_file.write_record(name, storage, storage.nbytes())
+        release(data.tensor)
+
+    package._get_raw_tensor_bytes, package.PT2ArchiveWriter.write_bytes = stand_in, write_bytes
+    try:
+        torch.export.save(program, path)
+    finally:
+        package._get_raw_tensor_bytes, package.PT2ArchiveWriter.write_bytes = bytes_of, write

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake import locate as locating
-from edgebake import signatures, streamed, validate
+from edgebake import mapped, signatures, streamed, validate
 from edgebake.assignment import assign
 from edgebake.buffers import Snapshot, untouched
 from edgebake.errors import StageFailed
@@ -167,10 +167,8 @@ def _calibration_args(bench: Bench, unit: Unit, traced: Traced, method: str) -> 
 
 
 def _save(traced: Traced, folder: Path) -> None:
-    import torch
-
     for name, program in traced.programs.items():
-        torch.export.save(program, folder / f"{name}.pt2")
+        mapped.save(program, folder / f"{name}.pt2")
 
 
 def _programs(bench: Bench, key: str, entry: Entry) -> Traced:

@@ -74,3 +74,45 @@ def test_a_small_network_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(mapped, "LEAST", 1 << 20)
     assert mapped.is_large(AutoModelForCausalLM, config(), {"dtype": torch.float32})
     assert not any(module._forward_hooks for module in network(large=False).modules())
+
+
+class _Tied(torch.nn.Module):
+    """What saving has to tell apart: a weight read twice, a buffer, a constant, an empty tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(512, 600, bias=False)
+        self.second = torch.nn.Linear(512, 600)
+        self.second.weight = self.first.weight
+        self.register_buffer("part", torch.ones(600, 600))
+        self.register_buffer("none", torch.zeros(0, 600))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x) + self.second(x) @ self.part + torch.tensor([2.0])
+        return torch.cat((made, self.none))
+
+
+def test_a_program_is_saved_as_torch_saves_it(tmp_path: Path) -> None:
+    program = torch.export.export(_Tied(), (torch.ones(2, 512),))
+    for side in ("torch", "ours"):
+        (tmp_path / side).mkdir()
+    torch.export.save(program, tmp_path / "torch" / "forward.pt2")
+    mapped.save(program, tmp_path / "ours" / "forward.pt2")
+    assert (tmp_path / "ours" / "forward.pt2").read_bytes() == (tmp_path / "torch" / "forward.pt2").read_bytes()
+
+
+def _most_resident() -> int:
+    found = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(found.split()[1]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is Linux's")
+def test_saving_takes_no_copy_of_a_weight(tmp_path: Path) -> None:
+    module = torch.nn.Linear(8192, 8192, bias=False)
+    program = torch.export.export(module, (torch.ones(1, 8192),))
+    mapped.save(program, tmp_path / "first.pt2")
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _most_resident()
+    mapped.save(program, tmp_path / "second.pt2")
+    assert _most_resident() - before < module.weight.nbytes // 4
