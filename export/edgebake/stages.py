@@ -7,7 +7,7 @@ import gc
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from edgebake import locate as locating
 from edgebake import mapped, signatures, streamed, validate
 from edgebake.assignment import assign
 from edgebake.buffers import Snapshot, untouched
-from edgebake.errors import StageFailed
 from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
 from edgebake.llm import companions
@@ -286,10 +285,7 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
         with bench.stage("lower", unit):
             request = _lower_request(bench, unit, assignment, folder, traced, companions.kept(before.folder))
             lowered = find_target(unit.target).lower(compressed, request)
-            if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
-                raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
-            beside = companions.deliver(before.folder, folder)
-            lowered = replace(lowered, files=(*lowered.files, *beside), notes=(*before.meta["notes"], *lowered.notes))
+            lowered = streamed.finished(unit, lowered, folder, before)
         return {"lowered": signatures.lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
     return before, stored(bench, unit, "lower", keys, write)

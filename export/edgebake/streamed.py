@@ -18,7 +18,7 @@ from edgebake.llm import companions, generation
 from edgebake.llm import judge as language
 from edgebake.store import Entry
 from edgebake.target import MODELS, LowerRequest, find_target
-from edgebake.types import Call, Module, ReferenceCall, SampleSet, Streamed
+from edgebake.types import Call, Lowered, Module, ReferenceCall, SampleSet, Streamed
 from edgebake.units import Unit
 from edgebake.workbench import Bench, read_samples, request_of, stored
 
@@ -64,13 +64,18 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
             tensors = MODELS.find(unit.spec.model.source).tensors(request_of(bench, unit))
             signature = signatures.from_json(described.meta["signature"])
             lowered = target.stream(Streamed(tensors=tensors, signature=signature), request)
-            if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
-                raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
-            beside = companions.deliver(described.folder, folder)
-            lowered = replace(lowered, files=(*lowered.files, *beside))
+            lowered = finished(unit, lowered, folder, described)
         return {"lowered": signatures.lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
     return described, stored(bench, unit, "lower", keys, write)
+
+
+def finished(unit: Unit, lowered: Lowered, folder: Path, before: Entry) -> Lowered:
+    """``lowered`` with what travels beside it and the notes of ``before``; StageFailed when ``folder`` lacks a file."""
+    if not lowered.files or any(not (folder / f).exists() for f in lowered.files):
+        raise StageFailed(f"{unit.target} wrote no artifact for {unit.id}")
+    beside = companions.deliver(before.folder, folder)
+    return replace(lowered, files=(*lowered.files, *beside), notes=(*before.meta["notes"], *lowered.notes))
 
 
 def without_float(bench: Bench, unit: Unit, keys: Mapping[str, StageKey], folder: Path) -> Mapping[str, Any]:
