@@ -27,7 +27,7 @@ PINS = (
     "optimum==2.1.0",
     "optimum-onnx==0.1.0",
     "onnxruntime==1.31.1",
-)  # a set that `pip check` finds clean: docs/facts.md, section 1
+)  # a set that `pip check` finds clean; optimum-onnx cannot live beside transformers 5
 TARGET = "onnx-cpu"
 SENTENCES = Path(__file__).parents[1] / "recipes" / "samples" / "sentences.txt"
 _SCRIPT = Path(__file__).with_name("rival_optimum.py")
