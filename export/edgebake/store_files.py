@@ -47,10 +47,12 @@ def remedy(error: OSError) -> str:
 
 def disk_full(path: Path, doing: str = "write") -> StoreError:
     """The error that says that there is no room at ``path``."""
+    if "the store" in doing:
+        fix = "run `edgebake clean`, free some space, or put the store elsewhere: EDGEBAKE_STORE"
+    else:
+        fix = "free some space, or write to another disk; `edgebake clean` helps where the store is on this one"
     return StoreError(
-        f"cannot {doing}: the disk is full, or a quota or size limit is reached",
-        where=str(path),
-        fix="run `edgebake clean`, free some space, or put the store elsewhere: EDGEBAKE_STORE",
+        f"cannot {doing}: the disk is full, or a quota or size limit is reached", where=str(path), fix=fix
     )
 
 
