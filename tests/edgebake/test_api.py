@@ -57,6 +57,19 @@ def test_what_is_wrong_raises_with_every_problem(tmp_path: Path) -> None:
         edgebake.api.verify(tmp_path)
 
 
+def test_one_text_is_one_setting_and_one_glob_not_its_letters(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, ["onnx-cpu"])
+    with pytest.raises(UsageError, match=r"--only '\*@coreml#fp32' matches none of the 1 artifacts"):
+        edgebake.build(path, only="*@coreml#fp32", out=tmp_path / "dist", store=tmp_path / "store")
+    units, _ = edgebake.api.check(path, settings="compress.scheme=w8")
+    assert [unit.scheme for unit in units] == ["w8"]
+
+
+def test_no_recipe_is_not_a_build_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe is given"):
+        edgebake.build([], out=tmp_path / "dist", store=tmp_path / "store")
+
+
 def test_a_recipe_object_is_built_verified_and_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = read(recipe_file(tmp_path, ["onnx-cpu"])).recipe
     monkeypatch.chdir(tmp_path)
