@@ -317,7 +317,11 @@ def sweep(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Build one recipe in several schemes: which meet the limits, size against agreement."""
+    """Build one recipe in several schemes: which meet the limits, size against agreement.
+
+    A scheme that the recipe builds for a target keeps its own limits; any other is held against the loosest of that
+    target's.
+    """
     _run(
         "sweep", recipe=recipe, schemes=scheme, targets=target, settings=settings, out=out, store=store, trust=trust,
         quiet=quiet, as_json=as_json,
