@@ -37,10 +37,7 @@ def _examples(*lines: str) -> str:
 
 
 Recipes = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RECIPE", help="recipe files, names of shipped recipes, or quoted globs (** goes into folders)"
-    ),
+    list[str], typer.Argument(metavar="RECIPE", help="recipe files, names of shipped recipes, or quoted globs")
 ]
 Settings = Annotated[
     list[str],
@@ -317,11 +314,7 @@ def sweep(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Build one recipe in several schemes: which meet the limits, size against agreement.
-
-    A scheme that the recipe builds for a target keeps its own limits; any other is held against the loosest of that
-    target's.
-    """
+    """Build one recipe in several schemes: which meet the limits, size against agreement."""
     _run(
         "sweep", recipe=recipe, schemes=scheme, targets=target, settings=settings, out=out, store=store, trust=trust,
         quiet=quiet, as_json=as_json,

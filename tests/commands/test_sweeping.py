@@ -58,3 +58,4 @@ def test_a_scheme_whose_weights_alone_are_too_large_is_a_row_and_not_the_end(edg
     alone = edgebake("sweep", baked.recipe, *settings, "--scheme", "fp32")
     assert alone.code == 5, alone.err
     assert "not built" in alone.out
+    assert "else the loosest of its target" in alone.out

@@ -44,6 +44,7 @@ def run(
         _shared.print_json(rows)
     else:
         _print(rows)
+        _shared.say("limits of a scheme: its own where the recipe builds it, else the loosest of its target")
         _shared.say(f"artifacts in {out}")
     by_target = {r.target for r in results}
     met = {r.target for r in results if r.state in ("pass", "not measured")}
