@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from baking import finish, start
@@ -30,3 +31,11 @@ def test_other_recipes_are_built_all_the_same(baked: Baked, tmp_path: Path) -> N
     assert (unreachable["state"], unreachable["failure"]["stage"]) == ("failed", "load")
     assert "the hub cannot be reached" in unreachable["failure"]["problems"][0]["what"]
     assert built["state"] == "pass"
+
+
+def test_explain_says_what_it_can_of_the_others(baked: Baked, tmp_path: Path) -> None:
+    where = ("--store", baked.store, "--out", baked.out)
+    done = finish(start("explain", "mobilevit-s", baked.recipe, *ONLY, *where, **offline(tmp_path)))
+    assert done.code == EXIT_STAGE
+    assert done.err.count("mobilevit-s.yaml:6:model.path") == 1
+    assert list(json.loads(done.out)) == ["tiny/model@onnx-cpu#fp32"]
