@@ -97,7 +97,8 @@ def _refused(unit: Unit, alone: RecipeFile, trust: bool) -> Result | None:
     error = _refusal(alone, trust)
     if error is None:
         return None
-    failure = Failure(stage="check", problems=tuple(error.problems), exit_code=error.exit_code)
+    problems = tuple(replace(problem, where="") for problem in error.problems)  # no line of the recipe names this rule
+    failure = Failure(stage="check", problems=problems, exit_code=error.exit_code)
     return replace(_result(unit), failure=failure)
 
 
@@ -159,7 +160,8 @@ def _own(component: Component, target: str) -> dict[str, TargetRule]:
     for rule in component.targets:
         if rule.target == target:
             scheme = rule.scheme or rule.compress.get("scheme") or component.compress.scheme
-            found.setdefault(scheme, rule.model_copy(update={"scheme": scheme}))
+            rest = {key: value for key, value in rule.compress.items() if key != "scheme"}
+            found.setdefault(scheme, rule.model_copy(update={"scheme": scheme, "compress": rest}))
     return found
 
 
