@@ -153,6 +153,15 @@ def test_signs_that_a_terminal_lacks_do_not_end_a_verb() -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that a process works in")
+def test_a_current_folder_that_is_gone_is_said(
+    edgebake: Edgebake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    refused(edgebake("plan", "minilm-l6"), EXIT_RECIPE, "the current folder is no longer there")
+
+
 @pytest.mark.parametrize("option", ["--out", "--store"])
 def test_an_empty_folder_name_is_not_the_current_folder(edgebake: Edgebake, option: str) -> None:
     said = edgebake("build", "minilm-l6", f"{option}=")
