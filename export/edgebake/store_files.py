@@ -30,7 +30,8 @@ def storage_error(error: OSError, doing: str, path: Path) -> StoreError:
         fix = remedy(error)
     else:
         allowed = "give yourself permission to write there, or " if error.errno in _REFUSED else ""
-        fix = f"{allowed}choose another folder (the store: EDGEBAKE_STORE)"
+        store = "" if doing in ("write", "deliver") else " (the store: EDGEBAKE_STORE)"
+        fix = f"{allowed}choose another folder{store}"
     return StoreError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
 
 
