@@ -331,7 +331,7 @@ def _offline(problem: Problem, unit: Unit, where: str) -> Problem:
     """``problem`` with its place, and the shipped recipe that does without the hub where there is one."""
     offline = f"{unit.recipe}-random"
     also = f"; the recipe {offline} has the same architecture and needs no hub" if offline in list_shipped() else ""
-    return replace(problem, where=where, fix=problem.fix + also)
+    return replace(problem, where=where or problem.where, fix=problem.fix + also)
 
 
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:
