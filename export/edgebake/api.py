@@ -33,8 +33,8 @@ Observer = Callable[[Mapping[str, Any]], None]
 def build(
     recipe: Given | Sequence[Given],
     *,
-    settings: Sequence[str] = (),
-    only: Sequence[str] = (),
+    settings: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     out: str | PathLike[str] = "dist",
     store: str | PathLike[str] | None = None,
     jobs: int = 1,
@@ -48,10 +48,11 @@ def build(
     """Build, run and judge artifacts, as ``edgebake build`` does: one result each, in the recipes' order.
 
     ``recipe``: a file, the name of a shipped recipe, a :class:`edgebake.Recipe` (its relative paths resolve against
-    the current folder), or several of them. ``settings``: overrides of recipe files, ``"compress.scheme=w8"``.
-    ``only``: globs on artifacts, ``"minilm*@onnx-*"``. ``out``: folder for artifacts. ``store``: default
-    EDGEBAKE_STORE, else the user's cache folder. ``jobs``: components built at once. ``timeout_s`` counts per stage,
-    ``memory_mib`` bounds a worker with its children. ``check_files``: hash every stored and delivered file.
+    the current folder), or several of them. ``settings``: overrides of recipe files, ``"compress.scheme=w8"``, one or
+    several. ``only``: globs on artifacts, ``"minilm*@onnx-*"``, one or several. ``out``: folder for artifacts.
+    ``store``: default EDGEBAKE_STORE, else the user's cache folder. ``jobs``: components built at once. ``timeout_s``
+    counts per stage, ``memory_mib`` bounds a worker with its children. ``check_files``: hash every stored and
+    delivered file.
     ``trust``: allow files that count as code. ``observe`` is told of stages, samples of memory, warnings and failures.
 
     RecipeError, UsageError, TrustError: nothing was built. StoreError: the store cannot be used.
@@ -63,7 +64,7 @@ def build(
         out=Path(out),
         store=None if store is None else Path(store),
         jobs=jobs,
-        only=tuple(only),
+        only=_several(only),
         fail_fast=fail_fast,
         timeout_s=timeout_s,
         memory_mib=memory_mib,
@@ -75,7 +76,7 @@ def build(
 
 
 def check(
-    recipe: Given | Sequence[Given], *, settings: Sequence[str] = (), trust: bool = False
+    recipe: Given | Sequence[Given], *, settings: str | Sequence[str] = (), trust: bool = False
 ) -> tuple[tuple[Unit, ...], tuple[Problem, ...]]:
     """What would be built, and warnings; nothing is loaded. RecipeError with every problem of every recipe."""
     from edgebake.check import check as checked
@@ -103,8 +104,8 @@ def verify(
 def bundle(
     recipe: Given | Sequence[Given],
     *,
-    formats: Sequence[str] = (),
-    settings: Sequence[str] = (),
+    formats: str | Sequence[str] = (),
+    settings: str | Sequence[str] = (),
     out: str | PathLike[str] = "dist",
     trust: bool = False,
 ) -> list[Path]:
@@ -115,10 +116,15 @@ def bundle(
     """
     from edgebake.commands.bundle import pack
 
-    return pack(_files(recipe, settings), Path(out), formats, trust=trust)
+    return pack(_files(recipe, settings), Path(out), _several(formats), trust=trust)
 
 
-def _files(given: Given | Sequence[Given], settings: Sequence[str]) -> list[RecipeFile]:
+def _several(given: str | Sequence[str]) -> tuple[str, ...]:
+    """A text is one, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _files(given: Given | Sequence[Given], settings: str | Sequence[str]) -> list[RecipeFile]:
     from edgebake.commands._shared import read_recipes
     from edgebake.errors import UsageError
     from edgebake.recipe import Recipe
@@ -127,9 +133,11 @@ def _files(given: Given | Sequence[Given], settings: Sequence[str]) -> list[Reci
     files: list[RecipeFile] = []
     for one in [given] if isinstance(given, str | PathLike | Recipe) else given:
         if not isinstance(one, Recipe):
-            files += read_recipes([str(one)], settings)
+            files += read_recipes([str(one)], _several(settings))
         elif settings:
             raise UsageError("settings override the keys of recipe files", fix="use Recipe.model_copy(update=...)")
         else:
             files.append(RecipeFile(recipe=one, path=Path(one.name), base=Path.cwd(), marks={}))
+    if not files:
+        raise UsageError("no recipe is given", fix="give a file, the name of a shipped recipe, or a Recipe")
     return files

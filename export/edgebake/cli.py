@@ -109,7 +109,7 @@ def init(
     _run("init", model=model, output=output, force=force, as_json=as_json)
 
 
-@app.command(epilog=_examples("edgebake check model.yaml", "edgebake check 'recipes/*.yaml' --json"))
+@app.command(epilog=_examples("edgebake check model.yaml", "edgebake check 'recipes/**/*.yaml' --json"))
 def check(recipes: Recipes, settings: Settings = [], trust: Trust = False, as_json: Json = False) -> None:
     """Refuse everything that can be refused before a weight is read, all problems at once."""
     _run("check", recipes=recipes, settings=settings, trust=trust, as_json=as_json)
@@ -130,7 +130,7 @@ def plan(
 @app.command(
     epilog=_examples(
         "edgebake build minilm-l6",
-        "edgebake build 'recipes/*.yaml' --only '*@onnx-*' --report report.html",
+        "edgebake build 'recipes/**/*.yaml' --only '*@onnx-*' --report report.html",
         "edgebake build model.yaml --set compress.scheme=w8",
         "edgebake build ./my-model --target executorch-xnnpack --scheme w8a8d     (no recipe: one is written)",
     )

@@ -61,6 +61,12 @@ class ToolchainMissing(EdgebakeError):
     exit_code = EXIT_TOOLCHAIN
 
 
+class HubUnreachable(EdgebakeError):
+    """A model has to be fetched and cannot be now: nothing is wrong with the recipe."""
+
+    exit_code = EXIT_STAGE
+
+
 class StageFailed(EdgebakeError):
     """A stage could not do its work; the message names the stage and its log."""
 
@@ -98,6 +104,7 @@ BY_NAME = {
         UsageError,
         TrustError,
         ToolchainMissing,
+        HubUnreachable,
         StageFailed,
         ArtifactDamaged,
         StoreError,

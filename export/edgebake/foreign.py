@@ -6,6 +6,7 @@ computes as it declares, on seeded noise. Anything else has to be held against o
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgebake import reference, samples_files, signatures, validate
+from edgebake.delivery import MANIFEST
 from edgebake.errors import EdgebakeError, RecipeError, ToolchainMissing, UsageError
 from edgebake.limits import judge
 from edgebake.recipe import Component, Dim, DType, Input, Limits, Samples
@@ -231,9 +233,13 @@ def _by_itself(path: Path, target: str, component: Component, signature: Signatu
     except NotMeasured as error:
         raise UsageError(f"{path.name} cannot be judged by itself: {error}", fix="give --against FILE.npz") from None
     if "fp32" not in getattr(session, "modes", ()):
+        ours = (path.parent / MANIFEST).is_file()
+        whole = (
+            f"edgebake verify {shlex.quote(str(path.parent))} judges the artifact that it is of; or " if ours else ""
+        )
         raise UsageError(
             f"{path.name} computes in float32 or has no runner that computes without rounding",
-            fix="give --against FILE.npz: arrays of its inputs and of the outputs that are right",
+            fix=f"{whole}give --against FILE.npz: arrays of its inputs and of the outputs that are right",
         )
     dims = {name: dim if dim.sizes else _shortened(dim) for name, dim in component.dims.items()}
     spec = Samples(noise=True, count=_NOISE_SAMPLES, high=_HIGHEST)

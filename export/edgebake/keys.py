@@ -9,18 +9,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgebake import samples
+from edgebake import devices, samples
+from edgebake.errors import EdgebakeError, HubUnreachable, Problem
 from edgebake.jsonfile import digest_of
 from edgebake.llm.streaming import streams
 from edgebake.models import _paths
 from edgebake.recipe import Samples
+from edgebake.recipe_files import RecipeFile, list_shipped
 from edgebake.scheme import parse
 from edgebake.target import (
     INSPECTORS,
@@ -294,6 +296,42 @@ def _beside(
         "device": device,
         **{name: validated[name] for name in ("runners", "sources", "versions")},
     }
+
+
+def keys_of(
+    units: Sequence[Unit], files: Iterable[RecipeFile], file_digest: FileDigest
+) -> tuple[dict[str, dict[str, StageKey]], dict[str, EdgebakeError]]:
+    """Keys by unit, and by unit what keeps it from having any: a hub out of reach, a file gone since the check.
+
+    A model is asked for once, however many units it has. EdgebakeError where no unit has keys.
+    """
+    keys: dict[str, dict[str, StageKey]] = {}
+    without: dict[str, EdgebakeError] = {}
+    unreachable: dict[str, HubUnreachable] = {}
+    recipes = {file.recipe.name: file for file in files}
+    for unit in units:
+        model = digest_of([unit.recipe, unit.component, unit.spec.model.model_dump(mode="json")])
+        if model in unreachable:
+            without[unit.id] = unreachable[model]
+            continue
+        try:
+            keys[unit.id] = stage_keys(unit, file_digest, devices.row(unit.device))
+        except HubUnreachable as error:
+            where = recipes[unit.recipe].where("components", unit.component, "model", "path")
+            without[unit.id] = unreachable[model] = HubUnreachable([_offline(p, unit, where) for p in error.problems])
+        except EdgebakeError as error:
+            without[unit.id] = error
+    if without and not keys:
+        first = next(iter(without.values()))
+        raise type(first)(list(dict.fromkeys(problem for error in without.values() for problem in error.problems)))
+    return keys, without
+
+
+def _offline(problem: Problem, unit: Unit, where: str) -> Problem:
+    """``problem`` with its place, and the shipped recipe that does without the hub where there is one."""
+    offline = f"{unit.recipe}-random"
+    also = f"; the recipe {offline} has the same architecture and needs no hub" if offline in list_shipped() else ""
+    return replace(problem, where=where or problem.where, fix=problem.fix + also)
 
 
 def stage_keys(unit: Unit, file_digest: FileDigest, device: Mapping[str, Any] | None) -> dict[str, StageKey]:

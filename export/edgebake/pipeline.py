@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgebake import delivery, devices, last, worker
+from edgebake import delivery, last, worker
 from edgebake.check import check
 from edgebake.errors import EXIT_INTERRUPTED, EXIT_STAGE, EXIT_TOOLCHAIN, ArtifactDamaged, EdgebakeError, Problem
 from edgebake.jsonfile import digest_of
-from edgebake.keys import StageKey, component_key, stage_keys
+from edgebake.keys import StageKey, component_key, keys_of
 from edgebake.limits import judge, parity_failed
 from edgebake.llm.tasks import is_decoder
 from edgebake.recipe_yaml import RecipeFile
@@ -89,7 +89,10 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     run = Build(options=options, store=Store(options.store), observe=observe)
     run.store.sweep()
     digest = lru_cache(maxsize=None)(run.store.file_digest)  # units share files: one look at each
-    keys = {u.id: stage_keys(u, digest, devices.row(u.device)) for u in chosen}
+    keys, without = keys_of(chosen, files, digest)
+    for name, error in without.items():
+        run.failures[name] = Failure(stage="load", problems=tuple(error.problems), exit_code=error.exit_code)
+        observe({"event": "failed", "unit": name, "stage": "load", "text": str(error)})
     for unit in chosen:
         if missing := find_target(unit.target).missing():
             problem = Problem(what=missing.reason, where=unit.id, fix=missing.remedy)
@@ -100,7 +103,7 @@ def build(files: Sequence[RecipeFile], options: BuildOptions, observe: Observer)
     _refuse_too_large(run, todo)
     try:
         _work(run, [unit for unit in todo if unit.id not in run.failures])
-        results = [_result(run, unit, keys[unit.id]) for unit in chosen]
+        results = [_result(run, unit, keys.get(unit.id, {})) for unit in chosen]
         built = {result.unit for result in results if result.folder is not None}
         delivery.prune_references(run.store, options.out, [unit for unit in chosen if unit.id in built])
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgebake.errors import Problem
 from edgebake.recipe import RECIPE_KEYS, Component, Recipe
-from edgebake.wording import did_you_mean, nearest, said
+from edgebake.wording import LONGEST, did_you_mean, nearest, said
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -90,6 +90,8 @@ def _words(detail: ErrorDetails) -> tuple[str, str]:
     got = said(value)
     if kind in _KIND:
         fix = f"write '{got}' in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+        if kind == "tuple_type" and isinstance(value, str) and value.isprintable() and len(value) <= LONGEST:
+            fix = f"write [{value}]"
         return f"must be {_KIND[kind]}, not {'the text ' if isinstance(value, str) else ''}{got}", fix
     if kind in _BOUND:
         return (

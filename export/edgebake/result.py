@@ -19,6 +19,7 @@ from edgebake.errors import (
 )
 from edgebake.types import Verdict
 
+STRUCTURE = "structure."  # what an artifact holds, looked at in the file: no limit of a recipe
 AS_IT_IS = "as it is"  # in the place of a scheme: a file that edgebake did not make
 
 State = Literal["pass", "fail", "not measured", "failed", "toolchain missing"]
@@ -55,13 +56,17 @@ class Result:
 
     @property
     def state(self) -> State:
-        """``pass`` needs at least one measured limit and no failed one."""
+        """``pass`` needs no failed limit and at least one measured one; that a file loads is none."""
         if self.failure is not None:
             return "toolchain missing" if self.failure.exit_code == EXIT_TOOLCHAIN else "failed"
-        states = {verdict.state for verdict in self.verdicts}
-        if "fail" in states:
+        if any(verdict.state == "fail" for verdict in self.verdicts):
             return "fail"
-        return "pass" if "pass" in states else "not measured"
+        return "pass" if any(verdict.state == "pass" for verdict in self.limited) else "not measured"
+
+    @property
+    def limited(self) -> tuple[Verdict, ...]:
+        """The verdicts on limits: of :attr:`verdicts`, those that do not just say what the file holds."""
+        return tuple(verdict for verdict in self.verdicts if not verdict.limit.startswith(STRUCTURE))
 
     @property
     def unmeasured(self) -> int:

@@ -30,7 +30,8 @@ def storage_error(error: OSError, doing: str, path: Path) -> StoreError:
         fix = remedy(error)
     else:
         allowed = "give yourself permission to write there, or " if error.errno in _REFUSED else ""
-        fix = f"{allowed}choose another folder (the store: EDGEBAKE_STORE)"
+        store = "" if doing in ("write", "deliver") else " (the store: EDGEBAKE_STORE)"
+        fix = f"{allowed}choose another folder{store}"
     return StoreError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
 
 
@@ -47,10 +48,12 @@ def remedy(error: OSError) -> str:
 
 def disk_full(path: Path, doing: str = "write") -> StoreError:
     """The error that says that there is no room at ``path``."""
+    if "the store" in doing:
+        fix = "run `edgebake clean`, free some space, or put the store elsewhere: EDGEBAKE_STORE"
+    else:
+        fix = "free some space, or write to another disk; `edgebake clean` helps where the store is on this one"
     return StoreError(
-        f"cannot {doing}: the disk is full, or a quota or size limit is reached",
-        where=str(path),
-        fix="run `edgebake clean`, free some space, or put the store elsewhere: EDGEBAKE_STORE",
+        f"cannot {doing}: the disk is full, or a quota or size limit is reached", where=str(path), fix=fix
     )
 
 

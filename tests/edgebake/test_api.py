@@ -10,8 +10,8 @@ import pytest
 
 import baking
 import edgebake
-from edgebake.errors import RecipeError, UsageError
-from edgebake.recipe_yaml import read
+from edgebake.errors import HubUnreachable, RecipeError, UsageError
+from edgebake.recipe_yaml import list_shipped, read
 from verbs import recipe as recipe_file
 
 
@@ -55,6 +55,29 @@ def test_what_is_wrong_raises_with_every_problem(tmp_path: Path) -> None:
         edgebake.api.check(read(path).recipe, settings=["compress.scheme=w8"])
     with pytest.raises(UsageError, match="holds no artifact"):
         edgebake.api.verify(tmp_path)
+
+
+def test_one_text_is_one_setting_and_one_glob_not_its_letters(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, ["onnx-cpu"])
+    with pytest.raises(UsageError, match=r"--only '\*@coreml#fp32' matches none of the 1 artifacts"):
+        edgebake.build(path, only="*@coreml#fp32", out=tmp_path / "dist", store=tmp_path / "store")
+    units, _ = edgebake.api.check(path, settings="compress.scheme=w8")
+    assert [unit.scheme for unit in units] == ["w8"]
+
+
+def test_a_recipe_object_has_no_lines_but_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = read(list_shipped()["mobilenet-v2"]).recipe
+    with pytest.raises(HubUnreachable, match=r"^model.path: 'google/mobilenet_v2_1.0_224' is neither"):
+        edgebake.build(recipe, only="*@onnx-cpu#fp32", out=tmp_path / "dist", store=tmp_path / "store")
+
+
+def test_no_recipe_is_not_a_build_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe is given"):
+        edgebake.build([], out=tmp_path / "dist", store=tmp_path / "store")
 
 
 def test_a_recipe_object_is_built_verified_and_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgebake.errors import RecipeError
+from edgebake.errors import HubUnreachable, RecipeError
 from edgebake.models import _paths
 from edgebake.models._index import check_index
 from edgebake.recipe import Model
@@ -162,7 +162,7 @@ def test_a_cached_hub_model_is_its_commit_without_network(hub_cache: Path, tmp_p
 
 
 def test_a_hub_model_that_is_not_cached_is_a_clear_error_offline(hub_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"neither a folder .* nor in the local hub cache"):
+    with pytest.raises(HubUnreachable, match=r"neither a folder .* nor in the local hub cache"):
         _paths.fingerprint(transformers_model("org/absent"), tmp_path, digest)
 
 

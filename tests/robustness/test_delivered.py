@@ -191,6 +191,7 @@ def test_a_full_disk_under_the_output_folder_is_said_and_leaves_nothing(baked: A
     assert full.done.code == EXIT_STAGE
     assert [r["failure"]["stage"] for r in full.done.results] == ["deliver", "deliver"]
     assert "disk is full" in full.done.err
+    assert "write to another disk" in full.done.err and "EDGEBAKE_STORE" not in full.done.err  # not the store's disk
     assert "Traceback" not in full.done.err
     assert not full.litter
     assert not full.digests

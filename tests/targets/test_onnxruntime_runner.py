@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from baking import environment
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import runners_of
 from edgebake.types import MethodSignature, Signature, TensorSpec
@@ -124,3 +127,23 @@ def test_processors_without_vnni_get_exact_settings(monkeypatch: pytest.MonkeyPa
 def test_the_runner_is_found_for_its_target() -> None:
     assert [name for name, _ in runners_of("onnx-cpu")] == ["onnxruntime-cpu"]
     assert runner.missing() is None and runner.KIND == "executed"
+
+
+def test_the_first_session_of_a_process_weighs_no_more_than_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(two_layers(2).SerializeToString())
+    code = f"""
+from pathlib import Path
+from edgebake import weighing
+from edgebake.types import MethodSignature, Signature, TensorSpec
+from edgebake_targets.runners import onnxruntime_cpu as runner
+import numpy as np
+method = MethodSignature(inputs=({METHOD.inputs[0]!r},), outputs={METHOD.outputs!r})
+runner.warm_up()
+base = weighing.start()
+session = runner.open(Path({str(path)!r}), Signature(methods={{"forward": method}}))
+session.call("forward", {{"x": np.ones((1, 4), "f4")}})
+print((weighing.peak() - base) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 3  # 9 without the first session's own

@@ -64,16 +64,23 @@ def _task(case: Case) -> Iterator[Problem]:
     yield Problem(what=what, where=case.where("limits", "task"), fix=fix)
 
 
+def smallest_of_float(spec: Component) -> float | None:
+    """Share of the float size that the weights alone take at least; None where steps may make them smaller."""
+    return None if spec.compress.steps else parse(_narrowest(spec)).weight_bits / 32
+
+
+def _narrowest(spec: Component) -> str:
+    schemes = (spec.compress.scheme, *spec.compress.modules.values())
+    return min(schemes, key=lambda name: parse(name).weight_bits)
+
+
 def _size(case: Case) -> Iterator[Problem]:
-    bound, compress = case.unit.spec.limits.size.of_float, case.unit.spec.compress
-    if bound is None or compress.steps:
-        return
-    schemes = (case.unit.scheme, *compress.modules.values())
-    smallest = min(schemes, key=lambda name: parse(name).weight_bits)
-    floor = parse(smallest).weight_bits / 32
-    if bound < floor:
+    spec = case.unit.spec
+    bound, floor = spec.limits.size.of_float, smallest_of_float(spec)
+    if bound is not None and floor is not None and bound < floor:
+        scheme = shown(_narrowest(spec))
         yield Problem(
-            what=f"{bound:g} of the float size cannot be met: {shown(smallest)} weights alone are {floor:g} of it",
+            what=f"{bound:g} of the float size cannot be met: {scheme} weights alone are {floor:g} of it",
             where=case.where("limits", "size", "of_float"),
             fix=f"give more than {floor:g}, or choose a scheme with fewer bits",
         )

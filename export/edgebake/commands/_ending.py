@@ -33,6 +33,11 @@ def run(verb: str, arguments: Mapping[str, Any]) -> int:
     as_json = bool(arguments.get("as_json"))
     _never_fail_on_signs()
     try:
+        Path.cwd()
+    except FileNotFoundError:
+        gone = Problem(what="the current folder is no longer there", fix="change to another one, and run it again")
+        return _show([gone], EXIT_RECIPE, as_json)
+    try:
         code = importlib.import_module(f"edgebake.commands.{verb}").run(**arguments)
         sys.stdout.flush()
     except EdgebakeError as error:

@@ -110,7 +110,7 @@ def expand(names: Sequence[str]) -> list[str]:
             others = f" (what it matches is no .yaml file, such as {said(Path(files[0]).name)})" if files else ""
             raise UsageError(
                 f"{said(name)} matches no recipe file and no shipped recipe{others}",
-                fix="quote globs, so that the shell leaves them alone; check the path",
+                fix="check the path; ** goes into folders below, as in 'recipes/**/*.yaml'",
             )
         found += hits
     return list(dict.fromkeys(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +72,10 @@ def _recipes(names: Sequence[str], targets: Sequence[str], scheme: str | None) -
         return [str(one_shot(names[0], targets, scheme))]
     for name in names:
         if (Path(name) / "config.json").is_file() or (Path(name).suffix in _MODEL_FILES and Path(name).is_file()):
+            typed = shlex.quote(name)
             raise UsageError(
                 f"{name} is a model, not a recipe",
-                fix=f"edgebake build {name} --target onnx-cpu --scheme fp32, or edgebake init {name}",
+                fix=f"edgebake build {typed} --target onnx-cpu --scheme fp32, or edgebake init {typed}",
             )
     return list(names)
 

@@ -25,30 +25,35 @@ def run(
 ) -> int:
     """Print, per artifact and stage, `stored` or what differs."""
     from edgebake.check import check
+    from edgebake.keys import keys_of
     from edgebake.selecting import select, within_memory
     from edgebake.store import Store
 
-    units, _ = check(_shared.read_recipes(recipes, settings), trust=trust)
+    files = _shared.read_recipes(recipes, settings)
+    units, _ = check(files, trust=trust)
     opened = Store(store)
-    found = {unit.id: _stages(opened, unit, out) for unit in within_memory(select(units, only), None)}
+    chosen = within_memory(select(units, only), None)
+    keys, without = keys_of(chosen, files, opened.file_digest)
+    found = {unit.id: _stages(opened, unit, out, keys[unit.id]) for unit in chosen if unit.id in keys}
+    for error in dict.fromkeys(without.values()):
+        _shared.print_problems(error.problems)
+    code = next((error.exit_code for error in without.values()), 0)
     if as_json:
         _shared.print_json(found)
-        return 0
+        return code
     for name, stages in found.items():
         _shared.say(name)
         for stage, facts in stages.items():
             _shared.say(f"  {stage}: {facts['state']}")
             for line in facts["why"]:
                 _shared.say(f"    {line}")
-    return 0
+    return code
 
 
-def _stages(store: Any, unit: Any, out: Path) -> dict[str, dict[str, Any]]:
-    from edgebake import devices
-    from edgebake.keys import model_part, stage_keys
+def _stages(store: Any, unit: Any, out: Path, keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    from edgebake.keys import model_part
     from edgebake.last import MODEL, last_parts
 
-    keys = stage_keys(unit, store.file_digest, devices.row(unit.device))
     before = last_parts(store, unit, out)
     models = before.get(MODEL), model_part(unit, store.file_digest)
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +28,12 @@ def run(*, model: str, output: Path | None, force: bool, as_json: bool) -> int:
     text = write_out(found, DEFAULT_TARGETS, "fp32", path.parent)
     replace_bytes(path, text.encode())
     if as_json:
-        _shared.print_json({"recipe": path, "name": found.name, "source": found.source, "task": found.task})
+        _shared.print_json(
+            {"recipe": path, "name": found.name, "source": found.source, "task": found.task, "notes": found.notes}
+        )
         return 0
-    _shared.say(f"wrote {path}; next: edgebake check {path}, then edgebake build {path}")
+    typed = shlex.quote(str(path))
+    _shared.say(f"wrote {path}; next: edgebake check {typed}, then edgebake build {typed}")
     for note in found.notes:
         _shared.say(f"note: {note}")
     return 0
@@ -53,7 +57,8 @@ def one_shot(model: str, targets: Sequence[str], scheme: str | None) -> Path:
         path = Path(f"{found.name}-{wanted}.yaml")
         if path.exists() and path.read_text("utf-8", "replace") != text:
             raise UsageError(
-                f"{path} exists and is not what would be written", fix=f"build it: edgebake build {path}; or remove it"
+                f"{path} exists and is not what would be written",
+                fix=f"build it: edgebake build {shlex.quote(str(path))}; or remove it",
             )
     replace_bytes(path, text.encode())
     _shared.say_aside(f"wrote {path}, the recipe of this build")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.commands import _shared
-from edgebake.errors import RecipeError, UsageError
+from edgebake.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgebake.recipe import Component, TargetRule
-    from edgebake.recipe_yaml import RecipeFile
     from edgebake.result import Result
-    from edgebake.target import Support
 
 
 def run(
@@ -30,6 +26,7 @@ def run(
     as_json: bool,
 ) -> int:
     """Build all and print the table; 0 when at least one scheme of every target meets the limits."""
+    from edgebake.commands import _sweeping
     from edgebake.commands._progress import watching
     from edgebake.pipeline import BuildOptions, build
     from edgebake.result import exit_code
@@ -38,81 +35,20 @@ def run(
     if others:
         raise UsageError(f"{recipe!r} names {1 + len(others)} recipes", fix="sweep one at a time")
     _shared.check_folder(out, "--out")
-    swept = _swept(file, schemes, targets)
-    with watching(quiet=quiet or as_json) as observe:
-        results = build([swept], BuildOptions(out=out, store=store, trust=trust), observe)
+    swept, results = _sweeping.swept(file, schemes, targets, trust=trust)
+    if swept is not None:
+        with watching(quiet=quiet or as_json) as observe:
+            results += build([swept], BuildOptions(out=out, store=store, trust=trust), observe)
     rows = table(results)
     if as_json:
         _shared.print_json(rows)
     else:
         _print(rows)
+        _shared.say("limits of a scheme: its own where the recipe builds it, else the loosest of its target")
         _shared.say(f"artifacts in {out}")
     by_target = {r.target for r in results}
     met = {r.target for r in results if r.state in ("pass", "not measured")}
     return 0 if by_target == met else exit_code(results)
-
-
-def _swept(file: RecipeFile, schemes: Sequence[str], targets: Sequence[str]) -> RecipeFile:
-    components = {
-        name: component.model_copy(update={"targets": _rules(component, schemes, targets)})
-        for name, component in file.recipe.components.items()
-    }
-    return replace(file, recipe=file.recipe.model_copy(update={"components": components}))
-
-
-def _rules(component: Component, schemes: Sequence[str], targets: Sequence[str]) -> tuple[TargetRule, ...]:
-    from edgebake.recipe import TargetRule
-    from edgebake.scheme import parse
-    from edgebake.target import find_target
-
-    wanted = [_scheme(s) for s in schemes]
-    _refuse_unknown(wanted, targets or [rule.target for rule in component.targets])
-    calibrated = component.samples.calibration is not None
-    rules: dict[tuple[str, str | None, str], TargetRule] = {}
-    known = {rule.target: rule for rule in component.targets}
-    for name in targets or known:
-        rows = [row for row in find_target(name).SUPPORTS if not row.override_only]
-        base = known.get(name) or TargetRule(target=name)
-        able = [row.scheme for row in rows if calibrated or not parse(row.scheme).needs_calibration]
-        if not wanted:  # one that is named goes on to the check, which says what it needs
-            able = [row.scheme for row in rows if row.scheme in able and _allowed(name, row, base)]
-        for scheme in wanted or able:
-            if scheme in able:
-                changes: dict[str, Any] = {"scheme": scheme, "name": None, "compress": {}}
-                rules[name, base.device, scheme] = base.model_copy(update=changes)
-    if not rules:
-        raise RecipeError(
-            f"none of {', '.join(wanted)} can be tried on {', '.join(targets or known)}",
-            fix="`edgebake targets` lists what each can do; static activations (w8a8) need calibration samples",
-        )
-    return tuple(rules.values())
-
-
-def _allowed(name: str, row: Support, rule: TargetRule) -> bool:
-    from edgebake.checks.targets import options_of
-    from edgebake.target import find_target, unmet
-
-    return not list(unmet(name, row, options_of(find_target(name), rule.options)))
-
-
-def _scheme(name: str) -> str:
-    from edgebake.scheme import parse
-
-    try:
-        return parse(name).name
-    except ValueError as error:
-        raise UsageError(f"--scheme: {error}", fix="edgebake targets lists what each target supports") from None
-
-
-def _refuse_unknown(schemes: Sequence[str], targets: Sequence[str]) -> None:
-    """A scheme that no target can do would otherwise be missing from the table without a word."""
-    from edgebake.target import find_target, support_of
-
-    for scheme in schemes:
-        rows = [row for name in targets if (row := support_of(find_target(name), scheme)) is not None]
-        if all(row.override_only for row in rows):
-            able = {row.scheme: None for name in targets for row in find_target(name).SUPPORTS if not row.override_only}
-            raise UsageError(f"{scheme} is supported by none of {', '.join(targets)}", fix=f"known: {', '.join(able)}")
 
 
 def table(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from edgebake.errors import RecipeError
+from edgebake.errors import EdgebakeError, HubUnreachable, RecipeError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
@@ -24,7 +24,7 @@ def quiet() -> None:
         os.environ[name] = "1"
 
 
-def _unreachable(repo: str, error: BaseException) -> RecipeError:
+def _unreachable(repo: str, error: BaseException) -> EdgebakeError:
     # The kind of error only: messages of HTTP libraries can carry URLs with credentials.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403, 404):
@@ -34,7 +34,7 @@ def _unreachable(repo: str, error: BaseException) -> RecipeError:
             fix="check the name; for a gated model accept its terms and log in with `hf auth login`; "
             "a folder is given relative to the recipe",
         )
-    return RecipeError(
+    return HubUnreachable(
         f"{repo!r} is neither a folder beside the recipe nor in the local hub cache, "
         f"and the hub cannot be reached ({type(error).__name__})",
         where="model.path",
@@ -45,7 +45,7 @@ def _unreachable(repo: str, error: BaseException) -> RecipeError:
 def commit(repo: str, revision: str | None) -> str:
     """The commit that ``revision`` (default: the main branch) of ``repo`` means.
 
-    A commit stays itself, a branch or tag is read from the local cache, else asked of the hub. RecipeError offline.
+    A commit stays itself, a branch or tag is read from the local cache, else asked of the hub. HubUnreachable offline.
     """
     if revision is not None and COMMIT.fullmatch(revision):
         return revision

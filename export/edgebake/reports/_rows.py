@@ -139,7 +139,7 @@ def summary(results: Sequence[Result]) -> str:
     unmeasured = sum(result.unmeasured for result in results)
     was = "was" if unmeasured == 1 else "were"
     tail = f"{counted(unmeasured, 'limit')} {was} not measured" if unmeasured else "every limit was measured"
-    if not any(result.verdicts for result in results):
+    if not any(result.limited for result in results):
         tail = "no limit was judged"
     return f"{told}; {tail}"
 
@@ -283,20 +283,19 @@ def _few(found: Mapping[str, Any]) -> list[str]:
 
 def _unmeasured(result: Result) -> list[Line]:
     """One line per reason, however many limits share it."""
-    if not result.verdicts and result.failure is None:
+    lines: list[Line] = []
+    if not result.limited and result.failure is None:
         why = result.measurements.get("not_measured")
         unlimited = "no --limit is given" if result.scheme == AS_IT_IS else "the recipe sets no limits"
         text = unlimited + (f"; {why}" if why else "")
-        return [Line(kind="unmeasured", label="unmeasured", text=text)]
+        lines = [Line(kind="unmeasured", label="unmeasured", text=text)]
     by_reason: dict[str, list[str]] = {}
     for verdict in result.verdicts:
         if verdict.state == "not measured":
             name = f"{verdict.limit} of {verdict.subject}" if verdict.subject else verdict.limit
             by_reason.setdefault(verdict.reason or "no reason given", []).append(name)
-    return [
-        Line(kind="unmeasured", label="unmeasured", text=f"{', '.join(dict.fromkeys(names))}: {reason}")
-        for reason, names in by_reason.items()
-    ]
+    told = [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in by_reason.items()]
+    return lines + [Line(kind="unmeasured", label="unmeasured", text=text) for text in told]
 
 
 def _located(found: Mapping[str, Any]) -> list[str]:
