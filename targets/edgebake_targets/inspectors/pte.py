@@ -32,6 +32,7 @@ from edgebake_targets.inspectors._pte_file import (
     instructions,
     mapped,
     opened,
+    place_of,
     stored,
 )
 from edgebake_targets.inspectors._pte_units import moved_bytes, units_of
@@ -73,14 +74,18 @@ def _inspect(program: Program) -> Inspection:
     known: frozenset[str] = frozenset()
     facts: dict[str, Any] = {"delegate_operators": {}, "delegate_bytes": {}}
     inside: dict[str, Counter[str]] = {}
+    sizes: dict[tuple[str, str], int] = {}
     for plan in methods:
         operators.update(_operators(plan))
         for call in _delegate_calls(plan):
             delegates[at(plan.tables(7), call, "delegate").text(0)] += 1
         for number, delegate in enumerate(plan.tables(7)):
+            sizes[delegate.text(0), place_of(delegate)] = len(blob_of(program, delegate))
             found, scales = _inside(program, delegate, f"{plan.text(0)}.delegate{number}", facts, inside)
             weights, known = {**found, **weights}, known | scales
         weights = {**_constants(program, plan), **weights}
+    for (backend, _), size in sizes.items():
+        facts["delegate_bytes"][backend] = facts["delegate_bytes"].get(backend, 0) + size
     facts["delegate_operators"] = dict(sorted(sum(inside.values(), Counter()).items()))
     weights = {**weights, **_others(program, {*weights, *known})}
     return Inspection(
@@ -110,8 +115,7 @@ def _inside(
     Adds its operators to ``inside``, by backend, and to ``facts`` what else is known.
     """
     backend, blob = delegate.text(0), blob_of(program, delegate)
-    operators, sizes = inside.setdefault(backend, Counter()), facts["delegate_bytes"]
-    sizes[backend] = sizes.get(backend, 0) + len(blob)
+    operators = inside.setdefault(backend, Counter())
     if backend == "XnnpackBackend":
         graph = _xnnpack_graph.read(blob, program.named, label)
         operators.update(graph.operators)
@@ -131,12 +135,12 @@ def _inside(
         return {f"named:{key}": record for key, record in vulkan.weights.items()}, vulkan.keys
     if backend == _qnn_delegate.BACKEND:
         facts["soc_model"] = _qnn_delegate.chip(delegate)
+        facts["shares_weights"] = _qnn_delegate.shares_weights(delegate)
     if not len(blob):
         return {}, frozenset()
     digest = sha256(blob).hexdigest()
-    return {
-        label: WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
-    }, frozenset()
+    record = WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
+    return {f"compiled:{place_of(delegate)}": record}, frozenset()
 
 
 def _kernel_calls(plan: Table) -> Iterator[tuple[str, tuple[int, ...]]]:
