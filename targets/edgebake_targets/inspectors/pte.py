@@ -6,7 +6,7 @@ Needs neither torch nor executorch; what is inside a Core ML delegate takes core
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -74,18 +74,18 @@ def _inspect(program: Program) -> Inspection:
     known: frozenset[str] = frozenset()
     facts: dict[str, Any] = {"delegate_operators": {}, "delegate_bytes": {}}
     inside: dict[str, Counter[str]] = {}
-    sizes: dict[tuple[str, str], int] = {}
     for plan in methods:
         operators.update(_operators(plan))
         for call in _delegate_calls(plan):
             delegates[at(plan.tables(7), call, "delegate").text(0)] += 1
         for number, delegate in enumerate(plan.tables(7)):
-            sizes[delegate.text(0), place_of(delegate)] = len(blob_of(program, delegate))
             found, scales = _inside(program, delegate, f"{plan.text(0)}.delegate{number}", facts, inside)
             weights, known = {**found, **weights}, known | scales
         weights = {**_constants(program, plan), **weights}
-    for (backend, _), size in sizes.items():
-        facts["delegate_bytes"][backend] = facts["delegate_bytes"].get(backend, 0) + size
+    for (backend, _), blob in _blobs(program, methods).items():
+        facts["delegate_bytes"][backend] = facts["delegate_bytes"].get(backend, 0) + len(blob)
+        if backend == _qnn_delegate.BACKEND:
+            inside[backend] += _qnn_delegate.operators(blob)
     facts["delegate_operators"] = dict(sorted(sum(inside.values(), Counter()).items()))
     weights = {**weights, **_others(program, {*weights, *known})}
     return Inspection(
@@ -105,6 +105,12 @@ def _inspect(program: Program) -> Inspection:
         units=units_of(delegates, inside, operators),
         border_bytes=moved_bytes(program, methods),
     )
+
+
+def _blobs(program: Program, methods: Iterable[Table]) -> dict[tuple[str, str], memoryview]:
+    """What backends compiled, each by its backend and place once: methods may share it."""
+    delegates = [delegate for plan in methods for delegate in plan.tables(7)]
+    return {(one.text(0), place_of(one)): blob_of(program, one) for one in delegates}
 
 
 def _inside(
