@@ -17,7 +17,7 @@ SOURCES = (
     *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges", "_wide")),
     *(
         f"edgebake_targets._qnn_{part}"
-        for part in ("graph", "lowerer", "lowering", "quantizer", "reasons", "toolchain", "wide")
+        for part in ("graph", "lowerer", "lowering", "norms", "quantizer", "reasons", "toolchain", "wide")
     ),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).

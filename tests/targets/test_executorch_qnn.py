@@ -25,7 +25,7 @@ from edgebake_targets import _qnn_lowering, _qnn_toolchain, executorch_qnn
 from edgebake_targets.inspectors.pte import inspect
 from executorch_qnn_cases import RUNNER, toolchain
 from onnx_cases import Wrapper, image_inputs, samples
-from qnn_cases import Bent, image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
+from qnn_cases import Bent, Normed, image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
 
 ROUNDING = Path(__file__).resolve().parents[1] / "helpers/qnn_rounding.py"
 slow = pytest.mark.slow
@@ -201,6 +201,26 @@ class Pooled(torch.nn.Module):
         kept = mask.unsqueeze(-1).to(torch.float32)
         summed = (self.words(ids) * kept).sum(1)
         return summed, torch.nn.functional.normalize(summed / kept.sum(1).clamp(min=1.0))
+
+
+class Large(Normed):
+    """Squares of a few hundred are more than half precision holds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x) * 600
+        result: torch.Tensor = self.down(x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight)
+        return result
+
+
+@slow
+def test_a_norm_written_out_keeps_large_values_in_half_precision(store: Path, tmp_path: Path) -> None:
+    """As it is written it has 9 dB."""
+    torch.manual_seed(0)
+    module = Wrapper(Large()).eval()
+    traced = traced_vector(module, vector(64, 1, 8))
+    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1, 8), executorch_qnn)
+    assert measured(module, tmp_path, lowered, vectors(4, 1, 8)) > 59
+    assert lowered.delegation.units[0].operators["aten.rms_norm"] == 1
 
 
 @slow

@@ -56,6 +56,11 @@ def test_each_method_runs_on_the_simulator(apart: Built, tmp_path: Path) -> None
     assert sorted(found.facts["methods"]) == ["decode", "prefill"]
     assert found.delegates == {"QnnBackend": 2}
     assert found.facts["shares_weights"] is False
+    (npu,) = found.units
+    assert (npu.unit, npu.subgraphs) == ("NPU", 2)
+    counted = lowered.delegation.units[0].operators
+    assert npu.operators["aten.linear"] == counted["aten.linear"] == 12, "a linear layer in each method, six times"
+    assert npu.operators["aten.relu"] == 8
 
 
 @slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -272,6 +273,63 @@ def test_norms_go_into_convolutions_and_the_rest_leave_no_epsilon_behind() -> No
     assert [node.args[7] for node in norms] == [0.0, 0.0]
     names = [_qnn_graph.name_of(node) for node in graph.graph.nodes if node.op == "call_function"]
     assert names.count("hardtanh") == 1 and "relu6" not in names
+
+
+class Normed(torch.nn.Module):
+    """A root mean square norm between two linear layers, in one of the ways that networks write it."""
+
+    def __init__(self, norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4), norm
+        self.weight = torch.nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.down(self.norm(self.up(x), self.weight))
+        return result
+
+
+def mean_of(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+NORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "transformers": lambda x, w: w * (x.float() * torch.rsqrt(mean_of(x.float().pow(2)) + 1e-3)).float(),
+    "division": lambda x, w: x / torch.sqrt(mean_of(x * x) + 1e-3) * w,
+    "reciprocal": lambda x, w: x * torch.sqrt(mean_of(x.square()) + 1e-3).reciprocal() * w,
+    "no weight": lambda x, w: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-3),
+    "operator": lambda x, w: torch.nn.functional.rms_norm(x, [16], w, 1e-3),
+}
+OTHERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "another axis": lambda x, w: x * torch.rsqrt(x.pow(2).mean(0, keepdim=True) + 1e-3),
+    "another power": lambda x, w: x * torch.rsqrt(mean_of(x.pow(4)) + 1e-3),
+    "another tensor": lambda x, w: (x + 1) * torch.rsqrt(mean_of(x * x) + 1e-3),
+    "another quotient": lambda x, w: torch.sqrt(mean_of(x * x) + 1e-3) / x,
+}
+
+
+def rewritten(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> list[str]:
+    """Operators after the rewrites, which keep the outputs."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 8)
+    graph = exported(Normed(norm), x)
+    wanted = graph(x)
+    _qnn_graph.rewrite(graph)
+    assert decibels(wanted, graph(x)) > 100
+    return [_qnn_graph.name_of(node) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_written_out_become_the_operator_and_the_outputs_stay(name: str) -> None:
+    assert [n for n in rewritten(NORMS[name]) if n not in ("to", "_assert_tensor_metadata")] == [
+        "linear",
+        "rms_norm",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_looks_like_a_norm_stays(name: str) -> None:
+    assert "rms_norm" not in rewritten(OTHERS[name])
 
 
 class Masked(torch.nn.Module):
