@@ -341,8 +341,9 @@ class Inspection:
     weights: tuple[WeightRecord, ...]
     total_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    units: tuple[UnitWork, ...] = ()  # what runs it, where the file tells; ``border_bytes`` as in Delegation
+    units: tuple[UnitWork, ...] = ()  # what runs it, where the file tells; the next two as in Delegation
     border_bytes: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

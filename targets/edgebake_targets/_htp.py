@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from edgebake.errors import StageFailed
 from edgebake.scheme import parse
 from edgebake.target import Asked, Option, Refusal, Support
 
@@ -18,6 +19,8 @@ W4A16 = Support(
     kinds=("linear", "conv"),
     note="int4 weights per channel, tables of 16 bits; without training only where much may be lost",
 )
+_ALONE = "share_weights needs several methods to share weights"
+_METHODS = "leave it out, or give the component methods"
 WIDE = Option(
     name="wide_activations",
     default="",
@@ -27,17 +30,30 @@ WIDE = Option(
 )
 
 
-def refusals(target: str, asked: Asked) -> Iterator[Refusal]:
-    """What no target for Qualcomm's NPU takes: dimensions of several sizes, several methods that share nothing."""
+def refused_shapes(asked: Asked) -> Iterator[Refusal]:
+    """What no target for Qualcomm's NPU takes: dimensions of several sizes."""
     for name in asked.varying:
         what = f"the NPU takes fixed shapes only, and {name!r} varies"
         yield Refusal(
             what=what, fix=f"give it one size in this rule: dims: {{{name}: {{min: 64, max: 64}}}}", key="dims"
         )
-    if len(asked.inputs) > 1 and not asked.options.get("share_weights"):
-        what = f"{target} takes networks of one method, not {', '.join(asked.inputs)}"
-        able = ", or options: {share_weights: true}" if "share_weights" in asked.options else ""
-        yield Refusal(what=what, fix=f"make a component of each method{able}")
+
+
+def refused_sharing(asked: Asked) -> Iterator[Refusal]:
+    """Weights shared with nobody."""
+    if asked.options["share_weights"] and len(asked.inputs) == 1:
+        yield Refusal(what=f"{_ALONE}, and there is one", fix=_METHODS, key="options.share_weights")
+
+
+def refuse_sharing_alone(methods: Collection[str]) -> None:
+    """StageFailed for a network that turns out to have one method."""
+    if len(methods) < 2:
+        raise StageFailed(f"{_ALONE}, and there is {', '.join(methods)} alone", fix=_METHODS)
+
+
+def sizes(methods: Collection[str], together: int, separate: int, without: str) -> str:
+    """What reports say of one binary for ``methods``; bytes, ``separate`` ones being those of ``without``."""
+    return f"one binary of {together:,} bytes for {', '.join(methods)}; {without}: {separate:,} bytes"
 
 
 def refused_widths(asked: Asked, supports: Sequence[Support], floats: Sequence[str] = ()) -> Iterator[Refusal]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import StageFailed
 from edgebake.types import Delegation, UnitWork
 from edgebake_targets._onnx_macs import macs_of, shapes_of
-from edgebake_targets._onnx_units import moved_bytes, outside
+from edgebake_targets._onnx_units import moved_bytes, note, outside
 from edgebake_targets._qnn import PROVIDER, ContextFacts, facts_of
 from edgebake_targets._units import ONNX_RUNTIME_KERNELS, UNIT_OF
 
@@ -134,7 +134,10 @@ def read_back(
     device: str,
     taken: Sequence[str],
 ) -> Compiled:
-    """What the compiler left at ``out``; StageFailed when that is not ``model`` compiled for the chip asked for."""
+    """What the compiler left at ``out``, and note there what it holds.
+
+    StageFailed when that is not ``model`` compiled for the chip asked for.
+    """
     import onnx
 
     if not out.is_file():
@@ -152,7 +155,10 @@ def read_back(
             f"the binary was compiled for QNN's chip {chip}, not {provider['soc_model']} ({device})",
             fix="install the version that edgebake was made for: pip install onnxruntime-qnn==2.7.0",
         )
-    return Compiled(facts=facts, delegation=_delegation(model, written, facts, reasons, taken))
+    delegation = _delegation(model, written, facts, reasons, taken)
+    note(written, delegation.units[0].operators, delegation.left_out)
+    out.write_bytes(written.SerializeToString(deterministic=True))
+    return Compiled(facts=facts, delegation=delegation)
 
 
 def _delegation(

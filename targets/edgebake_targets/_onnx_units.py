@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from edgebake.types import UnitWork
+from edgebake.types import LeftOut, UnitWork
 from edgebake_targets._onnx_macs import Shapes, macs_of, shapes_of, stated_shapes
 from edgebake_targets._units import ONNX_RUNTIME_KERNELS, UNIT_OF, UNKNOWN, Tally, border_bytes
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     import onnx
 
 CONTEXT = "EPContext"  # domain com.microsoft: a part that a provider has compiled
+COMPILED_AS = (
+    "edgebake.compiled_as"  # metadata: JSON of the parts' operators, which they hide, and of what lies outside
+)
+_LONGEST = 1 << 20  # letters of it that are read
 
 
 def parts_of(model: onnx.ModelProto) -> dict[str, int]:
@@ -27,13 +33,40 @@ def parts_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def compiled_units(model: onnx.ModelProto) -> tuple[UnitWork, ...]:
-    """The rows of a model with compiled parts, which hide their operators; empty for one without."""
+    """The rows of a model with compiled parts, empty for one without; metadata may say what operators these hide."""
+    parts = parts_of(model)
+    operators = _noted(model)[0] if len(parts) == 1 else {}
     rows = [
-        UnitWork(unit=UNIT_OF.get(by, UNKNOWN), by=by or UNKNOWN, operators={}, macs=None, subgraphs=count)
-        for by, count in parts_of(model).items()
+        UnitWork(unit=UNIT_OF.get(by, UNKNOWN), by=by or UNKNOWN, operators=operators, macs=None, subgraphs=count)
+        for by, count in parts.items()
     ]
     left = outside(model, stated_shapes(model), {}) if rows else Tally()  # inference is not for files of strangers
     return (*rows, *([left.work(ONNX_RUNTIME_KERNELS)] if left.operators else []))
+
+
+def note(model: onnx.ModelProto, operators: Mapping[str, int], left_out: Sequence[LeftOut]) -> None:
+    """Write into ``model`` what its compiled parts hold and what lies outside, with the reasons."""
+    told = {"operators": dict(operators), "left_out": [asdict(row) for row in left_out]}
+    model.metadata_props.add(key=COMPILED_AS, value=json.dumps(told, sort_keys=True))
+
+
+def noted_outside(model: onnx.ModelProto) -> tuple[LeftOut, ...]:
+    """What :func:`note` wrote of what lies outside; nothing where it is not there or not what it writes."""
+    return _noted(model)[1]
+
+
+def _noted(model: onnx.ModelProto) -> tuple[dict[str, int], tuple[LeftOut, ...]]:
+    text = next((p.value for p in model.metadata_props if p.key == COMPILED_AS), "")
+    try:
+        told = json.loads(text) if 0 < len(text) < _LONGEST else {}
+        operators = {str(name): int(count) for name, count in told.get("operators", {}).items()}
+        rows = (
+            LeftOut(op=str(row["op"]), count=int(row["count"]), macs=int(row["macs"]), reason=str(row["reason"]))
+            for row in told.get("left_out", ())
+        )
+        return operators, tuple(rows)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):  # somebody else's; the file is whole
+        return {}, ()
 
 
 def outside(model: onnx.ModelProto, shapes: Shapes, reasons: Mapping[str, str]) -> Tally:

@@ -19,8 +19,11 @@ _MASKED_BY = ("scaled_dot_product_attention", "softmax", "_softmax", "_safe_soft
 
 def rewrite(module: torch.fx.GraphModule) -> None:
     """All rewrites, in place; what the network computes stays the same but for rounding."""
+    from edgebake_targets._qnn_norms import fuse_rms_norms
+
     clamp_relu6(module)
     fold_norms(module)
+    fuse_rms_norms(module)
     bound_masks(module)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -42,7 +45,7 @@ def value_of(module: torch.fx.GraphModule, node: Any) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
-def _constant(module: torch.fx.GraphModule, value: torch.Tensor, before: torch.fx.Node, name: str) -> torch.fx.Node:
+def constant(module: torch.fx.GraphModule, value: torch.Tensor, before: torch.fx.Node, name: str) -> torch.fx.Node:
     """A new constant of ``module``, read right before ``before``."""
     taken = f"_edgebake_{name}_{sum(key.startswith('_edgebake_') for key in dict(module.named_buffers()))}"
     value = value.detach().clone()
@@ -108,8 +111,8 @@ def _fold(module: torch.fx.GraphModule, norm: torch.fx.Node) -> None:
     bias = value_of(module, convolution.args[2]) if len(convolution.args) > 2 else None
     scale = torch.rsqrt(variance + float(norm.args[7])) * (1.0 if gamma is None else gamma)  # type: ignore[arg-type]
     shift = ((0.0 if bias is None else bias) - mean) * scale + (0.0 if beta is None else beta)
-    scaled = _constant(module, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), convolution, "weight")
-    shifted = _constant(module, shift, convolution, "bias")
+    scaled = constant(module, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), convolution, "weight")
+    shifted = constant(module, shift, convolution, "bias")
     convolution.args = (convolution.args[0], scaled, shifted, *convolution.args[3:])
     norm.replace_all_uses_with(convolution)
     module.graph.erase_node(norm)
@@ -119,7 +122,7 @@ def _move_epsilon(module: torch.fx.GraphModule, norm: torch.fx.Node) -> None:
     variance = value_of(module, norm.args[4])
     if variance is None:
         return
-    moved = _constant(module, variance + float(norm.args[7]), norm, "variance")  # type: ignore[arg-type]
+    moved = constant(module, variance + float(norm.args[7]), norm, "variance")  # type: ignore[arg-type]
     norm.args = (*norm.args[:4], moved, *norm.args[5:7], 0.0, *norm.args[8:])
 
 
@@ -134,14 +137,14 @@ def bound_masks(module: torch.fx.GraphModule) -> None:
     """
     for node in list(module.graph.nodes):
         lowest = [place for place, value in enumerate(node.args) if type(value) in (int, float) and value < _LOWEST]
-        constant = value_of(module, node)
-        hides = constant is not None and constant.is_floating_point() and bool((constant < _LOWEST).any())
+        held = value_of(module, node)
+        hides = held is not None and held.is_floating_point() and bool((held < _LOWEST).any())
         if not (lowest or hides) or not _only_masks(node):
             continue
         for place in lowest:
             node.update_arg(place, MASKED)
-        if constant is not None and hides:
-            node.replace_all_uses_with(_constant(module, constant.clamp(min=MASKED), node, "mask"))
+        if held is not None and hides:
+            node.replace_all_uses_with(constant(module, held.clamp(min=MASKED), node, "mask"))
 
 
 def _only_masks(node: torch.fx.Node) -> bool:

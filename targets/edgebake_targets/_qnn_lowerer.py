@@ -1,11 +1,11 @@
-"""The process that lowers one network for one chip with ExecuTorch's Qualcomm backend, and ends.
+"""The process that lowers the methods of one component for one chip with ExecuTorch's Qualcomm backend, and ends.
 
 ``python -m edgebake_targets._qnn_lowerer REQUEST`` in the environment of ``_qnn_toolchain``. REQUEST is a JSON file
-with ``program`` (.pt2), ``calibration`` (.npz of ``<call>.<input>``, or none), ``inputs`` (names in the program's
-order), ``scheme``, ``schemes`` (of modules that have their own), ``wide`` (modules with 16-bit activations),
-``search`` (whether to find more of them), ``soc_model``, ``activation_range``, ``out`` (a folder), ``stage`` (a file
-that names what is being done), ``log`` (the file that takes what this process prints) and ``answer`` (where the JSON
-answer goes).
+with ``methods`` (of each ``program``, a .pt2; ``calibration``, an .npz of ``<call>.<input>``, or none; ``inputs``,
+names in the program's order), ``scheme``, ``schemes`` (of modules that have their own), ``wide`` (modules with 16-bit
+activations), ``search`` (whether to find more of them), ``share`` (weights among methods), ``soc_model``,
+``activation_range``, ``percentile``, ``out`` (a folder), ``stage`` (a file that names what is being done), ``log`` (the
+file that takes what this process prints) and ``answer`` (where the JSON answer goes).
 """
 
 from __future__ import annotations
@@ -25,48 +25,77 @@ if TYPE_CHECKING:
     import torch
     from executorch.exir import EdgeProgramManager
 
+    Method = tuple[torch.fx.GraphModule, tuple[Any, ...]]  # with an example of its inputs
+
 # Of what the backend puts around a context binary: magic number, then the time of the build in nanoseconds, by which
 # some of its releases tell binaries in one process apart.
 _MAGIC, _STAMP = b"\xcd\xab\x78\x56", slice(4, 12)
+_UNEVEN = "same number of partitions"  # of an assertion in qnn_preprocess.py
 
 
 def main(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Lower and write ``model.pte``; delegation, planned memory and what reports say, as plain data."""
-    import torch
+    """Lower and write ``model.pte``; delegation, planned memory, sizes and what reports say, as plain data.
 
+    ``uneven`` instead, with what lies outside and why, when the methods do not have as many parts as each other.
+    """
     stage = Path(request["stage"])
-    stage.write_text("reading the network", encoding="utf-8")
-    program = torch.export.load(request["program"])
-    module = program.module(check_guards=False)
-    _qnn_graph.rewrite(module)
-    example = tuple(program.example_inputs[0])
-    notes: tuple[str, ...] = ()
-    if request["scheme"] != "fp16":
-        stage.write_text("quantising", encoding="utf-8")
-        module, notes = rounded(module, request)
+    methods, notes = _read(request, stage)
     stage.write_text("compiling", encoding="utf-8")
     with _qnn_reasons.told(Path(request["log"])) as reasons:
-        edge = compiled(module, example, int(request["soc_model"]), half=request["scheme"] == "fp16")
+        try:
+            edge = compiled(methods, request, share=request["share"])
+        except AssertionError as error:
+            if _UNEVEN not in str(error):
+                raise
+            return {"uneven": reasons}
+    answer = {"bytes": _bytes(edge), "notes": notes}
+    if request["share"]:
+        stage.write_text("compiling without sharing", encoding="utf-8")
+        answer["separate_bytes"] = _bytes(compiled(methods, request, share=False))
     stage.write_text("writing the program", encoding="utf-8")
     for binary in _binaries(edge):
         _stamp(binary)
     delegation = _executorch.delegation(edge, reasons, "QNN's compiler for the HTP does not take it")
     written = _executorch.to_executorch(edge, fuse_quantised=False)
     _executorch.write(written, Path(request["out"]))
-    return {"delegation": asdict(delegation), "planned": _executorch.planned_memory(written), "notes": notes}
+    return {**answer, "delegation": asdict(delegation), "planned": _executorch.planned_memory(written)}
 
 
-def rounded(module: torch.fx.GraphModule, request: Mapping[str, Any]) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
-    """``module`` in the integers that ``request`` asks for, and what reports say of them."""
+def _read(request: Mapping[str, Any], stage: Path) -> tuple[dict[str, Method], list[str]]:
+    """What to compile, by method, and what reports say of it."""
+    import torch
+
+    methods: dict[str, Method] = {}
+    notes: list[str] = []
+    for method, given in request["methods"].items():
+        stage.write_text("reading the network", encoding="utf-8")
+        program = torch.export.load(given["program"])
+        module = program.module(check_guards=False)
+        _qnn_graph.rewrite(module)
+        if request["scheme"] != "fp16":
+            stage.write_text("quantising", encoding="utf-8")
+            module, said = rounded(module, request, given)
+            notes += [f"{method}: {line}" if len(request["methods"]) > 1 else line for line in said]
+        methods[method] = module, tuple(program.example_inputs[0])
+    return methods, notes
+
+
+def rounded(
+    module: torch.fx.GraphModule, request: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
+    """The method ``module`` in the integers that ``request`` asks for, and what reports say of them."""
+    from edgebake_targets._observers import observer
     from edgebake_targets._qnn_quantizer import Schemes, quantized
     from edgebake_targets._qnn_wide import searched
 
+    kind = observer(request["activation_range"], request["percentile"])
+
     def calls() -> Iterator[tuple[torch.Tensor, ...]]:
-        return calls_in(Path(request["calibration"]), request["inputs"])
+        return calls_in(Path(given["calibration"]), given["inputs"])
 
     def integers(of: torch.fx.GraphModule, wide: Collection[str]) -> torch.fx.GraphModule:
         schemes = Schemes(scheme=request["scheme"], modules=request["schemes"], wide=frozenset(wide))
-        return quantized(of, schemes, int(request["soc_model"]), calls(), request["activation_range"])
+        return quantized(of, schemes, int(request["soc_model"]), calls(), kind)
 
     if not request["search"]:
         return integers(module, request["wide"]), ()
@@ -85,8 +114,11 @@ def calls_in(file: Path, inputs: list[str]) -> Iterator[tuple[torch.Tensor, ...]
             yield tuple(torch.from_numpy(stored[f"{call}.{name}"]) for name in inputs)
 
 
-def compiled(module: torch.fx.GraphModule, example: tuple[Any, ...], soc_model: int, *, half: bool) -> Any:
-    """An edge program whose parts for the NPU are compiled for ``soc_model``; ``half``: floats run in float16 there."""
+def compiled(methods: Mapping[str, Method], request: Mapping[str, Any], *, share: bool) -> Any:
+    """An edge program whose parts for the NPU are compiled for the chip of ``request``, in one binary.
+
+    AssertionError when the methods do not have as many parts as each other.
+    """
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,
@@ -94,9 +126,12 @@ def compiled(module: torch.fx.GraphModule, example: tuple[Any, ...], soc_model: 
         to_edge_transform_and_lower_to_qnn,
     )
 
-    backend = generate_htp_compiler_spec(use_fp16=half)
-    spec = generate_qnn_executorch_compiler_spec(QcomChipset(soc_model), backend)
-    return to_edge_transform_and_lower_to_qnn(module, example, spec, skip_node_op_set=_WithoutBuilder())
+    backend = generate_htp_compiler_spec(use_fp16=request["scheme"] == "fp16", use_weight_sharing=share)
+    spec = generate_qnn_executorch_compiler_spec(QcomChipset(int(request["soc_model"])), backend)
+    modules = {method: module for method, (module, _) in methods.items()}
+    examples = {method: example for method, (_, example) in methods.items()}
+    specs = dict.fromkeys(methods, spec)
+    return to_edge_transform_and_lower_to_qnn(modules, examples, specs, skip_node_op_set=_WithoutBuilder())
 
 
 class _WithoutBuilder:
@@ -115,6 +150,11 @@ def _binaries(edge: EdgeProgramManager) -> Iterator[Any]:
         for node in module.graph.nodes:
             if _executorch.is_delegate_call(node):
                 yield getattr(module, str(node.args[0].target))
+
+
+def _bytes(edge: EdgeProgramManager) -> int:
+    """Size of the binaries; methods whose graphs lie in the same one hand out the same bytes."""
+    return sum(map(len, {lowered.processed_bytes for lowered in _binaries(edge)}))
 
 
 def _stamp(lowered: Any) -> None:

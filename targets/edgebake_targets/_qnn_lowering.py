@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from edgebake.target import LowerRequest
 from edgebake.types import Delegation, LeftOut, Traced, UnitWork
 from edgebake_targets import _qnn_toolchain
 from edgebake_targets._executorch import innermost_module
+from edgebake_targets._htp import sizes
 from edgebake_targets._wide import ITSELF, SEARCH, named, words
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Written:
     delegation: Delegation
     planned: int  # bytes
     notes: tuple[str, ...]
+    shared: Mapping[str, Any]  # methods, bytes, separate_bytes where weights are shared
 
 
 def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> Written:
@@ -44,8 +46,25 @@ def lowered(traced: Traced, request: LowerRequest, soc_model: int) -> Written:
     with tempfile.TemporaryDirectory(prefix="edgebake-qnn-") as scratch:
         at = Path(scratch)
         answer = _run(asked(traced, request, soc_model, at), at, request)
+    methods = list(traced.programs)
+    if "uneven" in answer:
+        raise _uneven(methods, answer["uneven"], request)
+    notes, shared = list(answer["notes"]), {}
+    if request.options["share_weights"]:
+        shared = {"methods": methods, "bytes": answer["bytes"], "separate_bytes": answer["separate_bytes"]}
+        notes.append(sizes(methods, answer["bytes"], answer["separate_bytes"], "without sharing"))
     return Written(
-        delegation=_delegation(answer["delegation"]), planned=int(answer["planned"]), notes=tuple(answer["notes"])
+        delegation=_delegation(answer["delegation"]), planned=int(answer["planned"]), notes=tuple(notes), shared=shared
+    )
+
+
+def _uneven(methods: Collection[str], reasons: Mapping[str, str], request: LowerRequest) -> StageFailed:
+    outside = "; ".join(f"{name} ({why})" for name, why in reasons.items()) or "nothing"
+    return StageFailed(
+        f"the NPU of {(request.device or {}).get('name', '')} takes {', '.join(methods)} in different numbers of "
+        f"parts, which ExecuTorch cannot put into one binary; outside lie: {outside}",
+        where="lower",
+        fix="make a component of each method, or rewrite what lies outside",
     )
 
 
@@ -53,19 +72,27 @@ def asked(traced: Traced, request: LowerRequest, soc_model: int, at: Path) -> di
     """What the process is asked, its files in the folder ``at``."""
     import torch
 
-    ((method, program),) = traced.programs.items()
-    wide = named(request.options, modules_of(program))
-    torch.export.save(program, at / "program.pt2")
+    wide = named(
+        request.options, sorted({name for program in traced.programs.values() for name in modules_of(program)})
+    )
+    methods = {}
+    for number, (method, program) in enumerate(traced.programs.items()):
+        torch.export.save(program, at / f"{number}.pt2")
+        methods[method] = {
+            "program": str(at / f"{number}.pt2"),
+            "calibration": str(_calibration(traced, request, method, at / f"{number}.npz")),
+            "inputs": [spec.name for spec in traced.signature.methods[method].inputs],
+        }
     return {
-        "program": str(at / "program.pt2"),
-        "calibration": str(_calibration(traced, request, method, at / "calibration.npz")),
-        "inputs": [spec.name for spec in traced.signature.methods[method].inputs],
+        "methods": methods,
+        "share": bool(request.options["share_weights"]),
         "scheme": request.scheme,
         "schemes": {name: own for name, own in request.assignment.schemes.items() if own != request.scheme},
         "wide": wide,
         "search": SEARCH in words(request.options),
         "soc_model": soc_model,
         "activation_range": range_of(request),
+        "percentile": float(request.options["percentile"]),
         "out": str(request.folder),
         "stage": str(at / "stage"),
         "log": str(at / "log"),
@@ -98,19 +125,20 @@ def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path)
     if request.scheme != "fp16":
         calls = list(_calls(traced, request, method))
         if not calls:
-            raise StageFailed("static integers need calibration samples", where="lower", fix="add samples.calibration")
+            what = f"static integers need calibration samples, and none calls {method}"
+            raise StageFailed(what, where="lower", fix="add samples.calibration")
         arrays = {f"{n}.{name}": value for n, call in enumerate(calls) for name, value in call.items()}
         np.savez(file, **arrays)  # type: ignore[arg-type]
     return file
 
 
 def _calls(traced: Traced, request: LowerRequest, method: str) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Inputs of every calibration call; states as the float network carries them on."""
+    """Inputs of every calibration call of ``method``; states as the float network carries them on."""
     samples = request.calibration or ()
     if any(spec.role == "state" for spec in traced.signature.methods[method].inputs):
-        yield from (call.inputs for calls in request.float_calls(samples) for call in calls)
+        yield from (call.inputs for calls in request.float_calls(samples) for call in calls if call.method == method)
     else:
-        yield from (call.tensors() for sample in samples for call in sample.calls)
+        yield from (call.tensors() for sample in samples for call in sample.calls if call.method == method)
 
 
 def _run(told: Mapping[str, Any], scratch: Path, request: LowerRequest) -> dict[str, Any]:

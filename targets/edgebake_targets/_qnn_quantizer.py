@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgebake_targets._executorch import innermost_module
-from edgebake_targets._observers import observer
 from edgebake_targets._qnn_graph import MOVES, name_of
 from edgebake_targets._wide import ITSELF
 
@@ -67,9 +66,9 @@ def quantized(
     schemes: Schemes,
     soc_model: int,
     calibration: Iterable[tuple[torch.Tensor, ...]],
-    activation_range: str,
+    kind: Any,
 ) -> torch.fx.GraphModule:
-    """``module`` with quantise/dequantise pairs whose scales come from ``calibration``.
+    """``module`` with quantise/dequantise pairs whose scales ``kind``, a class of observers, finds in ``calibration``.
 
     Numerics: torchao's PT2E flow, https://docs.pytorch.org/ao/stable/tutorials_source/pt2e_quant_ptq.html, with weights
     symmetric per output channel and activations affine per tensor, as the HTP has them.
@@ -78,14 +77,14 @@ def quantized(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     with torch.no_grad():
-        observed = prepare_pt2e(module, _quantizer(schemes, soc_model, activation_range))
+        observed = prepare_pt2e(module, _quantizer(schemes, soc_model, kind))
         for inputs in calibration:
             observed(*inputs)
         converted: torch.fx.GraphModule = convert_pt2e(observed)
     return converted
 
 
-def _quantizer(schemes: Schemes, soc_model: int, activation_range: str) -> Any:
+def _quantizer(schemes: Schemes, soc_model: int, kind: Any) -> Any:
     from executorch.backends.qualcomm.quantizer.quantizer import ModuleQConfig, QnnQuantizer, QuantDtype
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
 
@@ -94,7 +93,7 @@ def _quantizer(schemes: Schemes, soc_model: int, activation_range: str) -> Any:
             QuantDtype[_TYPES[scheme]],
             is_conv_per_channel=True,
             is_linear_per_channel=True,
-            act_observer=observer(activation_range),
+            act_observer=kind,
         )
 
     made = QnnQuantizer(soc_model=QcomChipset(soc_model))

@@ -8,7 +8,7 @@ from typing import Any
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Traced
-from edgebake_targets import _executorch, _htp, _qnn_toolchain
+from edgebake_targets import _executorch, _htp, _qnn_toolchain, _ranges
 
 FORMAT = "pte"
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
@@ -17,7 +17,7 @@ SOURCES = (
     *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges", "_wide")),
     *(
         f"edgebake_targets._qnn_{part}"
-        for part in ("graph", "lowerer", "lowering", "quantizer", "reasons", "toolchain", "wide")
+        for part in ("graph", "lowerer", "lowering", "norms", "quantizer", "reasons", "toolchain", "wide")
     ),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
@@ -44,11 +44,18 @@ OPTIONS = (
     Option(
         name="activation_range",
         default="auto",
-        help="how calibration chooses an activation's range; histogram trims outliers, minmax keeps them; auto: minmax "
-        "where activations have 16 bits, levels enough for both",
-        choices=("auto", "histogram", "minmax"),
+        help="how calibration chooses an activation's range; minmax keeps outliers, histogram is torchao's and trims "
+        "them; auto: minmax where activations have 16 bits, levels enough for both",
+        choices=("auto", "histogram", *_ranges.METHODS),
     ),
+    _ranges.PERCENTILE,
     _htp.WIDE,
+    Option(
+        name="share_weights",
+        default=False,
+        help="equal weights of a component's methods lie in the binary once; outputs of such a binary are not measured "
+        "here, since the vendor's libraries load it on phones only",
+    ),
 )
 
 _PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
@@ -62,17 +69,24 @@ def missing() -> Missing | None:
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
-    """What no weight needs to be read for: fixed shapes, one method, one width of activations."""
-    yield from _htp.refusals("executorch-qnn", asked)
+    """What no weight needs to be read for: fixed shapes, one width of activations, a percentile, nothing to share."""
+    yield from _htp.refused_shapes(asked)
+    yield from _htp.refused_sharing(asked)
+    yield from _ranges.refused(asked)
     yield from _htp.refused_widths(asked, SUPPORTS)
 
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
-    """``model.pte`` with a context binary for ``request.device``; StageFailed when the NPU takes nothing."""
+    """``model.pte`` with a context binary for ``request.device``, which holds a graph for each method.
+
+    StageFailed when the NPU takes nothing, or different numbers of parts of the methods.
+    """
     from edgebake_targets._qnn_lowering import lowered
 
     device: Mapping[str, Any] = request.device or {}
     _executorch.refuse_writes(traced, "executorch-qnn keeps nothing between calls")
+    if request.options["share_weights"]:
+        _htp.refuse_sharing_alone(traced.programs)
     written = lowered(traced, request, int(device["soc_model"]))
     if not written.delegation.partitions:
         names = ", ".join(f"{row.op} ({row.reason})" for row in written.delegation.left_out)
@@ -89,6 +103,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         planned_memory_bytes=written.planned,
         encodings={
             "schemes": request.assignment.by_scheme(),
+            **({"shared": written.shared} if written.shared else {}),
             "runtime": {
                 "written_by": _qnn_toolchain.versions()["qnn"],
                 "device": str(device["name"]),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Option, Refusal, Support
 from edgebake.types import Lowered, Traced
 from edgebake_targets import _htp, _qnn, _ranges
@@ -99,7 +98,7 @@ missing = _qnn.missing
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, methods, one width of activations."""
-    yield from _htp.refusals("onnx-qnn", asked)
+    yield from _htp.refused_shapes(asked)
     yield from _refused_sharing(asked)
     if asked.options["vtcm_mib"] < 0:
         yield Refusal(what="vtcm_mib cannot be negative", fix="0 is what the vendor takes", key="options.vtcm_mib")
@@ -112,12 +111,11 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
 
 
 def _refused_sharing(asked: Asked) -> Iterator[Refusal]:
-    if not asked.options["share_weights"]:
-        return
-    if len(asked.inputs) == 1:
-        what = "share_weights needs several methods to share weights, and there is one"
-        yield Refusal(what=what, fix="leave it out, or give the component methods", key="options.share_weights")
-    if asked.options["cpu_fallback"]:
+    yield from _htp.refused_sharing(asked)
+    if len(asked.inputs) > 1 and not asked.options["share_weights"]:
+        what = f"onnx-qnn takes networks of one method, not {', '.join(asked.inputs)}"
+        yield Refusal(what=what, fix="make a component of each method, or options: {share_weights: true}")
+    if asked.options["share_weights"] and asked.options["cpu_fallback"]:
         what = "share_weights compiles whole methods for the NPU, and cpu_fallback splits them"
         yield Refusal(what=what, fix="leave one of the two out", key="options.share_weights")
 
@@ -175,9 +173,7 @@ def _lower_shared(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._qnn_shared import context_name, plain_name
     from edgebake_targets.inspectors.onnx import inspect
 
-    if len(traced.programs) < 2:
-        what = f"share_weights needs several methods to share weights, and there is {', '.join(traced.programs)} alone"
-        raise StageFailed(what, fix="leave it out, or give the component methods")
+    _htp.refuse_sharing_alone(traced.programs)
     device: Mapping[str, Any] = request.device or {}
     traced = replace(traced, signature=fixed(traced.signature))
     notes: list[str] = []
@@ -188,9 +184,7 @@ def _lower_shared(traced: Traced, request: LowerRequest) -> Lowered:
     weights = {
         w.digest: w.bytes + w.scale_bytes for m in methods for w in inspect(request.folder / plain_name(m)).weights
     }
-    said = (
-        f"one binary of {shared.bytes:,} bytes for {', '.join(methods)}; one for each: {shared.separate_bytes:,} bytes"
-    )
+    said = _htp.sizes(methods, shared.bytes, shared.separate_bytes, "one for each")
     return Lowered(
         files=(*shared.files, *plain),
         entry=context_name(methods[0]),

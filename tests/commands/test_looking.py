@@ -31,6 +31,22 @@ def test_inspect_reads_a_file_without_its_folder(edgebake: Edgebake, baked: Bake
     assert said.json["operators"] == {"Gemm": 3, "Relu": 2}
 
 
+def test_inspect_of_a_file_says_what_the_manifest_beside_it_says_of_that_content(
+    edgebake: Edgebake, baked: Baked, tmp_path: Path
+) -> None:
+    said = edgebake("inspect", baked.artifact / "model.onnx")
+    assert "built as tiny/model@onnx-cpu#fp32 by edgebake" in said.out
+    assert "5 operators (Gemm 3, Relu 2), 5,632 MACs\n" in said.out
+    for name in ("model.onnx", "manifest.json"):
+        (tmp_path / name).write_bytes((baked.artifact / name).read_bytes())
+    changed = tmp_path / "model.onnx"
+    changed.write_bytes(changed.read_bytes() + b"\x3a\x00")  # an empty graph of functions, joined to what is there
+    said = edgebake("inspect", changed)
+    assert (said.code, "built as" in said.out) == (0, False)
+    (tmp_path / "manifest.json").write_text("[]")
+    assert edgebake("inspect", changed).code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "fragment"),
     [

@@ -53,6 +53,19 @@ class Determined(torch.nn.Module):
         return result
 
 
+class Bent(torch.nn.Module):
+    """Between two linear layers an error function, which the backend has no builder for, and more axes than QNN has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.erf(self.first(x)).reshape(1, 2, 2, 2, 2, 4).permute(0, 5, 4, 3, 2, 1)
+        result: torch.Tensor = self.second(hidden.reshape(1, 64))
+        return result
+
+
 def vector(width: int, *shape: int) -> Signature:
     """``x`` of ``shape`` and 64 values in, ``y`` with ``width`` out."""
     given = TensorSpec(name="x", shape=(*shape, 64), dtype="float32")

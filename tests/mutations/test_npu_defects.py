@@ -1,4 +1,7 @@
-"""Binaries for a Snapdragon's NPU that were compiled from a wrong network: `verify` fails them by the numbers alone."""
+"""Binaries for a Snapdragon's NPU that compute something else: `verify` fails them by the numbers alone.
+
+They were compiled from a wrong network or from wrong ranges, or their weights were changed where they lie.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tampering import EXIT_LIMIT, assert_unharmed_passes, judged, tampered
 
+from asking import defaults
 from baking import finish, start
+from edgebake import devices
 from edgebake_targets import onnx_qnn
+from edgebake_targets._onnx_qnn_compile import compile_context
 from executorch_qnn_cases import toolchain
 
 pytestmark = [
@@ -20,6 +27,9 @@ pytestmark = [
 ]
 TARGETS = {"onnx-qnn": ("model.onnx", "model.plain.onnx"), "executorch-qnn": ("model.pte",)}
 DEFECTS = ("gates", "bias", "channels")
+BLOCK = 4096  # bytes
+IN_PLACE = {"signs": lambda block: block ^ 0x80, "zeros": np.zeros_like}
+IN_RANGES = {"scale": (1, lambda scale: scale * 4), "zero": (2, lambda zero: zero - zero.dtype.type(1 << 13))}
 NETWORK = """
 import torch
 from edgebake.models.zoo import silero_vad
@@ -82,11 +92,61 @@ def test_a_binary_of_a_wrong_network_fails(built: Callable[..., Path], target: s
         for name in TARGETS[target]:
             shutil.copyfile(wrong / name, folder / name)
 
-    result, code, failed = judged(tampered(sound, defect, exchange, {}))
+    assert_fails(tampered(sound, defect, exchange, {}), f"{target} {defect}")
+
+
+def assert_fails(folder: Path, said: str) -> None:
+    """By the numbers, not because it could not be run."""
+    result, code, failed = judged(folder)
     worst = min(found["sqnr_db"] for found in result.measurements["outputs"].values())
-    print(f"\nMUTATION {target} {defect}: {worst:.1f} dB, {sorted(failed)}")
+    print(f"\nMUTATION {said}: {worst:.1f} dB, {sorted(failed)}")
     assert (result.state, code) == ("fail", EXIT_LIMIT), result.verdicts
     assert "parity.sqnr_db" in failed
+
+
+def weights_in(data: np.ndarray) -> slice:
+    """Four blocks around the one whose bytes are spread most evenly, which those of integer weights are."""
+    blocks = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    evenness = [np.square(np.bincount(block, minlength=256) / BLOCK).sum() for block in blocks]
+    first = min(int(np.argmin(evenness)), len(blocks) - 4)
+    return slice(first * BLOCK, (first + 4) * BLOCK)
+
+
+@pytest.mark.parametrize("defect", IN_PLACE)
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_changed_in_the_compiled_binary_fail(built: Callable[..., Path], target: str, defect: str) -> None:
+    def change(folder: Path) -> None:
+        path = folder / TARGETS[target][0]
+        data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+        where = weights_in(data)
+        data[where] = IN_PLACE[defect](data[where])
+        path.write_bytes(data.tobytes())
+
+    assert_fails(tampered(built(target), defect, change, {}), f"{target} {defect} in the binary")
+
+
+@pytest.mark.parametrize("defect", IN_RANGES)
+def test_a_binary_compiled_from_wrong_ranges_fails(built: Callable[..., Path], defect: str) -> None:
+    """Of half the values inside the plain graph that the binary is compiled from."""
+    place, change = IN_RANGES[defect]
+
+    def recompile(folder: Path) -> None:
+        import onnx
+        from onnx import numpy_helper
+
+        model = onnx.load_model(folder / "model.plain.onnx")
+        held = {tensor.name: tensor for tensor in model.graph.initializer}
+        inner = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        names = {node.input[place] for node in inner[len(inner) // 4 : 3 * len(inner) // 4]}
+        for name in sorted(names & held.keys()):
+            value = numpy_helper.to_array(held[name])
+            if value.size == 1 and value.dtype in (np.float32, np.uint16):
+                held[name].CopyFrom(numpy_helper.from_array(np.asarray(change(value), value.dtype), name))
+        onnx.save_model(model, folder / "model.plain.onnx")
+        options = onnx_qnn.provider_options(defaults(onnx_qnn), devices.row("sm8650"))
+        compile_context(model, folder / "model.onnx", options, "sm8650", cpu_fallback=False)
+
+    assert_fails(tampered(built("onnx-qnn"), defect, recompile, {}), f"onnx-qnn {defect} of the plain graph")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,9 +24,10 @@ from edgebake.types import Lowered, Signature, Traced
 from edgebake_targets import _qnn_lowering, _qnn_toolchain, executorch_qnn
 from edgebake_targets.inspectors.pte import inspect
 from executorch_qnn_cases import RUNNER, toolchain
-from onnx_cases import Wrapper, image_inputs
-from qnn_cases import image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
+from onnx_cases import Wrapper, image_inputs, samples
+from qnn_cases import Bent, Normed, image, lower, padded_text, sqnr, text, traced_vector, vector, vectors
 
+ROUNDING = Path(__file__).resolve().parents[1] / "helpers/qnn_rounding.py"
 slow = pytest.mark.slow
 Built = tuple[Path, Lowered]
 
@@ -98,6 +101,28 @@ def test_values_that_8_bits_lose_have_16_where_the_search_finds_them(store: Path
     assert found[""] < 15 < 33 < found["auto"], found
     (note,) = lowered.notes
     assert note.startswith("wide_activations: auto: 2 of 5 modules") and note.endswith(": head, spiky")
+
+
+@slow
+def test_every_way_to_choose_ranges_is_honoured(store: Path, tmp_path: Path) -> None:
+    """One value of one sample is far larger than all others: what keeps it has few of 256 levels for them."""
+    torch.manual_seed(0)
+    module = Wrapper(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))).eval()
+    calls = vectors(16, 4)
+    calls[7]["x"][0, 5] = 60.0
+    options = defaults(executorch_qnn) | {"percentile": 99.0}
+    asked = lower_request(tmp_path, options, scheme="w8a8", calibration=samples(calls))
+    told = _qnn_lowering.asked(traced_vector(module, vector(8, 4)), asked, 57, tmp_path)
+    (tmp_path / "request.json").write_text(json.dumps(told))
+    np.savez(tmp_path / "probe.npz", **{f"{n}.x": call["x"] for n, call in enumerate(vectors(4, 4))})  # type: ignore[arg-type]
+    command = [sys.executable, str(ROUNDING), str(tmp_path / "request.json")]
+    environment = {**os.environ, **_qnn_toolchain.environment()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["minmax"] + 4 < min(found["percentile"], found["entropy"]), found
+    assert found["minmax"] + 0.5 < found["mse"], found  # the square of what is cut weighs more than fine steps
+    assert len(set(found.values())) == len(found), found
 
 
 @slow
@@ -178,6 +203,26 @@ class Pooled(torch.nn.Module):
         return summed, torch.nn.functional.normalize(summed / kept.sum(1).clamp(min=1.0))
 
 
+class Large(Normed):
+    """Squares of a few hundred are more than half precision holds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x) * 600
+        result: torch.Tensor = self.down(x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight)
+        return result
+
+
+@slow
+def test_a_norm_written_out_keeps_large_values_in_half_precision(store: Path, tmp_path: Path) -> None:
+    """As it is written it has 9 dB."""
+    torch.manual_seed(0)
+    module = Wrapper(Large()).eval()
+    traced = traced_vector(module, vector(64, 1, 8))
+    lowered = lower(traced, module, tmp_path, "fp16", vectors(2, 1, 8), executorch_qnn)
+    assert measured(module, tmp_path, lowered, vectors(4, 1, 8)) > 59
+    assert lowered.delegation.units[0].operators["aten.rms_norm"] == 1
+
+
 @slow
 def test_a_mask_that_becomes_float_keeps_its_value(store: Path, tmp_path: Path) -> None:
     """The HTP casts integers by their bits: with a scale of the mask's own range the sums are 0 dB."""
@@ -197,19 +242,6 @@ def test_a_mask_that_becomes_float_keeps_its_value(store: Path, tmp_path: Path) 
 
 
 # --- what the NPU does not take, and what goes wrong ------------------------------------------------------------------
-
-
-class Bent(torch.nn.Module):
-    """Between two linear layers an error function, which the backend has no builder for, and more axes than QNN has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = torch.erf(self.first(x)).reshape(1, 2, 2, 2, 2, 4).permute(0, 5, 4, 3, 2, 1)
-        result: torch.Tensor = self.second(hidden.reshape(1, 64))
-        return result
 
 
 @slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import pytest
 import torch
 
 from asking import defaults, lower_request
-from edgebake import devices, toolchains
+from edgebake import toolchains
 from edgebake.errors import RecipeError, StageFailed, ToolchainMissing
-from edgebake.target import Asked
 from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
 from edgebake_targets import _qnn_graph, _qnn_lowering, _qnn_reasons, _qnn_toolchain, executorch_qnn
 from edgebake_targets.runners import executorch_qnn_simulator
@@ -34,6 +34,11 @@ CANNOT = {
     "{target: executorch-qnn, device: sm1, scheme: fp16, %s}": ("there is no device 'sm1'",),
     "{target: executorch-qnn, device: sm8650, scheme: w8a8d, %s}": ("cannot do w8a8d", "w8a16"),
     "{target: executorch-qnn, device: sm8650, scheme: fp16, %s, options: {soc: 57}}": ("has no option 'soc'",),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, options: {percentile: 0}}": ("percentile", "99.99"),
+    "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, options: {activation_range: kl}}": (
+        "activation_range",
+        "auto, histogram, minmax, percentile, entropy, mse",
+    ),
     "{target: executorch-qnn, device: sm8650, scheme: w8a8, %s, compress: {modules: {'a.*': w8a16}}}": (
         "w8a16 in a network of w8a8: activations have one width here",
         "beside w8a8, modules take w8a8; for 16 bits where 8 lose too much, options: {wide_activations: auto}",
@@ -57,20 +62,6 @@ CANNOT = {
 def test_what_cannot_be_is_refused_by_name_with_a_remedy(tmp_path: Path, rule: str) -> None:
     said = refused(tmp_path, rule % FIXED)
     assert all(word in said for word in (*CANNOT[rule], "one.yaml:7")), said
-
-
-def test_several_methods_are_refused_by_name() -> None:
-    asked = Asked(
-        scheme="fp16",
-        module_schemes=(),
-        options=defaults(executorch_qnn),
-        device=devices.row("sm8650"),
-        inputs={"prefill": (), "decode": ()},
-        varying=(),
-        channels=None,
-    )
-    said = [refusal.what for refusal in executorch_qnn.refusals(asked)]
-    assert said == ["executorch-qnn takes networks of one method, not prefill, decode"]
 
 
 def test_the_chips_are_those_that_executorch_knows() -> None:
@@ -98,13 +89,18 @@ def test_a_network_that_writes_to_its_buffers_is_refused_with_the_way_out(tmp_pa
 
 def test_integers_without_calibration_samples_are_refused(tmp_path: Path) -> None:
     request = lower_request(tmp_path, defaults(executorch_qnn), scheme="w8a8")
-    with pytest.raises(StageFailed, match=r"calibration samples\n?.*samples.calibration"):
+    with pytest.raises(StageFailed, match=r"calibration samples, and none calls forward\n?.*samples.calibration"):
         _qnn_lowering._calibration(cell(torch.randn(2, 4)), request, "forward", tmp_path / "calls.npz")
 
 
 @pytest.mark.parametrize(
     ("scheme", "asked", "found"),
-    [("w8a8", "auto", "histogram"), ("w8a16", "auto", "minmax"), ("w8a16", "histogram", "histogram")],
+    [
+        ("w8a8", "auto", "histogram"),
+        ("w8a16", "auto", "minmax"),
+        ("w8a16", "histogram", "histogram"),
+        ("w8a8", "entropy", "entropy"),
+    ],
 )
 def test_ranges_of_sixteen_bits_keep_outliers(tmp_path: Path, scheme: str, asked: str, found: str) -> None:
     request = lower_request(tmp_path, {**defaults(executorch_qnn), "activation_range": asked}, scheme=scheme)
@@ -119,9 +115,9 @@ def test_a_glob_that_names_no_operator_is_refused_with_the_nearest(tmp_path: Pat
 
 
 def test_the_process_is_told_which_modules_are_wide_and_whether_to_look_for_more(tmp_path: Path) -> None:
-    options = {**defaults(executorch_qnn), "wide_activations": "p* auto"}
+    options = {**defaults(executorch_qnn), "wide_activations": "p* auto", "percentile": 99}
     told = _qnn_lowering.asked(image()[1], lower_request(tmp_path, options, scheme="fp16"), 57, tmp_path)
-    assert (told["wide"], told["search"]) == (["point"], True)
+    assert (told["wide"], told["search"], told["percentile"]) == (["point"], True, 99)
 
 
 # What QNN 2.49 printed of a permutation of six axes.
@@ -277,6 +273,63 @@ def test_norms_go_into_convolutions_and_the_rest_leave_no_epsilon_behind() -> No
     assert [node.args[7] for node in norms] == [0.0, 0.0]
     names = [_qnn_graph.name_of(node) for node in graph.graph.nodes if node.op == "call_function"]
     assert names.count("hardtanh") == 1 and "relu6" not in names
+
+
+class Normed(torch.nn.Module):
+    """A root mean square norm between two linear layers, in one of the ways that networks write it."""
+
+    def __init__(self, norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4), norm
+        self.weight = torch.nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.down(self.norm(self.up(x), self.weight))
+        return result
+
+
+def mean_of(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+NORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "transformers": lambda x, w: w * (x.float() * torch.rsqrt(mean_of(x.float().pow(2)) + 1e-3)).float(),
+    "division": lambda x, w: x / torch.sqrt(mean_of(x * x) + 1e-3) * w,
+    "reciprocal": lambda x, w: x * torch.sqrt(mean_of(x.square()) + 1e-3).reciprocal() * w,
+    "no weight": lambda x, w: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-3),
+    "operator": lambda x, w: torch.nn.functional.rms_norm(x, [16], w, 1e-3),
+}
+OTHERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "another axis": lambda x, w: x * torch.rsqrt(x.pow(2).mean(0, keepdim=True) + 1e-3),
+    "another power": lambda x, w: x * torch.rsqrt(mean_of(x.pow(4)) + 1e-3),
+    "another tensor": lambda x, w: (x + 1) * torch.rsqrt(mean_of(x * x) + 1e-3),
+    "another quotient": lambda x, w: torch.sqrt(mean_of(x * x) + 1e-3) / x,
+}
+
+
+def rewritten(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> list[str]:
+    """Operators after the rewrites, which keep the outputs."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 8)
+    graph = exported(Normed(norm), x)
+    wanted = graph(x)
+    _qnn_graph.rewrite(graph)
+    assert decibels(wanted, graph(x)) > 100
+    return [_qnn_graph.name_of(node) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_written_out_become_the_operator_and_the_outputs_stay(name: str) -> None:
+    assert [n for n in rewritten(NORMS[name]) if n not in ("to", "_assert_tensor_metadata")] == [
+        "linear",
+        "rms_norm",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_looks_like_a_norm_stays(name: str) -> None:
+    assert "rms_norm" not in rewritten(OTHERS[name])
 
 
 class Masked(torch.nn.Module):

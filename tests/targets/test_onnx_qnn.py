@@ -169,6 +169,7 @@ def test_with_fallback_what_runs_on_the_cpu_is_listed_with_the_vendors_reason(tm
     found = inspect(tmp_path / "model.onnx")
     assert found.border_bytes == lowered.delegation.border_bytes
     assert [(row.unit, row.subgraphs, row.macs) for row in found.units] == [("NPU", 2, None), ("CPU", 0, 0)]
+    assert (found.units[0].operators, found.left_out) == (npu.operators, lowered.delegation.left_out)
 
 
 def test_a_chip_that_qnn_does_not_know_is_refused_not_run_on_the_cpu(built: tuple[Path, Any], tmp_path: Path) -> None:

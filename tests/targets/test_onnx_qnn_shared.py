@@ -7,76 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 
 from asking import defaults, lower_request
 from baking import kitchen
-from edgebake import devices, reference, runclient, signatures
+from edgebake import devices
 from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.target import Asked
 from edgebake.types import (
-    Assignment,
-    Call,
     Delegation,
     Lowered,
-    MethodSignature,
-    ReferenceCall,
-    Sample,
-    SampleSet,
-    Signature,
-    Traced,
 )
 from edgebake_targets import _onnx_qnn_shared, onnx_qnn
 from edgebake_targets._onnx_qnn_compile import Compiled
 from edgebake_targets._qnn import ContextFacts
 from edgebake_targets._qnn_shared import COMPILED_WITH
 from edgebake_targets.runners import onnxruntime_qnn
-from onnx_cases import kinds_of
 from qnn_cases import traced_vector, vector
+from qnn_methods import ROWS, decibels, lowered_into, opened
 
 installed = pytest.mark.skipif(onnx_qnn.missing() is not None, reason="onnxruntime-qnn is not installed")
-ROWS = {"prefill": 16, "decode": 1}  # what each method takes at once
-
-
-def calls(count: int) -> list[tuple[str, dict[str, np.ndarray]]]:
-    rng = np.random.default_rng(3)
-    return [(m, {"x": rng.normal(size=(n, 64)).astype(np.float32)}) for _ in range(count) for m, n in ROWS.items()]
-
-
-def sample_set(count: int) -> SampleSet:
-    made = [Sample(calls=(Call(method=m, inputs=given),), source=str(n)) for n, (m, given) in enumerate(calls(count))]
-    return SampleSet(samples=tuple(made))
-
-
-def network() -> torch.nn.Sequential:
-    torch.manual_seed(0)
-    wide = [layer for _ in range(4) for layer in (torch.nn.Linear(256, 256), torch.nn.ReLU())]
-    return torch.nn.Sequential(torch.nn.Linear(64, 256), *wide, torch.nn.Linear(256, 8)).eval()
-
-
-def lowered_into(folder: Path) -> Lowered:
-    module = network()
-    programs = {m: torch.export.export(module, (torch.randn(n, 64),), strict=False) for m, n in ROWS.items()}
-    methods: dict[str, MethodSignature] = {m: vector(8, n).methods["forward"] for m, n in ROWS.items()}
-    kinds = kinds_of(module)
-    request = lower_request(
-        folder,
-        defaults(onnx_qnn) | {"share_weights": True},
-        scheme="w8a16",
-        assignment=Assignment(schemes=dict.fromkeys(kinds, "w8a16"), kinds=kinds),
-        calibration=sample_set(8),
-    )
-    traced = Traced(programs=programs, signature=Signature(methods=methods))
-    return onnx_qnn.lower(traced, replace(request, device=devices.row("sm8650")))
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lowered]:
     folder = tmp_path_factory.mktemp("shared")
-    return folder, lowered_into(folder)
+    return folder, lowered_into(folder, onnx_qnn, share=True)
 
 
 @installed
@@ -102,28 +60,15 @@ def test_one_binary_of_two_methods_is_smaller_and_says_by_how_much(built: tuple[
 @installed
 @pytest.mark.slow
 def test_each_entry_point_runs_on_the_simulator(built: tuple[Path, Lowered], tmp_path: Path) -> None:
-    folder, lowered = built
-    module = network()
-    wanted = []
-    for method, given in calls(2):
-        with torch.no_grad():
-            outputs = {"y": module(torch.from_numpy(given["x"])).numpy()}
-        wanted.append((ReferenceCall(method=method, inputs=given, outputs=outputs),))
-    reference.write(tmp_path, sample_set(2), wanted, {})
-    signature = signatures.to_json(lowered.signature)
-    with runclient.opened("onnxruntime-qnn", folder / lowered.entry, signature, tmp_path, inside=True) as client:
-        found = client.outputs()
-    for index, (call,) in enumerate(wanted):
-        value, got = call.outputs["y"], found[f"{index}.0.y"]
-        assert got.shape == (ROWS[call.method], 8)
-        assert 10 * np.log10((value**2).sum() / ((value - got) ** 2).sum()) > 25
+    with opened(*built, tmp_path, "onnxruntime-qnn") as client:
+        assert min(decibels(client.outputs())) > 25
 
 
 @installed
 @pytest.mark.slow
 def test_another_folder_and_process_give_the_same_bytes(built: tuple[Path, Lowered], tmp_path: Path) -> None:
     folder, lowered = built
-    lowered_into(tmp_path)
+    lowered_into(tmp_path, onnx_qnn, share=True)
     assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in lowered.files)
 
 

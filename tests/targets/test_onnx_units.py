@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgebake.types import COMPILED
+from edgebake.types import COMPILED, LeftOut
 from edgebake_targets._onnx_macs import macs_of, shapes_of
-from edgebake_targets._onnx_units import moved_bytes, on_the_cpu, outside
+from edgebake_targets._onnx_units import COMPILED_AS, moved_bytes, note, on_the_cpu, outside
 from edgebake_targets._units import Tally, border_bytes
 from edgebake_targets.inspectors.onnx import inspect
 
@@ -176,3 +176,34 @@ def test_an_operator_of_another_set_keeps_its_set_in_its_name() -> None:
     node = helper.make_node("MatMulNBits", ["a", "q", "s"], ["y"], domain="com.microsoft", K=32, N=9)
     tally = outside(graph_of([node], {"a": [1, 32]}), {}, {})
     assert dict(tally.operators) == {"com.microsoft.MatMulNBits": 1}
+
+
+def test_what_lowering_noted_of_the_parts_is_shown_of_the_file_alone(tmp_path: Path) -> None:
+    model, path = split("QNNExecutionProvider"), tmp_path / "m.onnx"
+    left = (LeftOut(op="TopK", count=1, macs=0, reason="not supported"),)
+    note(model, {"Conv2d": 3, "ElementWiseAdd": 1}, left)
+    onnx.save_model(model, path)
+    found = inspect(path)
+    assert found.units[0].operators == {"Conv2d": 3, "ElementWiseAdd": 1}
+    assert found.left_out == left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no",
+        "[]",
+        "3",
+        '{"operators": [1]}',
+        '{"operators": {"Conv": "many"}}',
+        '{"left_out": [{"op": "TopK"}]}',
+        "[" * 9999,
+    ],
+)
+def test_a_note_that_lowering_did_not_write_is_not_shown(tmp_path: Path, text: str) -> None:
+    model, path = split("QNNExecutionProvider"), tmp_path / "m.onnx"
+    model.metadata_props.add(key=COMPILED_AS, value=text)
+    onnx.save_model(model, path)
+    found = inspect(path)
+    assert (found.units[0].operators, found.left_out) == ({}, ())

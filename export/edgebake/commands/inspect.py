@@ -87,8 +87,27 @@ def isolated(path: str) -> dict[str, Any]:
     if given.is_dir() and given.suffix.lower() not in _FOLDERS:
         manifest = manifest_of(given)
         given = given / manifest["entry"]
+    else:
+        manifest = _beside(given)
+    if manifest is not None:
         names = _names(manifest)
     return {**asdict(_inspector(given).inspect(given)), "path": str(given), "manifest": manifest, "names": names}
+
+
+def _beside(given: Path) -> dict[str, Any] | None:
+    """The manifest beside the file ``given`` where it tells of that very content; what else lies there is not asked."""
+    from edgebake.artifacts import manifest_of
+    from edgebake.delivery import MANIFEST
+    from edgebake.store_files import sha256_file
+
+    if not given.is_file() or not (given.parent / MANIFEST).is_file():
+        return None
+    try:
+        manifest = manifest_of(given.parent)
+    except EdgebakeError:  # somebody else's, or damaged: the file can be read without it
+        return None
+    digests = [file["sha256"] for file in manifest["files"] if file["path"] == given.name == manifest["entry"]]
+    return manifest if digests == [sha256_file(given)] else None
 
 
 def _names(manifest: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -103,6 +103,12 @@ def instructions(plan: Table) -> Iterator[tuple[int, Table]]:
                 yield instruction.whole(0, "B"), arguments
 
 
+def place_of(delegate: Table) -> str:
+    """Names where the data of a delegate lies: methods may share it."""
+    reference = delegate.table(1)
+    return "" if reference is None else f"{reference.whole(0, 'b')}.{reference.whole(1, 'I')}"
+
+
 def blob_of(program: Program, delegate: Table) -> memoryview:
     """What a delegate is built from."""
     reference = delegate.table(1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
-from edgebake_targets._onnx_units import CONTEXT, compiled_units, moved_bytes
+from edgebake_targets._onnx_units import CONTEXT, compiled_units, moved_bytes, noted_outside
 from edgebake_targets._qnn import ContextFacts, facts_of
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def described(model: onnx.ModelProto, path: Path) -> Inspection:
         },
         units=compiled,
         border_bytes=moved_bytes(model) if compiled else None,
+        left_out=noted_outside(model) if compiled else (),
     )
 
 

@@ -6,7 +6,7 @@ Needs neither torch nor executorch; what is inside a Core ML delegate takes core
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from edgebake_targets.inspectors._pte_file import (
     instructions,
     mapped,
     opened,
+    place_of,
     stored,
 )
 from edgebake_targets.inspectors._pte_units import moved_bytes, units_of
@@ -81,6 +82,10 @@ def _inspect(program: Program) -> Inspection:
             found, scales = _inside(program, delegate, f"{plan.text(0)}.delegate{number}", facts, inside)
             weights, known = {**found, **weights}, known | scales
         weights = {**_constants(program, plan), **weights}
+    for (backend, _), blob in _blobs(program, methods).items():
+        facts["delegate_bytes"][backend] = facts["delegate_bytes"].get(backend, 0) + len(blob)
+        if backend == _qnn_delegate.BACKEND:
+            inside[backend] += _qnn_delegate.operators(blob)
     facts["delegate_operators"] = dict(sorted(sum(inside.values(), Counter()).items()))
     weights = {**weights, **_others(program, {*weights, *known})}
     return Inspection(
@@ -102,6 +107,12 @@ def _inspect(program: Program) -> Inspection:
     )
 
 
+def _blobs(program: Program, methods: Iterable[Table]) -> dict[tuple[str, str], memoryview]:
+    """What backends compiled, each by its backend and place once: methods may share it."""
+    delegates = [delegate for plan in methods for delegate in plan.tables(7)]
+    return {(one.text(0), place_of(one)): blob_of(program, one) for one in delegates}
+
+
 def _inside(
     program: Program, delegate: Table, label: str, facts: dict[str, Any], inside: dict[str, Counter[str]]
 ) -> tuple[Mapping[str, WeightRecord], frozenset[str]]:
@@ -110,8 +121,7 @@ def _inside(
     Adds its operators to ``inside``, by backend, and to ``facts`` what else is known.
     """
     backend, blob = delegate.text(0), blob_of(program, delegate)
-    operators, sizes = inside.setdefault(backend, Counter()), facts["delegate_bytes"]
-    sizes[backend] = sizes.get(backend, 0) + len(blob)
+    operators = inside.setdefault(backend, Counter())
     if backend == "XnnpackBackend":
         graph = _xnnpack_graph.read(blob, program.named, label)
         operators.update(graph.operators)
@@ -131,12 +141,12 @@ def _inside(
         return {f"named:{key}": record for key, record in vulkan.weights.items()}, vulkan.keys
     if backend == _qnn_delegate.BACKEND:
         facts["soc_model"] = _qnn_delegate.chip(delegate)
+        facts["shares_weights"] = _qnn_delegate.shares_weights(delegate)
     if not len(blob):
         return {}, frozenset()
     digest = sha256(blob).hexdigest()
-    return {
-        label: WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
-    }, frozenset()
+    record = WeightRecord(name=label, shape=(len(blob),), dtype=COMPILED, bytes=len(blob), digest=digest)
+    return {f"compiled:{place_of(delegate)}": record}, frozenset()
 
 
 def _kernel_calls(plan: Table) -> Iterator[tuple[str, tuple[int, ...]]]:

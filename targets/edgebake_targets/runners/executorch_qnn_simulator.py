@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgebake.target import Missing, Session
+from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _executorch_session, _qnn_toolchain
+from edgebake_targets import _executorch, _executorch_session, _qnn_toolchain
 
 RUNS = ("executorch-qnn",)
 KIND: RunnerKind = "simulated"
 APART = True  # the libraries' folder must be known before Python starts, and a failed start brings the process down
 DISTRIBUTIONS = _executorch_session.DISTRIBUTIONS
-SOURCES = tuple(f"edgebake_targets.{name}" for name in ("_decoders", "_executorch_session", "_qnn_toolchain"))
+SOURCES = (*_executorch.SOURCES, "edgebake_targets._qnn_toolchain")
 
 environment = _qnn_toolchain.environment
 warm_up = _executorch_session.warm_up
@@ -24,5 +24,16 @@ def missing() -> Missing | None:
 
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
-    """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods."""
+    """Load the program at ``entry``; ArtifactDamaged when the runtime refuses it or it lacks one of the methods.
+
+    NotMeasured for a binary of shared weights: QNN 2.49 has no buffer for them on x86 (error 1000 of
+    QnnContext_createFromBinary), and ExecuTorch has no way to run the graphs that it was compiled from.
+    """
+    from edgebake_targets.inspectors import pte
+
+    if len(signature.methods) > 1 and pte.inspect(entry).facts.get("shares_weights"):
+        raise NotMeasured(
+            "Qualcomm's x86 libraries load no binary of shared weights (QNN 2.49: Shared weights buffer isn't "
+            "supported on this platform); built without share_weights, the same graphs are measured"
+        )
     return _executorch_session.opened(entry, signature)
