@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ _NUMBERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "executorch_prim::sym_min": min,
 }
 _VIEW, _SIZE = "executorch_prim::et_view", "aten::sym_size"
+# ExecuTorch's own, of its library of quantised kernels: they end the process rather than resize what they are given.
+_SHAPED = ("quantized_decomposed::quantize_per_tensor", "quantized_decomposed::dequantize_per_tensor")
 _WRITE = "aten::copy_"  # into a buffer, behind all that reads it
 
 # A delegate's number and its arguments, ``Declared`` where it writes, to what it writes by the argument's place.
@@ -66,6 +68,7 @@ class Delegate:
 
     backend: str
     blob: memoryview
+    options: Mapping[str, bytes] = field(default_factory=dict)  # what its compiler was told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +147,8 @@ class Plan:
         schema = kernel._schema.arguments
         bound = dict(zip((argument.name for argument in schema), numbers, strict=False))
         outs = [bound.pop(argument.name) for argument in schema if argument.is_out]
-        given = {to: fresh(self.values[to]) for to in outs}
         arguments = [self._value(bound[a.name], held) for a in schema if not a.is_out and not a.kwarg_only]
+        given = {to: fresh(self.values[to], arguments[0].shape if name in _SHAPED else (0,)) for to in outs}
         named = {a.name: self._value(bound[a.name], held) for a in schema if not a.is_out and a.kwarg_only}
         names = [argument.name for argument in schema if argument.is_out]
         kernel(*arguments, **named, **{n: given[to] for n, to in zip(names, outs, strict=True)})
@@ -167,11 +170,11 @@ class _List:
     items: tuple[int, ...]
 
 
-def fresh(value: Any) -> torch.Tensor:
-    """An empty tensor that a kernel may resize to its result."""
+def fresh(value: Any, shape: Sequence[int] = (0,)) -> torch.Tensor:
+    """A tensor for a kernel's result, empty where it may resize it."""
     import torch
 
-    return torch.empty(0, dtype=value.dtype)
+    return torch.empty(tuple(shape), dtype=value.dtype)
 
 
 def as_declared(array: NDArray[Any], declared: Declared) -> torch.Tensor:
@@ -245,7 +248,12 @@ def _plan(program: Any, table: Table) -> Plan:
         instructions=tuple(file.instructions(table)),
         kernels=tuple(found),
         delegates=tuple(
-            Delegate(backend=delegate.text(0), blob=file.blob_of(program, delegate)) for delegate in table.tables(7)
+            Delegate(
+                backend=delegate.text(0),
+                blob=file.blob_of(program, delegate),
+                options={spec.text(0): bytes(spec.blob(1)) for spec in delegate.tables(2)},
+            )
+            for delegate in table.tables(7)
         ),
         named=program.named,
     )

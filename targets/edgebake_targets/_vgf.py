@@ -1,6 +1,6 @@
-"""Arm's VGF: packages that it takes, the model converter that writes it, the TOSA graphs that are kept beside a .pte.
+"""Arm's VGF: packages that it takes, and the model converter that writes it.
 
-ExecuTorch lowers a part to a TOSA graph, and the converter turns that into the SPIR-V and constants of a VGF file.
+The converter turns a TOSA graph into the SPIR-V and constants of a VGF file.
 """
 
 from __future__ import annotations
@@ -8,24 +8,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.errors import ArtifactDamaged, StageFailed
+from edgebake.errors import StageFailed
 from edgebake.target import Missing
 from edgebake.types import Assignment
-from edgebake_targets import _executorch
+from edgebake_targets import _arm
 
 if TYPE_CHECKING:
-    import torch
     from torchao.quantization.pt2e.quantizer import Quantizer
 
 BACKEND = "VgfBackend"
-FOLDER = "tosa"  # beside the program
 VERSIONS = {"tosa-tools": "2026.8.0", "ai-ml-sdk-model-converter": "0.11.0"}
 _MODULES = {"tosa_serializer": "tosa-tools", "tosa_reference_model": "tosa-tools"}
 _CONVERTER = "ai-ml-sdk-model-converter"
@@ -87,47 +84,13 @@ def kept_parts(folder: Path) -> Iterator[list[str]]:
     """
     from executorch.backends.arm.vgf import backend
 
-    names: list[str] = []
-
-    def compiled(tosa: bytes, _flags: Sequence[str], *_where: Any) -> bytes:
-        vgf = convert(tosa)
-        path = _path(folder, vgf)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(tosa)
-        names.append(str(path.relative_to(folder).as_posix()))
-        return vgf
-
-    own = backend.vgf_compile
-    backend.vgf_compile = compiled
-    try:
+    with _arm.kept_parts(folder, backend, "vgf_compile", lambda tosa, _flags: convert(tosa)) as names:
         yield names
-    finally:
-        backend.vgf_compile = own
 
 
-def graph_of(vgf: bytes, folder: Path) -> bytes:
-    """The TOSA graph in ``folder`` that ``vgf`` was made from, by making it again; ArtifactDamaged if it was not."""
-    path = _path(folder, vgf)
-    rebuild = "build it again: a program is judged with the TOSA graphs that were written beside it"
-    if not path.is_file():
-        raise ArtifactDamaged(
-            f"no TOSA graph lies beside the program for its part {path.stem}", where=str(folder), fix=rebuild
-        )
-    tosa = path.read_bytes()
-    try:
-        again = convert(tosa)
-    except StageFailed as error:
-        raise ArtifactDamaged(f"this TOSA graph cannot be converted: {error}", where=str(path), fix=rebuild) from error
-    if again != vgf:
-        raise ArtifactDamaged(
-            "the program's VGF part is not what this TOSA graph converts to", where=str(path), fix=rebuild
-        )
-    return tosa
-
-
-def _path(folder: Path, vgf: bytes) -> Path:
-    """A part's graph is found by the digest of what it was converted to."""
-    return folder / FOLDER / f"{sha256(vgf).hexdigest()[:16]}.tosa"
+def graph_of(part: bytes, _options: Mapping[str, bytes], folder: Path) -> bytes:
+    """The TOSA graph in ``folder`` that ``part`` was made from; ArtifactDamaged where there is none."""
+    return _arm.graph_of(part, folder, convert)
 
 
 def partitioner() -> Any:
@@ -140,24 +103,7 @@ def partitioner() -> Any:
 def quantizer(assignment: Assignment) -> Quantizer:
     """Arm's PT2E quantizer, int8 per channel, kept from the modules that stay float."""
     from executorch.backends.arm.quantizer import VgfQuantizer, get_symmetric_quantization_config
-    from executorch.backends.arm.quantizer.arm_quantizer_utils import NodeFinder
     from executorch.backends.arm.vgf import VgfCompileSpec
 
-    floats = set(assignment.kinds) - set(assignment.of("w8a8"))
-
-    class OfFloatModules(NodeFinder):  # type: ignore[misc]  # ExecuTorch's classes are untyped
-        """The operators of modules that the rules leave float."""
-
-        def find_nodes(self, model: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
-            return (
-                n for n in model.graph.nodes if n.op == "call_function" and _executorch.innermost_module(n) in floats
-            )
-
-        def __repr__(self) -> str:
-            return f"modules that stay float: {', '.join(sorted(floats))}"
-
-    made = VgfQuantizer(VgfCompileSpec())
-    made.set_global(get_symmetric_quantization_config(is_per_channel=True))
-    if floats:
-        made.quantizer.set_node_finder(None, OfFloatModules())
-    return made
+    configuration = get_symmetric_quantization_config(is_per_channel=True)
+    return _arm.observing(VgfQuantizer(VgfCompileSpec()), configuration, assignment, "w8a8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict
-from edgebake_targets import _executorch, _vgf
+from edgebake_targets import _arm, _executorch, _vgf
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 FORMAT = "pte"
 DEVICES = {"platform": ("android",), "vendor": ("google", "mediatek")}  # who build Arm's GPUs into their chips
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, *_vgf.VERSIONS)
-SOURCES = (*_executorch.SOURCES, "edgebake_targets._tosa", "edgebake_targets._vgf")
+SOURCES = (*_executorch.SOURCES, *(f"edgebake_targets.{name}" for name in ("_arm", "_tosa", "_vgf")))
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _LOADS = (
@@ -69,9 +68,9 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     StageFailed when VGF takes no operator, or an assigned module's weights stayed float.
     """
     _executorch.refuse_writes(traced, "VGF keeps nothing between calls")
-    with _vgf.kept_parts(request.folder) as graphs:
+    with _vgf.kept_parts(request.folder) as graphs, _arm.told_reasons() as reasons:
         edge = _executorch.to_edge(traced.programs, (_vgf.partitioner(),))
-    delegation = _executorch.delegation(edge, {}, "Arm's TOSA backend does not take this operator")
+    delegation = _executorch.delegation(edge, reasons, "Arm's TOSA backend does not take this operator")
     if not delegation.partitions:
         names = ", ".join(row.op for row in delegation.left_out)
         raise StageFailed(
@@ -81,7 +80,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         )
     program = _executorch.to_executorch(edge, fuse_quantised=False)
     entry = _executorch.write(program, request.folder)
-    _refuse_lost_integers(traced, request, graphs)
+    _arm.refuse_lost_integers(traced, request, graphs)
     return Lowered(
         files=(entry, *sorted(set(graphs))),
         entry=entry,
@@ -89,21 +88,6 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         delegation=delegation,
         planned_memory_bytes=_executorch.planned_memory(program),
         encodings={"schemes": request.assignment.by_scheme(), "tosa_graphs": len(set(graphs))},
-    )
-
-
-def _refuse_lost_integers(traced: Traced, request: LowerRequest, graphs: list[str]) -> None:
-    """StageFailed naming the modules whose integer weights are in no TOSA graph with their bits."""
-    from edgebake_targets import _executorch_checks, _tosa
-
-    held = Counter[tuple[str, int]]()
-    for name in sorted(set(graphs)):
-        held += _tosa.parse((request.folder / name).read_bytes()).constants
-    _executorch_checks.refuse_lost_integers(
-        request,
-        traced,
-        fix="Arm's backend takes integer weights of linear layers and convolutions: give these modules fp32",
-        inside=held,
     )
 
 

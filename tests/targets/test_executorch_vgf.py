@@ -23,7 +23,7 @@ from edgebake.errors import ArtifactDamaged, StageFailed
 from edgebake.metrics import sqnr_db
 from edgebake.target import Asked, GraphRequest, ModuleRequest, NotMeasured
 from edgebake.types import Assignment, Lowered, MethodSignature, Signature, TensorSpec, Traced
-from edgebake_targets import _pte_plan, _tosa, _vgf
+from edgebake_targets import _arm, _pte_plan, _tosa, _tosa_session, _vgf
 from edgebake_targets import executorch_vgf as target
 from edgebake_targets.inspectors import _pte_file, pte
 from edgebake_targets.inspectors._flatbuffers import Malformed
@@ -307,7 +307,7 @@ def test_what_is_no_tosa_graph_is_refused() -> None:
 
 def test_a_part_without_its_graph_is_not_judged(tmp_path: Path) -> None:
     with pytest.raises(ArtifactDamaged, match="no TOSA graph lies beside the program") as failed:
-        _vgf.graph_of(b"part", tmp_path)
+        _arm.graph_of(b"part", tmp_path, _vgf.convert)
     assert "build it again" in failed.value.problems[0].fix
 
 
@@ -317,7 +317,7 @@ def test_parts_for_other_backends_are_named(tmp_path: Path) -> None:
         method="forward", values=(), inputs=(), outputs=(), instructions=(), kernels=(), delegates=(other,), named={}
     )
     with pytest.raises(NotMeasured, match="nothing here computes the parts for XnnpackBackend"):
-        runner._graphs(plan, tmp_path / "model.pte")
+        _tosa_session.graphs(plan, tmp_path / "model.pte", _vgf.BACKEND, _vgf.graph_of)
 
 
 def test_a_network_that_writes_to_its_buffers_is_refused_with_the_way_out(tmp_path: Path) -> None:

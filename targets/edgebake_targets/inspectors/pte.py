@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from typing import Any
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
-from edgebake_targets.inspectors import _coreml_delegate, _mlx_graph, _qnn_delegate, _vulkan_graph, _xnnpack_graph
+from edgebake_targets.inspectors import (
+    _coreml_delegate,
+    _mlx_graph,
+    _qnn_delegate,
+    _vela_stream,
+    _vulkan_graph,
+    _xnnpack_graph,
+)
 from edgebake_targets.inspectors._flatbuffers import Malformed, Table
 from edgebake_targets.inspectors._pte_file import (
     BOOL,
@@ -142,6 +149,8 @@ def _inside(
     if backend == _qnn_delegate.BACKEND:
         facts["soc_model"] = _qnn_delegate.chip(delegate)
         facts["shares_weights"] = _qnn_delegate.shares_weights(delegate)
+    if backend == _vela_stream.BACKEND:
+        facts.setdefault("ethos_u", {})[label] = asdict(_vela_stream.read(blob))
     if not len(blob):
         return {}, frozenset()
     digest = sha256(blob).hexdigest()

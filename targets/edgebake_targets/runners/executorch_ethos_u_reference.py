@@ -1,0 +1,32 @@
+"""Stands in for Arm's Ethos-U NPUs: the TOSA graphs of a .pte's compiled parts on Arm's reference model.
+
+The graphs lie beside the program. Each is compiled again and must give the very bytes of the part that it stands for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgebake.target import Missing, Session
+from edgebake.types import RunnerKind, Signature
+from edgebake_targets import _ethos_u, _executorch, _tosa_session
+
+RUNS = ("executorch-ethos-u",)
+KIND: RunnerKind = "stand-in"
+APART = True  # the reference model is native code that ends its process where a graph is wrong
+DISTRIBUTIONS = ("executorch", "torch", *_ethos_u.VERSIONS)
+SOURCES = (*_executorch.SOURCES, *_tosa_session.SOURCES, "edgebake_targets._ethos_u")
+
+warm_up = _tosa_session.warm_up
+
+
+def missing() -> Missing | None:
+    """None when torch, ExecuTorch and Arm's packages are installed."""
+    return (
+        _executorch.missing_packages({"torch": "torch>=2.13", "executorch": "executorch>=1.4.1"}) or _ethos_u.missing()
+    )
+
+
+def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contract's name
+    """Read the program at ``entry``; ArtifactDamaged when a part is not what the graph beside it compiles to."""
+    return _tosa_session.opened(entry, signature, _ethos_u.BACKEND, _ethos_u.graph_of)
