@@ -58,6 +58,7 @@ def weight_observer(smallest: float) -> Any:
         """Takes ranges of channels, and scales of those that need none."""
 
         chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+        quant_min: int
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.chosen is None:  # a weight is the same in every call

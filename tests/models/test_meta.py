@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import meta_checkpoints as checkpoints
 from edgebake import lattice
+from edgebake.check import check
 from edgebake.errors import RecipeError
 from edgebake.models import _low_rank, meta
+from edgebake.recipe_yaml import read as read_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 IDS = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(1))
@@ -102,6 +105,14 @@ def test_the_rotation_is_executorchs_own_hadamard_transform() -> None:
     wanted = torch.ops.llama.fast_hadamard_transform(x)
     assert decibels(wanted, _low_rank.rotation(128)(x)) > 120
     assert decibels(x, _low_rank.rotation(128)(wanted)) > 120
+
+
+def test_an_adapter_adds_what_its_two_matrices_make_of_the_input() -> None:
+    linear = torch.nn.Linear(6, 4)
+    a, b = torch.randn(2, 6), torch.randn(4, 2)
+    made, x = _low_rank.adapt(linear, a, b), torch.randn(3, 6)
+    assert torch.allclose(made(x), linear(x) + x @ (b @ a).T, atol=1e-5)
+    assert isinstance(made, torch.nn.Linear) and made.weight is linear.weight and not hasattr(linear, "adapter")
 
 
 def test_tokenizer_template_and_stop_tokens_come_from_metas_file(tmp_path: Path) -> None:
@@ -245,3 +256,49 @@ def test_options_that_say_something_else_are_refused(tmp_path: Path) -> None:
     del params["quantization_args"]["spinquant"]
     (folder / "params.json").write_text(json.dumps(params))
     assert torch.isfinite(logits(folder, spin_quant=True)).all()
+
+
+def told(folder: Path, **model: Any) -> list[str]:
+    """What a check says of a recipe of the checkpoint in ``folder``/model."""
+    given = checkpoints.component(Path("model"), context=64)
+    content = {"name": "published", **given, "model": {**given["model"], **model}, "targets": ["executorch-xnnpack"]}
+    (folder / "published.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        check([read_recipe(str(folder / "published.yaml"))], trust=False)
+    except RecipeError as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+def test_a_recipe_is_refused_with_its_line_before_a_weight_is_read(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "model")
+    (tmp_path / "model" / "consolidated.00.pth").write_bytes(b"no weights, which a check does not read")
+    assert not told(tmp_path)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"path": "gone/here.pth"}, "published.yaml:4: model.path: there is no "),
+        ({"options": {"adapters": "no"}}, "published.yaml:5: model.options: adapters is 'no'"),
+        ({"weights": "random"}, "model.weights: 'model' brings its weights: they cannot be random"),
+        (
+            {"task": "fill-mask"},
+            "model.task: the source meta reads decoders that generate text, the task is 'fill-mask'",
+        ),
+        ({"pickles": True, "revision": "main"}, "the source meta does not look at revision:"),
+    ]
+    for model, said in cases:
+        assert any(said in line for line in told(tmp_path, **model)), (said, told(tmp_path, **model))
+    (tmp_path / "model" / "params.json").write_text('{"dim": 64}')
+    assert any("params.json of 'model': n_layers: Field required" in line for line in told(tmp_path))
+
+
+def test_sizes_are_predicted_from_params_json(tmp_path: Path) -> None:
+    from edgebake.llm.fit_shape import decoder_of
+    from edgebake.models import _meta_params
+
+    state = checkpoints.write(tmp_path / "model")
+    params = _meta_params.read(tmp_path / "model")
+    found = decoder_of(_meta_params.configuration(params, tied=False))
+    values = sum(tensor.numel() for name, tensor in state.items() if name.endswith(".weight"))
+    assert sum(weight.values for weight in found.weights) == values
+    # Llama 3.2 1B and 3B, as their params.json have it
+    assert params.model_copy(update={"dim": 2048, "ffn_dim_multiplier": 1.5, "multiple_of": 256}).inner == 8192
+    assert params.model_copy(update={"dim": 3072, "ffn_dim_multiplier": 1.0, "multiple_of": 256}).inner == 8192

@@ -15,16 +15,26 @@ def _classes() -> tuple[Any, Any, Any, Any]:
     import torch
     from torch.nn import functional
 
+    class Matrix(torch.nn.Module):
+        """``x -> x weight^T``; no ``Linear``, so that no scheme is given to it."""
+
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)  # (rows, columns)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.linear(x, self.weight)
+
     class Adapter(torch.nn.Module):
-        """``x -> b (a x)``, (..., columns) -> (..., rows); no ``Linear``, so that no scheme is given to its parts."""
+        """``x -> b (a x)``, (..., columns) -> (..., rows)."""
 
         def __init__(self, a: torch.Tensor, b: torch.Tensor) -> None:
             super().__init__()
-            self.a = torch.nn.Parameter(a, requires_grad=False)  # (rank, columns)
-            self.b = torch.nn.Parameter(b, requires_grad=False)  # (rows, rank)
+            self.a, self.b = Matrix(a), Matrix(b)  # (rank, columns), (rows, rank)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return functional.linear(functional.linear(x, self.a), self.b)
+            made: torch.Tensor = self.b(self.a(x))
+            return made
 
     class AdaptedLinear(torch.nn.Linear):
         """A linear layer beside an adapter, whose outputs are added to its own."""
@@ -44,16 +54,14 @@ def _classes() -> tuple[Any, Any, Any, Any]:
         def __init__(self, size: int) -> None:
             super().__init__()
             power = size.bit_length() - 1
-            # Buffers that are stored with the weights: a target that only knows a decoder's own refuses them.
-            self.register_buffer("left", _sylvester(power - power // 2))
-            self.register_buffer("right", _sylvester(power // 2))
+            # Weights like others: a target that only knows a decoder's own has no place for them, and says so.
+            self.left, self.right = Matrix(_sylvester(power - power // 2)), Matrix(_sylvester(power // 2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            left: Any = self.left
-            right: Any = self.right
-            square = x.reshape(*x.shape[:-1], len(left), len(right))
-            turned = functional.linear(square, right).transpose(-1, -2)  # (..., b, a); H is symmetric
-            return functional.linear(turned, left).transpose(-1, -2).reshape(x.shape)
+            square = x.reshape(*x.shape[:-1], len(self.left.weight), len(self.right.weight))
+            turned = self.right(square).transpose(-1, -2)  # (..., b, a); H is symmetric
+            made: torch.Tensor = self.left(turned).transpose(-1, -2).reshape(x.shape)
+            return made
 
     class RotatedMlp(torch.nn.Module):
         """A gated feed-forward layer with a rotation between its product and ``down_proj``."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
+from edgebake.llm.companions import FILES
 from edgebake.models import _hub, _low_rank, _meta_params, _meta_tensors, _meta_words, _paths
 from edgebake.models import transformers as hugging_face
 from edgebake.models._meta_params import Params
@@ -39,8 +40,8 @@ ADAPTERS = ("keep", "merge")
 def load(request: LoadRequest) -> Loaded:
     """The decoder of ``request``, float32: ``input_ids`` -> ``logits``, or with a cache.
 
-    ``model.options``: ``adapters`` (``keep``: float beside the integers; ``merge``: added to the weights, which are then
-    rounded anew), ``spin_quant`` where params.json does not say whether R4 stands before ``down_proj``.
+    ``model.options``: ``adapters`` (``keep``: float beside the integers; ``merge``: added to the weights, which are
+    then rounded anew), ``spin_quant`` where params.json does not say whether R4 stands before ``down_proj``.
     RecipeError: no such checkpoint, a damaged one, one that contradicts its params.json.
     """
     folder, params = found(request.model, request.base)
@@ -52,7 +53,7 @@ def load(request: LoadRequest) -> Loaded:
 
 
 def found(model: Model, base: Path) -> tuple[Path, Params]:
-    """The checkpoint's folder and its parameters; RecipeError for options and folders that do not fit. Reads no weight."""
+    """The checkpoint's folder and its parameters, no weight read; RecipeError where folder or options do not fit."""
     _check_options(model)
     folder = _paths.resolve(model.path, base)
     if not isinstance(folder, Path) or not folder.is_dir():
@@ -181,7 +182,7 @@ def _key(folder: Path) -> str:
     Of the weights, their names alone say whether the head is tied; their digest stands for these.
     """
     made = hashlib.sha256(b"meta to transformers\n")
-    names = (_meta_params.WEIGHTS, _meta_params.PARAMS, _meta_params.WORDS, *_meta_words.FILES)
+    names = (_meta_params.WEIGHTS, _meta_params.PARAMS, _meta_params.WORDS, *FILES)
     for name in names:
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
