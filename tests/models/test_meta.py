@@ -275,14 +275,14 @@ def test_a_recipe_is_refused_with_its_line_before_a_weight_is_read(tmp_path: Pat
     (tmp_path / "model" / "consolidated.00.pth").write_bytes(b"no weights, which a check does not read")
     assert not told(tmp_path)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"path": "gone/here.pth"}, "published.yaml:4: model.path: there is no "),
-        ({"options": {"adapters": "no"}}, "published.yaml:5: model.options: adapters is 'no'"),
+        ({"path": "gone/here.pth"}, "published.yaml:4:model.path: there is no "),
+        ({"options": {"adapters": "no"}}, "published.yaml:5:model.options: adapters is 'no'"),
         ({"weights": "random"}, "model.weights: 'model' brings its weights: they cannot be random"),
         (
             {"task": "fill-mask"},
             "model.task: the source meta reads decoders that generate text, the task is 'fill-mask'",
         ),
-        ({"pickles": True, "revision": "main"}, "the source meta does not look at revision:"),
+        ({"revision": "main"}, "the source meta does not look at revision:"),
     ]
     for model, said in cases:
         assert any(said in line for line in told(tmp_path, **model)), (said, told(tmp_path, **model))
