@@ -20,7 +20,7 @@ from edgebake.scheme import parse
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 TOLD = re.compile(
     r"qat: (\d+) steps, rank (\d+), adapters (merge|keep); (divergence from the float network|cross-entropy) on the "
-    r"first calibration calls (\S+) before, (\S+) after \(nats per position\); each (\d+) steps: (.*)"
+    r"first calibration calls (\S+) before, (\S+) after \(nats per position\); each (\d+ steps|step): (.*)"
 )
 
 

@@ -186,9 +186,10 @@ def _tell(request: ModuleRequest, losses: list[float], before: float, after: flo
     curve = ", ".join(
         f"{sum(part) / len(part):.4f}" for part in (losses[at : at + size] for at in range(0, len(losses), size))
     )
+    each = "step" if size == 1 else f"{size} steps"
     request.tell(
         f"qat: {len(losses)} steps, rank {options['rank']}, adapters {options['adapters']}; {what} on the first "
-        f"calibration calls {before:.4f} before, {after:.4f} after (nats per position); each {size} steps: {curve}"
+        f"calibration calls {before:.4f} before, {after:.4f} after (nats per position); each {each}: {curve}"
     )
 
 
