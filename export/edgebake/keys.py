@@ -48,6 +48,7 @@ _SOURCES = {
         "trace.py",
         "callables.py",
         "models/_*.py",
+        "compress/_hadamard.py",
         "models/transformers.py",
         "mapped.py",
     ),

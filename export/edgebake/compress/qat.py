@@ -41,7 +41,7 @@ CALIBRATED = True
 LAST = True  # steps after it would take its weights off the integers that it learned
 DISTRIBUTIONS = ("torch", "torchao")
 SOURCES = (
-    *(f"edgebake.compress.{name}" for name in ("_adapters", "_decoder", "_options", "_rounding")),
+    *(f"edgebake.compress.{name}" for name in ("_adapters", "_decoder", "_hadamard", "_options", "_rounding")),
     "edgebake.lattice",
     "edgebake.models._low_rank",
 )

@@ -6,14 +6,15 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from edgebake.compress._hadamard import hadamard
+
 if TYPE_CHECKING:
     import torch
 
 
 @lru_cache
-def _classes() -> tuple[Any, Any, Any, Any]:
+def _matrix() -> Any:
     import torch
-    from torch.nn import functional
 
     class Matrix(torch.nn.Module):
         """``x -> x weight^T``; no ``Linear``, so that no scheme is given to it."""
@@ -23,14 +24,23 @@ def _classes() -> tuple[Any, Any, Any, Any]:
             self.weight = torch.nn.Parameter(weight, requires_grad=False)  # (rows, columns)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return functional.linear(x, self.weight)
+            return torch.nn.functional.linear(x, self.weight)
+
+    return Matrix
+
+
+@lru_cache
+def _adapted() -> tuple[Any, Any]:
+    import torch
+
+    matrix = _matrix()
 
     class Adapter(torch.nn.Module):
         """``x -> b (a x)``, (..., columns) -> (..., rows)."""
 
         def __init__(self, a: torch.Tensor, b: torch.Tensor) -> None:
             super().__init__()
-            self.a, self.b = Matrix(a), Matrix(b)  # (rank, columns), (rows, rank)
+            self.a, self.b = matrix(a), matrix(b)  # (rank, columns), (rows, rank)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             made: torch.Tensor = self.b(self.a(x))
@@ -45,6 +55,15 @@ def _classes() -> tuple[Any, Any, Any, Any]:
             made: torch.Tensor = super().forward(input) + self.adapter(input)
             return made
 
+    return Adapter, AdaptedLinear
+
+
+@lru_cache
+def _rotated() -> tuple[Any, Any]:
+    import torch
+
+    matrix = _matrix()
+
     class Rotation(torch.nn.Module):
         """``x -> x H``, H the orthonormal Sylvester matrix of ``size``, a power of two, as two smaller products.
 
@@ -55,7 +74,7 @@ def _classes() -> tuple[Any, Any, Any, Any]:
             super().__init__()
             power = size.bit_length() - 1
             # Weights like others: a target that only knows a decoder's own has no place for them, and says so.
-            self.left, self.right = Matrix(_sylvester(power - power // 2)), Matrix(_sylvester(power // 2))
+            self.left, self.right = matrix(_sylvester(power - power // 2)), matrix(_sylvester(power // 2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             square = x.reshape(*x.shape[:-1], len(self.left.weight), len(self.right.weight))
@@ -76,29 +95,26 @@ def _classes() -> tuple[Any, Any, Any, Any]:
             made: torch.Tensor = self.down_proj(self.rotate(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
             return made
 
-    return Adapter, AdaptedLinear, Rotation, RotatedMlp
+    return Rotation, RotatedMlp
 
 
 def _sylvester(power: int) -> torch.Tensor:
     """(2^power, 2^power) float32, orthonormal and symmetric."""
-    import torch
-
-    made = torch.ones(1, 1, dtype=torch.float64)
-    for _ in range(power):
-        made = torch.kron(made, torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64))
+    made = hadamard(2**power)
+    assert made is not None  # of every power of two there is one
     return (made / math.sqrt(len(made))).float()
 
 
 def rotation(size: int) -> torch.nn.Module:
     """The rotation of ``size`` values, a power of two, by the orthonormal Hadamard matrix of Sylvester's order."""
-    made: torch.nn.Module = _classes()[2](size)
+    made: torch.nn.Module = _rotated()[0](size)
     return made
 
 
 def rotate_before_down(network: torch.nn.Module) -> None:
     """Put the rotation R4 (SpinQuant, arXiv:2405.16406, section 3.1) before each ``down_proj``; changed in place."""
     for module in [m for m in network.modules() if hasattr(m, "mlp")]:
-        module.mlp = _classes()[3](module.mlp)
+        module.mlp = _rotated()[1](module.mlp)
 
 
 def adapt(linear: torch.nn.Linear, a: torch.Tensor, b: torch.Tensor) -> torch.nn.Linear:
@@ -106,7 +122,7 @@ def adapt(linear: torch.nn.Linear, a: torch.Tensor, b: torch.Tensor) -> torch.nn
 
     ``a``: (rank, in features), ``b``: (out features, rank), scale included; LoRA, arXiv:2106.09685, section 4.1.
     """
-    adapter, adapted, _, _ = _classes()
+    adapter, adapted = _adapted()
     made: Any = adapted.__new__(adapted)
     made.__dict__.update(linear.__dict__)
     for name in ("_parameters", "_buffers", "_modules"):
