@@ -44,6 +44,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spinquant", "gptq"),
     ("spinquant",),
     ("awq",),
+    ("qat",),
 )
 
 
@@ -198,7 +199,10 @@ def measured(
 ) -> dict[str, dict[str, Any]]:
     """All rows of one scheme."""
     rows, made = {"float": losses(network, held)}, {(): network}
-    options = {"spinquant": {"steps": args.steps, "rate": args.rate}}
+    options = {
+        "spinquant": {"steps": args.steps, "rate": args.rate},
+        "qat": {"steps": args.qat_steps, "rate": args.qat_rate, "adapters": args.adapters},
+    }
     for steps in ROWS:
         name = " + ".join(steps) or "plain"
         if args.rows and name not in args.rows.split(","):
@@ -225,6 +229,9 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=40, help=f"chunks of {CHUNK} tokens")
     parser.add_argument("--steps", type=int, default=24, help="of spinquant")
     parser.add_argument("--rate", type=float, default=0.2, help="of spinquant")
+    parser.add_argument("--qat-steps", type=int, default=40, help="of qat")
+    parser.add_argument("--qat-rate", type=float, default=3e-4, help="of qat")
+    parser.add_argument("--adapters", default="merge", help="of qat: merge or keep")
     args = parser.parse_args()
     from transformers import AutoModelForCausalLM
 

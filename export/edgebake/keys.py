@@ -50,6 +50,7 @@ _SOURCES = {
         "trace.py",
         "callables.py",
         "models/_*.py",
+        "compress/_hadamard.py",
         "models/transformers.py",
         "mapped.py",
     ),
@@ -68,7 +69,7 @@ _SOURCES = {
     ),
     "describe": ("streamed.py", "llm/streaming.py", "trace.py", "assignment.py", "types.py", "workbench.py"),
     "trace": ("trace.py", "buffers.py", "rowwise.py", "types.py", "assignment.py", "stages.py", "workbench.py"),
-    "compress": ("types.py", "stages.py", "workbench.py"),
+    "compress": ("types.py", "stages.py", "workbench.py", "lattice.py"),
     "lower": ("types.py", "stages.py", "streamed.py", "workbench.py", "scheme.py", "lattice.py", "reference_run.py"),
     "validate": (
         "llm/judge.py",

@@ -44,7 +44,7 @@ class Frozen(BaseModel):
 class Model(Frozen):
     """Where the network and its weights come from."""
 
-    source: str = Field(description="a model source: transformers, gguf, python, exported, or a plug-in's")
+    source: str = Field(description="a model source: transformers, gguf, meta, python, exported, or a plug-in's")
     path: str = Field(
         min_length=1,
         description="folder or file (relative to the recipe), pkg://package/folder, hub id, or module:callable",
@@ -65,7 +65,9 @@ class Model(Frozen):
     pickles: bool = Field(False, description="allow weights_only pickles where no safetensors exist")
     remote_code: str | None = Field(None, description="hub id whose own Python code may run; must equal `path`")
     licence: str | None = Field(None, description="SPDX id of the weights, kept in the manifest")
-    options: Mapping[str, Any] = Field({}, description="arguments of a python callable or a plug-in")
+    options: Mapping[str, Any] = Field(
+        {}, description="arguments of a python callable or a plug-in; of meta: adapters, spin_quant"
+    )
 
 
 class Input(Frozen):

@@ -25,7 +25,7 @@ from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
 from edgebake.types import Assignment, Loaded, Module, ReferenceCall, Sample, Traced
 from edgebake.units import Unit
-from edgebake.workbench import Bench, load, read_samples, stored
+from edgebake.workbench import Bench, keeping, load, read_samples, stored
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             modules = tracing.live_modules(loaded)
             assignment = _assignment(unit, modules)
             said: list[str] = []
-            changed = _compress_modules(bench, unit, loaded, assignment, said.append)
+            changed = _compress_modules(bench, unit, loaded, assignment, keys["trace"].key, said.append)
             traced = tracing.trace(changed)
             _save(traced, folder)
             companions.store(loaded.companions, folder)
@@ -114,8 +114,9 @@ def _assignment(unit: Unit, modules: tuple[Module, ...]) -> Assignment:
 
 
 def _compress_modules(
-    bench: Bench, unit: Unit, loaded: Loaded, assignment: Assignment, tell: Callable[[str], None]
+    bench: Bench, unit: Unit, loaded: Loaded, assignment: Assignment, key: str, tell: Callable[[str], None]
 ) -> Loaded:
+    """``loaded`` after the methods that act on modules; ``key`` names all that they depend on."""
     acting = _acting(unit, assignment, "module")
     if not acting:
         return loaded
@@ -129,6 +130,7 @@ def _compress_modules(
                 options=options,
                 run_calibration=lambda m, name=name: _feed(m, bench, unit, loaded, name),  # type: ignore[misc]
                 tell=tell,
+                keep=keeping(bench, "part", key, name, method),
             )
             changed = METHODS.find(method).apply(request)
         methods[name] = changed

@@ -364,13 +364,18 @@ def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tup
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleRequest:
-    """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights."""
+    """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights.
+
+    ``keep(part, fill)``: the folder in which the store keeps a part of long work, by its name; ``fill(folder)`` writes
+    it where an earlier build, which may have been killed, has not. None outside of a build.
+    """
 
     module: torch.nn.Module
     assignment: Assignment
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
     tell: Callable[[str], object] = str  # takes what reports say of it
+    keep: Callable[[str, Callable[[Path], object]], Path] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgebake.jsonfile import digest_of
 from edgebake.keys import StageKey, component_key
 from edgebake.mapped import give_back
 from edgebake.models import _paths
@@ -71,18 +72,23 @@ def request_of(bench: Bench, unit: Unit) -> LoadRequest:
         component=unit.spec,
         base=unit.base,
         trust=bench.trust,
-        keep=lambda key, fill: _kept(bench.store, key, fill),
+        keep=lambda key, fill: _kept(bench.store, "convert", key, fill),
     )
 
 
-def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
-    """A source's costly conversion, made once."""
+def keeping(bench: Bench, stage: str, *names: str) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``keep(part, fill)``: parts of the work that ``names`` name together, kept in the store under ``stage``."""
+    return lambda part, fill: _kept(bench.store, stage, digest_of([*names, part]), fill)
+
+
+def _kept(store: Store, stage: str, key: str, fill: Callable[[Path], object]) -> Path:
+    """What ``fill`` writes, made once."""
 
     def write(folder: Path) -> Mapping[str, Any]:
         fill(folder)
         return {}
 
-    return store.get_or_run("convert", key, write)[0].folder
+    return store.get_or_run(stage, key, write)[0].folder
 
 
 def read_samples(bench: Bench, unit: Unit, purpose: str) -> SampleSet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgebake.types import Assignment, canonical_module_name
 from edgebake_targets._executorch import innermost_module, op_name
-from edgebake_targets._observers import observer
+from edgebake_targets._observers import observer, weight_observer
 
 if TYPE_CHECKING:
     import torch
@@ -118,10 +118,8 @@ def _static(config: QuantizationConfig, activation_range: str, percentile: float
 
 
 def _fine_weights(config: QuantizationConfig) -> QuantizationConfig:
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-
-    observer = PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE)
-    return replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=observer))
+    kind = weight_observer(_SMALLEST_SCALE)
+    return replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=kind))
 
 
 def _dynamic(assignment: Assignment, node: torch.fx.Node) -> bool:

@@ -53,3 +53,23 @@ def test_denormal_groups_do_no_harm() -> None:
     weight = np.full((1, 4), 1e-45, np.float32) * np.array([1, 1, 0, 1], np.float32)
     q, scale, found = lattice.integers(weight, 8)
     assert found.all() and np.array_equal(q * scale[:, None], weight)
+
+
+@pytest.mark.parametrize(("bits", "size"), [(4, 32), (8, 64)])
+def test_scales_of_any_mantissa_come_back_with_their_integers(bits: int, size: int) -> None:
+    q, _ = made(bits, 2000, size)
+    scale = np.random.default_rng(1).uniform(1e-4, 3, 2000).astype(np.float32)
+    weight = q.astype(np.float32) * scale[:, None]
+    got, step, found = lattice.integers(weight, bits)
+    assert found.all() and np.array_equal(got * step[:, None], weight)
+    top = np.abs(q).max(1) > 2 ** (bits - 2)  # others may come back as twice the integers and half the scale
+    assert top.mean() > 0.9 and np.array_equal(got[top], q[top])
+    assert np.abs(step[top] / scale[top] - 1).max() < 2**-21
+
+
+def test_the_least_integer_of_eight_bits_is_found_though_nothing_is_rounded_to_it() -> None:
+    q = np.array([[-128, 127, 3, 0], [-128, 5, 64, 1], [-64, 63, 1, 0]])
+    weight = (q * np.float32(0.0123)).astype(np.float32)
+    got, step, found = lattice.integers(weight, 8)
+    assert found.all() and np.array_equal(got[:2], q[:2]) and got[2].min() >= -127
+    assert np.array_equal(got * step[:, None], weight)

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgebake.callables import module_file, split_callable
 from edgebake.checks.case import Case, moved
 from edgebake.errors import EdgebakeError, Problem
+from edgebake.llm.tasks import TASKS
 from edgebake.models import _paths
 from edgebake.models._index import check_index
 from edgebake.recipe import Model
@@ -17,12 +18,12 @@ from edgebake.wording import did_you_mean, said
 
 # Model keys that only some sources look at; a plug-in's source may look at all.
 _TAKES = {
-    "task": ("transformers", "gguf"),
-    "context": ("transformers", "gguf"),
+    "task": ("transformers", "gguf", "meta"),
+    "context": ("transformers", "gguf", "meta"),
     "revision": ("transformers",),
     "state_dict": ("python",),
     "remote_code": ("transformers",),
-    "options": ("python",),
+    "options": ("python", "meta"),
 }
 
 
@@ -87,6 +88,20 @@ def _weights(case: Case, model: Model, folder: Path) -> Iterator[Problem]:
 def _gguf(case: Case, model: Model, _trust: bool) -> Iterator[Problem]:
     _paths.resolve_file(model.path, case.unit.base, ".gguf")
     yield from _only_trained(case, model)
+
+
+def _meta(case: Case, model: Model, _trust: bool) -> Iterator[Problem]:
+    from edgebake.models import meta
+
+    if model.task is not None and model.task not in TASKS:
+        what = f"the source meta reads decoders that generate text, the task is {said(model.task)}"
+        yield Problem(what=what, where=case.where("model", "task"), fix="remove it")
+    yield from _only_trained(case, model)
+    try:
+        meta.found(model, case.unit.base)
+    except EdgebakeError as error:
+        key = "options" if error.problems[0].where == "model.options" else "path"
+        yield from moved(error, case.where("model", key))
 
 
 def _exported(case: Case, model: Model, trust: bool) -> Iterator[Problem]:
@@ -158,6 +173,7 @@ def _defined(tree: ast.Module) -> set[str] | None:
 _SOURCES: dict[str, Callable[[Case, Model, bool], Iterator[Problem]]] = {
     "transformers": _transformers,
     "gguf": _gguf,
+    "meta": _meta,
     "exported": _exported,
     "python": _python,
 }

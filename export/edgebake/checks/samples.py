@@ -87,7 +87,7 @@ def _text(case: Case, purpose: str, spec: Samples) -> Iterator[Problem]:
             where=where,
             fix="rename the inputs, or give samples of another kind",
         )
-    if case.unit.spec.model.source not in ("transformers", "gguf"):
+    if case.unit.spec.model.source not in ("transformers", "gguf", "meta"):
         what = "text needs the model's tokenizer, which only a transformers folder has"
         yield Problem(what=what, where=where, fix="give samples of another kind, such as python")
     path = resolve(str(spec.text), case.unit.base)

@@ -138,6 +138,10 @@ def _decoder(unit: Unit) -> Decoder:
     model = unit.spec.model
     if model.source == "gguf":
         found = decoder_of(config_of(_paths.resolve_file(model.path, unit.base, ".gguf")))
+    elif model.source == "meta":
+        from edgebake.models import _meta_params as meta
+
+        found = decoder_of(meta.configuration(meta.read(configuration(unit)), tied=False))
     else:
         found = read_config(configuration(unit))
     return found if model.layers is None else first_layers(found, model.layers)

@@ -8,7 +8,7 @@ TASKS = frozenset({"text-generation", "text-generation-with-past", "causal-lm", 
 
 
 def is_decoder(model: Model) -> bool:
-    """Whether ``model`` generates text: a transformers decoder, or a GGUF file, which holds nothing else."""
-    if model.source == "gguf":
+    """Whether ``model`` generates text: a transformers decoder, or what holds nothing else."""
+    if model.source in ("gguf", "meta"):
         return model.task is None or model.task in TASKS
     return model.source == "transformers" and (model.context is not None or model.task in TASKS)

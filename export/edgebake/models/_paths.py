@@ -19,7 +19,7 @@ PACKAGE = "pkg://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOOKS_LIKE_A_FILE = (".gguf", ".pt2", ".pt", ".pth", ".safetensors", ".bin", ".json", ".onnx")
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
-_OWN_SOURCES = ("transformers", "gguf", "exported")
+_OWN_SOURCES = ("transformers", "gguf", "exported", "meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ def fingerprint(model: Model, base: Path, file_digest: Callable[[Path], str]) ->
 def _model_files(folder: Path, model: Model) -> Iterator[tuple[str, Path]]:
     suffixes = set(_TEXTS)
     if model.weights == "trained":
-        suffixes |= {".safetensors"} | ({".bin", ".pt", ".pth"} if model.pickles else set())
+        pickles = model.pickles or model.source == "meta"
+        suffixes |= {".safetensors"} | ({".bin", ".pt", ".pth"} if pickles else set())
     if model.remote_code is not None:
         suffixes.add(".py")
     for file in sorted(folder.rglob("*")):

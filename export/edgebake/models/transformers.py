@@ -79,12 +79,19 @@ def load_folder(folder: Path, request: LoadRequest, revision: str | None) -> Loa
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model, component = request.model, request.component
+    model = request.model
     check_folder(folder, model)
     config = read_config(folder, model)
     task = canonical_task(model.task) if model.task else _infer_task(folder, config)
+    return load_network(_network(folder, model, config, _auto_class(task, config)), folder, request, task, revision)
+
+
+def load_network(
+    network: torch.nn.Module, folder: Path, request: LoadRequest, task: str, revision: str | None = None
+) -> Loaded:
+    """``network``, float32 and frozen, as a source gives it; ``folder`` has its config.json and what travels."""
+    model, component, config = request.model, request.component, network.config
     head = _pooling.read_head(folder) if task == SENTENCE else None
-    network = _network(folder, model, config, _auto_class(task, config))
     if model.context is not None:
         return _decoder(network, folder, request, model.context, facts(network, folder, model, task, revision))
     for inputs in component.all_methods.values():
