@@ -362,15 +362,23 @@ def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tup
 # --- what the compress/ and models/ files are given -----------------------------------------------------------------
 
 
+# (key, fill) -> the folder that ``fill(folder)`` has filled, now or in an earlier build.
+Keep = Callable[[str, Callable[[Path], None]], Path]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModuleRequest:
-    """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights."""
+    """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights.
+
+    ``keep``: parts of long work, so that a build which was interrupted goes on; a key names all that a part depends on.
+    """
 
     module: torch.nn.Module
     assignment: Assignment
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
     tell: Callable[[str], object] = str  # takes what reports say of it
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,12 +71,12 @@ def request_of(bench: Bench, unit: Unit) -> LoadRequest:
         component=unit.spec,
         base=unit.base,
         trust=bench.trust,
-        keep=lambda key, fill: _kept(bench.store, key, fill),
+        keep=lambda key, fill: kept(bench.store, key, fill),
     )
 
 
-def _kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
-    """A source's costly conversion, made once."""
+def kept(store: Store, key: str, fill: Callable[[Path], None]) -> Path:
+    """A source's costly conversion, or a part of a method's long work, made once."""
 
     def write(folder: Path) -> Mapping[str, Any]:
         fill(folder)

@@ -215,6 +215,18 @@ def test_the_predicted_speed_is_bytes_over_bandwidth(tmp_path: Path) -> None:
     assert nowhere["device"] is None
 
 
+def test_a_distilled_draft_is_as_large_as_its_layers(tmp_path: Path) -> None:
+    whole = {"source": "transformers", "path": "big", "task": "text-generation", "context": decoders.CONTEXT}
+    for options in ({"layers": 1}, {}):  # half of two
+        compress = {"steps": [{"method": "distill", "options": options}]}
+        text = {"text": "text.txt", "length": 32, "count": 2}
+        samples = {"calibration": {**text, "skip": 2}, "evaluation": text}
+        small, big = units(tmp_path, model=whole, compress=compress, samples=samples)
+        ours, theirs = fit.predict(small), fit.predict(big)
+        assert (ours.decoder.layers, theirs.decoder.layers) == (1, 2)
+        assert ours.size.total < theirs.size.total
+
+
 FOUND: dict[str, Any] = {
     "target": "pair/big@executorch-xnnpack#fp32",
     "prompts": 24,

@@ -140,7 +140,14 @@ def _decoder(unit: Unit) -> Decoder:
         found = decoder_of(config_of(_paths.resolve_file(model.path, unit.base, ".gguf")))
     else:
         found = read_config(configuration(unit))
-    return found if model.layers is None else first_layers(found, model.layers)
+    kept = model.layers if model.layers is not None else _distilled(unit, found)
+    return found if kept is None else first_layers(found, kept)
+
+
+def _distilled(unit: Unit, whole: Decoder) -> int | None:
+    """Layers that a step leaves of the network; half of them where it does not say."""
+    step = next((step for step in unit.spec.compress.steps if step.method == "distill"), None)
+    return None if step is None else int(step.options.get("layers") or whole.layers // 2)
 
 
 def _schemes(decoder: Decoder, scheme: str, rules: Mapping[str, str], target: Target, name: str) -> Mapping[str, str]:
