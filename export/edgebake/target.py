@@ -22,6 +22,7 @@ from edgebake.types import (
     ActsOn,
     Assignment,
     Inspection,
+    Keep,
     Loaded,
     Lowered,
     ModuleKind,
@@ -360,10 +361,6 @@ def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tup
 
 
 # --- what the compress/ and models/ files are given -----------------------------------------------------------------
-
-
-# (key, fill) -> the folder that ``fill(folder)`` has filled, now or in an earlier build.
-Keep = Callable[[str, Callable[[Path], None]], Path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,6 +151,16 @@ def test_layers_are_those_of_a_decoder_with_a_cache(tmp_path: Path) -> None:
     assert problem.fix == "give context:, or take layers: out"
 
 
+def test_a_cache_in_int8_belongs_to_a_language_model(tmp_path: Path) -> None:
+    model = {"source": "transformers", "path": "big", "task": "text-generation"}
+    given = {"inputs": {"input_ids": {"shape": [1, 8], "dtype": "int64"}}, "dims": {}, "samples": {}}
+    targets = [{"target": "executorch-xnnpack", "options": {"cache": "int8"}}]
+    problem = only(tmp_path, None, model=model, targets=targets, **given)
+    assert problem.what == "cache: int8 is how a language model keeps keys and values, and this one keeps none"
+    assert problem.fix == "take it out, or give the model task: text-generation and context:"
+    assert problem.where.endswith("options.cache")
+
+
 # --- tokenizers ---
 
 

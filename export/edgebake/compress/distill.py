@@ -30,8 +30,8 @@ from edgebake.compress import _decoder, _options
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.jsonfile import digest_of
 from edgebake.llm import decoder
-from edgebake.target import Keep, ModuleRequest, Option
-from edgebake.types import ActsOn
+from edgebake.target import ModuleRequest, Option
+from edgebake.types import ActsOn, Keep
 
 if TYPE_CHECKING:
     import torch

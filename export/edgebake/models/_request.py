@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebake.recipe import Component, Model
-from edgebake.target import Keep
+from edgebake.types import Keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from edgebake.models import _hub, _paths
 from edgebake.models import transformers as hugging_face
 from edgebake.models._request import LoadRequest
 from edgebake.recipe import Model
-from edgebake.target import Keep
-from edgebake.types import Loaded
+from edgebake.types import Keep, Loaded
 
 
 def load(request: LoadRequest) -> Loaded:
