@@ -17,13 +17,13 @@ from edgebake.assignment import assign
 from edgebake.buffers import Snapshot, untouched
 from edgebake.keys import StageKey, about, component_key, needs_calibration, stage_keys
 from edgebake.limits import parity_failed
-from edgebake.llm import companions
+from edgebake.llm import companions, decoder
 from edgebake.llm import judge as language
 from edgebake.llm.streaming import streams
 from edgebake.reference import Reference
 from edgebake.store import Entry
 from edgebake.target import METHODS, GraphRequest, LowerRequest, ModuleRequest, find_target, support_of
-from edgebake.types import Assignment, Loaded, Module, ReferenceCall, Sample, Traced
+from edgebake.types import Assignment, Loaded, Module, ReferenceCall, Sample, Traced, canonical_module_name
 from edgebake.units import Unit
 from edgebake.workbench import Bench, keeping, load, read_samples, stored
 
@@ -92,15 +92,17 @@ def trace(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Trace
             changed = _compress_modules(bench, unit, loaded, assignment, keys["trace"].key, said.append)
             traced = tracing.trace(changed)
             _save(traced, folder)
-            companions.store(loaded.companions, folder)
+            companions.store(loaded.companions, folder, decoder.shortened(loaded.methods, changed.methods))
             bench.keep(keys["trace"].key, traced)
         states = {name for method in traced.signature.methods.values() for name in method.buffers}
+        states |= _names(loaded, "buffers") - _names(changed, "buffers")
+        live, there = {m.name for m in modules}, _names(changed, "modules")
         return {
             "signature": signatures.to_json(traced.signature),
             "ops": sorted({*_ops(m for m, _ in _acting(unit, assignment, "module")), *loaded.operators}),
-            "modules": _inventory_to_json(modules),
+            "modules": _inventory_to_json(tuple(m for m in modules if m.name in there)),  # a step may drop layers
             "notes": list(dict.fromkeys(said)),
-            "float_bytes": tracing.float_bytes(loaded.methods.values(), {m.name for m in modules}, states),
+            "float_bytes": tracing.float_bytes(loaded.methods.values(), live, states),
             "facts": dict(loaded.facts),
         }
 
@@ -136,6 +138,11 @@ def _compress_modules(
         methods[name] = changed
     mapped.give_back()
     return Loaded(methods=methods, signature=loaded.signature, facts=loaded.facts)
+
+
+def _names(loaded: Loaded, of: str) -> set[str]:
+    """Names of the ``buffers`` or ``modules`` of all methods."""
+    return {canonical_module_name(name) for m in loaded.methods.values() for name, _ in getattr(m, f"named_{of}")()}
 
 
 def _feed(module: torch.nn.Module, bench: Bench, unit: Unit, loaded: Loaded, method: str) -> None:

@@ -22,6 +22,7 @@ from edgebake.types import (
     ActsOn,
     Assignment,
     Inspection,
+    Keep,
     Loaded,
     Lowered,
     ModuleKind,
@@ -375,7 +376,7 @@ class ModuleRequest:
     options: Mapping[str, Any]
     run_calibration: Callable[[torch.nn.Module], None]
     tell: Callable[[str], object] = str  # takes what reports say of it
-    keep: Callable[[str, Callable[[Path], object]], Path] | None = None
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +17,8 @@ RunnerKind = Literal["device", "executed", "simulated", "interpreted", "stand-in
 VerdictState = Literal["pass", "fail", "not measured"]
 ActsOn = Literal["module", "graph", "artifact"]
 ModuleKind = Literal["linear", "conv", "embedding"]
+# (part, fill) -> the folder that ``fill(folder)`` has filled, now or in an earlier build.
+Keep = Callable[[str, Callable[[Path], object]], Path]
 
 # A wrapper module keeps the network it wraps under this attribute, so that users' module names never show it.
 WRAPPED = "wrapped"

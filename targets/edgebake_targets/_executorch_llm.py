@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.types import Signature, Traced
 from edgebake_targets._decoders import without_caches
+from edgebake_targets._executorch_cache import in_int8
 
 if TYPE_CHECKING:
     import torch
 
 
-def with_own_operators(traced: Traced) -> Traced:
+def with_own_operators(traced: Traced, cache: str = "fp32") -> Traced:
     """``traced`` with ExecuTorch's operators in the place of ``edgebake``'s; itself where it is no decoder.
+
+    Keys and values are kept in ``cache``: fp32 or int8.
 
     Its caches are no buffers that a call begins with: a row is written before it is read, whatever was there.
     """
@@ -25,16 +28,19 @@ def with_own_operators(traced: Traced) -> Traced:
         return traced
     import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers torch.ops.llama
 
-    programs = {name: _rewritten(program) for name, program in traced.programs.items()}
+    programs = {name: _rewritten(program, cache) for name, program in traced.programs.items()}
     return Traced(programs=programs, signature=without_caches(traced.signature))
 
 
-def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def _rewritten(program: torch.export.ExportedProgram, cache: str) -> torch.export.ExportedProgram:
     """A program of its own around a graph with ExecuTorch's operators; tensors are shared."""
     import torch
     from torch.export import ExportedProgram
 
     graph = copy.deepcopy(program.graph)
+    signature, constants = program.graph_signature, program.constants
+    if cache == "int8":
+        signature, constants = in_int8(program, graph)
     for node in graph.nodes:
         if node.target is torch.ops.edgebake.update_cache.default:
             node.target = torch.ops.llama.update_cache.default
@@ -45,12 +51,12 @@ def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return ExportedProgram(
         root=program.graph_module,
         graph=graph,
-        graph_signature=program.graph_signature,
+        graph_signature=signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants=program.constants,
+        constants=constants,
         verifiers=program.verifiers,
     )
 

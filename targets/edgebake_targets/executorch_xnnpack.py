@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
-from edgebake.target import LowerRequest, Missing, Option, Support
+from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
 from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner
+from edgebake_targets._decoders import INPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -73,13 +74,26 @@ OPTIONS = (
         choices=("histogram", *_ranges.METHODS),
     ),
     _ranges.PERCENTILE,
+    Option(
+        name="cache",
+        default="fp32",
+        help="how a language model's keys and values are kept; int8 with a scale and zero point per head and token",
+        choices=("fp32", "int8"),
+    ),
 )
 
 _PACKAGES = {"torch": "torch>=2.13", "torchao": "torchao>=0.18", "executorch": "executorch>=1.4.1"}
 _PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
 
 
-refusals = _ranges.refused
+def refusals(asked: Asked) -> Iterator[Refusal]:
+    """Ranges that do not go with the schemes, and a kind of cache for what keeps none."""
+    yield from _ranges.refused(asked)
+    decodes = all({spec.name for spec in inputs} == set(INPUTS) for inputs in asked.inputs.values())
+    if asked.options["cache"] != "fp32" and not decodes:
+        what = f"cache: {asked.options['cache']} is how a language model keeps keys and values, and this one keeps none"
+        fix = "take it out, or give the model task: text-generation and context:"
+        yield Refusal(what=what, fix=fix, key="options.cache")
 
 
 def missing() -> Missing | None:
@@ -100,10 +114,10 @@ def quantizer(request: LowerRequest) -> Quantizer:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed when an assigned module's weights stayed float."""
-    if request.assignment.of("w8", "w4g32a8d"):
-        import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
+    if request.assignment.of("w8", "w4g32a8d") or request.options["cache"] == "int8":
+        import executorch.kernels.quantized  # noqa: F401  registers int8 embeddings and caches for the emitter
 
-    traced = _executorch_llm.with_own_operators(traced)
+    traced = _executorch_llm.with_own_operators(traced, str(request.options["cache"]))
     _executorch.refuse_states(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)

@@ -108,3 +108,32 @@ def test_a_draft_is_judged_beside_its_target(tmp_path: Path) -> None:
     told = baking.finish(baking.start("verify", folder, "--json"))
     reasons = {v["reason"] for v in told.results[0]["verdicts"] if v["limit"].startswith("speculative")}
     assert reasons == {f"the target's artifact is not here: {Path(big['folder']).resolve()}"}
+
+
+@pytest.mark.slow
+def test_a_draft_that_learned_from_its_target_is_held_against_it(tmp_path: Path) -> None:
+    """The whole network is the distilled one's reference: what its text agrees in is what a target would accept."""
+    place = pair(tmp_path)
+    content = yaml.safe_load(place.recipe.read_text())
+    small = content["components"]["small"]
+    small["model"] = content["components"]["big"]["model"]
+    small["samples"] = {**small["samples"], "calibration": {"text": "text.txt", "length": 16, "skip": 75, "count": 40}}
+    small["compress"] = {"steps": [{"method": "distill", "options": {"layers": 1, "steps": 30, "rate": 0.003}}]}
+    small["targets"] = [{"target": "executorch-xnnpack"}, {"target": "onnx-genai"}]
+    content["components"]["big"]["targets"] = ["executorch-xnnpack", "onnx-genai"]
+    place.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    done = place.build()
+    assert done.code == 0, done.err + done.out
+    for result in done.results[:2]:
+        found = result["measurements"]
+        assert 0.2 < found["language"]["top1"]["value"] < 1.0
+        assert found["speculative"]["identical"]["value"] == 1.0
+        notes = found["notes"]
+        assert notes[0].startswith("distill: 1 of 2 layers, 30 steps of 4 calls out of 35")
+        assert notes[1].startswith("distill: mean divergence of every 2 steps: ")
+    assert (
+        json.loads((Path(done.results[1]["folder"]) / "genai_config.json").read_text())["model"]["decoder"][
+            "num_hidden_layers"
+        ]
+        == 1
+    )

@@ -52,6 +52,19 @@ def test_the_document_adds_up(decoder_recipe: Written) -> None:
     assert judged["decode_tokens_s"]["full"] < judged["decode_tokens_s"]["empty"]
 
 
+def test_an_int8_cache_takes_a_third(decoder_recipe: Written) -> None:
+    model = {"source": "transformers", "path": "decoder", "task": "text-generation", "context": 64}
+    target = {"target": "executorch-xnnpack", "options": {"cache": "int8"}}
+    whole, small = (
+        fit.document(u, [])
+        for u in units(decoder_recipe(["executorch-xnnpack", {**target, "name": "int8"}], model=model))
+    )
+    assert whole["kv_cache"]["bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert (small["kv_cache"]["dtype"], small["kv_cache"]["bytes_per_token"]) == ("int8", 2 * 2 * 2 * (16 + 5))
+    saved = whole["device_memory"]["cache"] - small["device_memory"]["cache"]
+    assert saved == whole["device_memory"]["bytes"] - small["device_memory"]["bytes"] == 64 * 2 * 2 * 2 * (3 * 16 - 5)
+
+
 def test_rules_of_the_recipe_count(decoder_recipe: Written) -> None:
     rules = {"modules": {"*embed_tokens": "w8", "*.mlp.*": "fp32"}}
     (unit,) = units(decoder_recipe([{"target": "executorch-xnnpack", "scheme": "w4g32a8d", "compress": rules}]))

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from edgebake.llm import fit_memory
-from edgebake.llm.fit_memory import GIB, MIB, device_memory
+from edgebake.llm.fit_memory import CACHES, FLOAT, GIB, MIB, device_memory
 from edgebake.llm.fit_shape import Decoder, read_config
 from edgebake.llm.fit_size import file_size
 
@@ -33,7 +33,7 @@ def meta_scheme(decoder: Decoder) -> dict[str, str]:
 )
 def test_memory_on_a_device_is_near_what_was_published(name: str, file_mib: int, rss_mib: int) -> None:
     decoder = read_config(CONFIGS / name)
-    predicted = device_memory(decoder, file_mib * MIB, "pte", 2048, 2048).total
+    predicted = device_memory(decoder, file_mib * MIB, CACHES["pte"], 2048, 2048).total
     assert predicted == pytest.approx(rss_mib * MIB, rel=0.03)
 
 
@@ -46,24 +46,24 @@ def test_published_speeds_stay_below_the_bound_of_the_memory(name: str, scheme: 
     decoder = read_config(CONFIGS / name)
     schemes = meta_scheme(decoder) if scheme else {w.name: "fp16" for w in decoder.weights}
     size = file_size(decoder, schemes, "pte")
-    bound = fit_memory.decode_tokens_s(fit_memory.bytes_per_token(decoder, size, "pte", 64), 76.8)
+    bound = fit_memory.decode_tokens_s(fit_memory.bytes_per_token(decoder, size, CACHES["pte"], 64), 76.8)
     assert bound / 3 < published < bound
 
 
 def test_the_cache_of_llama_is_two_heads_groups_and_layers() -> None:
     decoder = read_config(CONFIGS / "llama-3.2-1b")
-    assert fit_memory.cache_bytes(decoder, 8192, 2) == 2 * 16 * 8 * 64 * 8192 * 2 == 256 * MIB
+    assert fit_memory.cache_bytes(decoder, 8192, CACHES["mlpackage"]) == 2 * 16 * 8 * 64 * 8192 * 2 == 256 * MIB
 
 
 def test_the_longest_context_is_the_last_that_fits() -> None:
     decoder = read_config(CONFIGS / "qwen3-0.6b")
     budget = 3 * GIB
-    longest = fit_memory.longest_context(decoder, GIB, "onnx", 64, budget)
+    longest = fit_memory.longest_context(decoder, GIB, FLOAT, 64, budget)
     assert 0 < longest < decoder.positions
-    assert device_memory(decoder, GIB, "onnx", longest, 64).total <= budget
-    assert device_memory(decoder, GIB, "onnx", longest + 1, 64).total > budget
-    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", 64, budget) == 0
-    assert fit_memory.longest_context(decoder, 4 * GIB, "onnx", 64, 1000 * GIB) == decoder.positions
+    assert device_memory(decoder, GIB, FLOAT, longest, 64).total <= budget
+    assert device_memory(decoder, GIB, FLOAT, longest + 1, 64).total > budget
+    assert fit_memory.longest_context(decoder, 4 * GIB, FLOAT, 64, budget) == 0
+    assert fit_memory.longest_context(decoder, 4 * GIB, FLOAT, 64, 1000 * GIB) == decoder.positions
 
 
 def test_a_tied_head_is_read_once_and_an_embedding_by_the_row() -> None:
@@ -72,7 +72,7 @@ def test_a_tied_head_is_read_once_and_an_embedding_by_the_row() -> None:
     copied = file_size(decoder, {}, "pte")
     table = 4 * 128256 * 2048
     assert copied.parts["head"].total - shared.parts["head"].total == table
-    read = [fit_memory.bytes_per_token(decoder, size, "onnx", 0) for size in (shared, copied)]
+    read = [fit_memory.bytes_per_token(decoder, size, FLOAT, 0) for size in (shared, copied)]
     assert read[1] - read[0] == 4 * 2048  # the copy's own row
 
 

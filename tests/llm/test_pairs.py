@@ -151,6 +151,16 @@ def test_layers_are_those_of_a_decoder_with_a_cache(tmp_path: Path) -> None:
     assert problem.fix == "give context:, or take layers: out"
 
 
+def test_a_cache_in_int8_belongs_to_a_language_model(tmp_path: Path) -> None:
+    model = {"source": "transformers", "path": "big", "task": "text-generation"}
+    given = {"inputs": {"input_ids": {"shape": [1, 8], "dtype": "int64"}}, "dims": {}, "samples": {}}
+    targets = [{"target": "executorch-xnnpack", "options": {"cache": "int8"}}]
+    problem = only(tmp_path, None, model=model, targets=targets, **given)
+    assert problem.what == "cache: int8 is how a language model keeps keys and values, and this one keeps none"
+    assert problem.fix == "take it out, or give the model task: text-generation and context:"
+    assert problem.where.endswith("options.cache")
+
+
 # --- tokenizers ---
 
 
@@ -213,6 +223,18 @@ def test_the_predicted_speed_is_bytes_over_bandwidth(tmp_path: Path) -> None:
     nowhere = fit_speculative.expected(small, big, 4, 3.0, None)
     assert nowhere["empty"]["speedup"] == empty["speedup"] and "tokens_per_s" not in nowhere["empty"]
     assert nowhere["device"] is None
+
+
+def test_a_distilled_draft_is_as_large_as_its_layers(tmp_path: Path) -> None:
+    whole = {"source": "transformers", "path": "big", "task": "text-generation", "context": decoders.CONTEXT}
+    for options in ({"layers": 1}, {}):  # half of two
+        compress = {"steps": [{"method": "distill", "options": options}]}
+        text = {"text": "text.txt", "length": 32, "count": 2}
+        samples = {"calibration": {**text, "skip": 2}, "evaluation": text}
+        small, big = units(tmp_path, model=whole, compress=compress, samples=samples)
+        ours, theirs = fit.predict(small), fit.predict(big)
+        assert (ours.decoder.layers, theirs.decoder.layers) == (1, 2)
+        assert ours.size.total < theirs.size.total
 
 
 FOUND: dict[str, Any] = {

@@ -38,12 +38,14 @@ def companions(folder: Path) -> dict[str, Path]:
     return found
 
 
-def store(files: Mapping[str, Path], folder: Path) -> None:
-    """Keep ``files`` in ``folder``, a stage's, for :func:`kept` and :func:`deliver`."""
+def store(files: Mapping[str, Path], folder: Path, configuration: str = "") -> None:
+    """Keep ``files`` in ``folder``, a stage's, for :func:`kept`, :func:`deliver`; ``configuration`` replaces theirs."""
     if files:
         (folder / _KEPT).mkdir()
     for name, path in files.items():
         shutil.copyfile(path, folder / _KEPT / name)
+    if configuration and CONFIG in files:
+        (folder / _KEPT / CONFIG).write_text(configuration, "utf-8")
 
 
 def kept(stored: Path) -> Path | None:

@@ -56,7 +56,7 @@ def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
     return network
 
 
-def first_layers(network: torch.nn.Module, count: int) -> torch.nn.Module:
+def first_layers(network: torch.nn.Module, count: int, where: str = "model.layers") -> torch.nn.Module:
     """``network`` with its first ``count`` layers alone, under its own norm and head; changed in place.
 
     RecipeError where it has no more than ``count``, or its layers are not in one list.
@@ -69,12 +69,31 @@ def first_layers(network: torch.nn.Module, count: int) -> torch.nn.Module:
     if count >= total or len(lists) != 1:
         what = f"the model has {total} layers" if count >= total else f"{type(network).__name__} has no list of layers"
         fix = f"give layers: {total - 1} or fewer" if count >= total else "take layers: out"
-        raise RecipeError(f"{what}: its first {count} cannot be taken", where="model.layers", fix=fix)
+        raise RecipeError(f"{what}: its first {count} cannot be taken", where=where, fix=fix)
     del lists[0][count:]
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:count]
     return network
+
+
+def shortened(before: Mapping[str, torch.nn.Module], after: Mapping[str, torch.nn.Module]) -> str:
+    """The configuration of the networks ``after`` where they have fewer layers than ``before``; "" otherwise."""
+    found = [next((n for m in side.values() if (n := configured(m)) is not None), None) for side in (before, after)]
+    if None in found or depth(found[0]) == depth(found[1]):
+        return ""
+    network: Any = found[1]
+    return str(network.config.to_json_string(use_diff=False))
+
+
+def configured(module: torch.nn.Module) -> Any:
+    """The outermost network of transformers in ``module``; None without one."""
+    return next((m for m in module.modules() if hasattr(getattr(m, "config", None), "get_text_config")), None)
+
+
+def depth(network: Any) -> int | None:
+    """Decoder layers of what :func:`configured` gave; None where its configuration does not count them."""
+    return getattr(network.config.get_text_config(), "num_hidden_layers", None)
 
 
 def call(network: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from edgebake.devices import Device
 from edgebake.errors import EdgebakeError, Problem
 from edgebake.llm import fit_memory
 from edgebake.llm.fit_gguf import config_of
-from edgebake.llm.fit_memory import CACHE_DTYPES, CONTEXTS, GIB
+from edgebake.llm.fit_memory import CACHES, CONTEXTS, GIB, Cache
 from edgebake.llm.fit_shape import CONFIG, Decoder, decoder_of, first_layers, read_config
 from edgebake.llm.fit_size import FORMATS, FileSize, file_size
 from edgebake.llm.streaming import streams
@@ -57,12 +57,13 @@ class Predicted:
     size: FileSize
     context: int
     prompt: int  # tokens that one call reads at most
+    cache: Cache
     streamed: bool  # lowered from its files, not from a loaded network
 
     @property
     def memory(self) -> fit_memory.DeviceMemory:
         """On a device, at the recipe's context."""
-        return fit_memory.device_memory(self.decoder, self.size.total, self.format, self.context, self.prompt)
+        return fit_memory.device_memory(self.decoder, self.size.total, self.cache, self.context, self.prompt)
 
     @property
     def float_peak_bytes(self) -> int:
@@ -99,6 +100,7 @@ def predict(unit: Unit) -> Predicted:
         size=file_size(decoder, schemes, holds),
         context=context,
         prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
+        cache=CACHES.get(f"{target.FORMAT} {unit.options.get('cache')}", CACHES[target.FORMAT]),
         streamed=streams(unit),
     )
 
@@ -144,7 +146,14 @@ def _decoder(unit: Unit) -> Decoder:
         found = decoder_of(meta.configuration(meta.read(configuration(unit)), tied=False))
     else:
         found = read_config(configuration(unit))
-    return found if model.layers is None else first_layers(found, model.layers)
+    kept = model.layers if model.layers is not None else _distilled(unit, found)
+    return found if kept is None else first_layers(found, kept)
+
+
+def _distilled(unit: Unit, whole: Decoder) -> int | None:
+    """Layers that a step leaves of the network; half of them where it does not say."""
+    step = next((step for step in unit.spec.compress.steps if step.method == "distill"), None)
+    return None if step is None else int(step.options.get("layers") or whole.layers // 2)
 
 
 def _schemes(decoder: Decoder, scheme: str, rules: Mapping[str, str], target: Target, name: str) -> Mapping[str, str]:
@@ -215,7 +224,7 @@ def judge(unit: Unit, predicted: Predicted, device: Device) -> Judged:
         return Judged(device=device.name, verdict="unknown", why=why, decode_tokens_s=speed)
     budget = int(ram * GIB * fit_memory.USABLE[device.platform])
     context = fit_memory.longest_context(
-        predicted.decoder, predicted.size.total, predicted.format, predicted.prompt, budget
+        predicted.decoder, predicted.size.total, predicted.cache, predicted.prompt, budget
     )
     verdict: Verdict = "fits" if context >= predicted.context else "fits with less context"
     verdict = "does not fit" if context < min(LEAST_CONTEXT, predicted.context) else verdict
@@ -234,7 +243,7 @@ def _speed(predicted: Predicted, bandwidth: float) -> dict[str, float]:
     """Upper bounds by how full the cache is."""
     ends = {"empty": 0, "full": predicted.context}
     read = {
-        name: fit_memory.bytes_per_token(predicted.decoder, predicted.size, predicted.format, tokens)
+        name: fit_memory.bytes_per_token(predicted.decoder, predicted.size, predicted.cache, tokens)
         for name, tokens in ends.items()
     }
     return {name: fit_memory.decode_tokens_s(size, bandwidth) for name, size in read.items()}
@@ -269,7 +278,7 @@ def _fewer_bits(unit: Unit, predicted: Predicted, budget: int) -> list[tuple[str
         schemes = _schemes(decoder, scheme.name, unit.spec.compress.modules, target, unit.target)
         size = file_size(decoder, schemes, predicted.holds).total
         found.append(
-            (scheme.name, fit_memory.longest_context(decoder, size, predicted.format, predicted.prompt, budget))
+            (scheme.name, fit_memory.longest_context(decoder, size, predicted.cache, predicted.prompt, budget))
         )
     return found
 
@@ -289,7 +298,6 @@ def document(unit: Unit, on: Sequence[Device]) -> dict[str, Any]:
     except EdgebakeError as error:
         return {"unknown": error.problems[0].what, "fix": error.problems[0].fix}
     decoder, size, memory = predicted.decoder, predicted.size, predicted.memory
-    dtype, width = CACHE_DTYPES[predicted.format]
     contexts = sorted({*(c for c in CONTEXTS if c <= decoder.positions), predicted.context})
     return {
         "kind": "predicted",
@@ -304,9 +312,9 @@ def document(unit: Unit, on: Sequence[Device]) -> dict[str, Any]:
             "program": size.program,
         },
         "kv_cache": {
-            "dtype": dtype,
-            "bytes_per_token": fit_memory.cache_bytes(decoder, 1, width),
-            "bytes_by_context": {str(c): fit_memory.cache_bytes(decoder, c, width) for c in contexts},
+            "dtype": predicted.cache.dtype,
+            "bytes_per_token": fit_memory.cache_bytes(decoder, 1, predicted.cache),
+            "bytes_by_context": {str(c): fit_memory.cache_bytes(decoder, c, predicted.cache) for c in contexts},
         },
         "device_memory": {**asdict(memory), "bytes": memory.total},
         "export": _export(predicted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgebake.llm.fit_shape import Decoder
 from edgebake.llm.fit_size import FileSize
@@ -12,13 +13,24 @@ from edgebake.llm.fit_size import FileSize
 MIB, GIB = 1 << 20, 1 << 30
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
-# Bytes of a number in the cache and in activations: XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML
-# keeps states in float16.
-CACHE_DTYPES: Mapping[str, tuple[str, int]] = {
-    "pte": ("float32", 4),
-    "onnx": ("float32", 4),
-    "mlpackage": ("float16", 2),
+
+class Cache(NamedTuple):
+    """How keys and values are kept: bytes of a number, and bytes beside the numbers of a head of a token."""
+
+    dtype: str
+    width: int
+    beside: int = 0
+
+
+# XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML keeps states in float16. ExecuTorch's int8 cache
+# has a float32 scale and an int8 zero point for each head of a token.
+CACHES: Mapping[str, Cache] = {
+    "pte": Cache("float32", 4),
+    "pte int8": Cache("int8", 1, beside=5),
+    "onnx": Cache("float32", 4),
+    "mlpackage": Cache("float16", 2),
 }
+FLOAT = CACHES["onnx"]
 
 # What a process holds beside weights, cache and activations: the runtime's code, the tokenizer, buffers of kernels.
 # Fitted to the resident memory that Meta published for Llama 3.2 1B and 3B, bf16 and SpinQuant, run by ExecuTorch on a
@@ -46,12 +58,12 @@ class DeviceMemory:
         return self.weights + self.cache + self.activations + self.runtime
 
 
-def cache_bytes(decoder: Decoder, context: int, width: int) -> int:
-    """Keys and values of ``context`` tokens: 2 · layers · heads of the cache · head width · bytes of a number.
+def cache_bytes(decoder: Decoder, context: int, cache: Cache) -> int:
+    """Keys and values of ``context`` tokens: 2 · layers · heads of the cache · (head width · bytes of one + beside).
 
     Shazeer 2019, "Fast Transformer Decoding", section 2.4, with the heads of grouped-query attention (Ainslie 2023).
     """
-    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * context * width
+    return 2 * decoder.layers * decoder.kv_heads * (decoder.head_dim * cache.width + cache.beside) * context
 
 
 def activation_bytes(decoder: Decoder, tokens: int) -> int:
@@ -66,22 +78,22 @@ def activation_bytes(decoder: Decoder, tokens: int) -> int:
     return 4 * (tokens * (widest + 2 * decoder.hidden) + decoder.vocabulary)
 
 
-def device_memory(decoder: Decoder, file_bytes: int, format_: str, context: int, prompt: int) -> DeviceMemory:
+def device_memory(decoder: Decoder, file_bytes: int, cache: Cache, context: int, prompt: int) -> DeviceMemory:
     """Of an artifact of ``file_bytes`` with ``context`` tokens of cache that reads ``prompt`` tokens in one call."""
     return DeviceMemory(
         weights=file_bytes,
-        cache=cache_bytes(decoder, context, CACHE_DTYPES[format_][1]),
+        cache=cache_bytes(decoder, context, cache),
         activations=activation_bytes(decoder, prompt),
     )
 
 
-def longest_context(decoder: Decoder, file_bytes: int, format_: str, prompt: int, budget: int) -> int:
+def longest_context(decoder: Decoder, file_bytes: int, cache: Cache, prompt: int, budget: int) -> int:
     """The most tokens of context with which the artifact stays within ``budget`` bytes; 0 when it never does."""
-    empty = device_memory(decoder, file_bytes, format_, 0, prompt).total
-    return max(0, min(decoder.positions, (budget - empty) // cache_bytes(decoder, 1, CACHE_DTYPES[format_][1])))
+    empty = device_memory(decoder, file_bytes, cache, 0, prompt).total
+    return max(0, min(decoder.positions, (budget - empty) // cache_bytes(decoder, 1, cache)))
 
 
-def bytes_per_token(decoder: Decoder, size: FileSize, format_: str, context: int) -> int:
+def bytes_per_token(decoder: Decoder, size: FileSize, cache: Cache, context: int) -> int:
     """What decoding one token reads: every weight once, one row of the embedding, the cache of ``context`` tokens.
 
     The head's weights are read in full; where they are the embedding's own copy, that copy is.
@@ -90,7 +102,7 @@ def bytes_per_token(decoder: Decoder, size: FileSize, format_: str, context: int
     row = embedding // decoder.vocabulary
     shared = decoder.tied and size.parts["head"].total == 0
     read = sum(part.total for part in size.parts.values()) - (0 if shared else embedding - row)
-    return read + cache_bytes(decoder, context, CACHE_DTYPES[format_][1])
+    return read + cache_bytes(decoder, context, cache)
 
 
 def decode_tokens_s(bytes_read: int, bandwidth_gb_s: float) -> float:
@@ -156,7 +168,7 @@ def float_peak_bytes(decoder: Decoder, context: int, run_peak: int) -> int:
     that runs the artifact alone.
     """
     weights = 4 * decoder.parameters
-    return max(TRACE.base + round(1.5 * weights), weights + run_peak) + cache_bytes(decoder, context, 4)
+    return max(TRACE.base + round(1.5 * weights), weights + run_peak) + cache_bytes(decoder, context, FLOAT)
 
 
 def export_disk_bytes(decoder: Decoder, file_bytes: int, *, traced: bool = True) -> int:

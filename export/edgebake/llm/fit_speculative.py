@@ -27,7 +27,7 @@ def expected(
     found: dict[str, Any] = {"kind": "predicted", "device": device["name"] if device else None, "reason": ""}
     bandwidth = device.get("bandwidth_gb_s") if device else None
     for name, context in (("empty", 0), ("full", min(ours.context, theirs.context))):
-        read, more = (fit_memory.bytes_per_token(p.decoder, p.size, p.format, context) for p in (theirs, ours))
+        read, more = (fit_memory.bytes_per_token(p.decoder, p.size, p.cache, context) for p in (theirs, ours))
         step = read + tokens * more
         found[name] = {"target_bytes": read, "draft_bytes": more, "speedup": per_step * read / step}
         if bandwidth is not None:

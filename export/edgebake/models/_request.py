@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgebake.recipe import Component, Model
-
-# keep(key, fill) -> the folder kept under ``key``; ``fill(folder)`` writes it when there is none yet.
-Keep = Callable[[str, Callable[[Path], None]], Path]
+from edgebake.types import Keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from edgebake.errors import RecipeError
 from edgebake.models import _hub, _paths
 from edgebake.models import transformers as hugging_face
-from edgebake.models._request import Keep, LoadRequest
+from edgebake.models._request import LoadRequest
 from edgebake.recipe import Model
-from edgebake.types import Loaded
+from edgebake.types import Keep, Loaded
 
 
 def load(request: LoadRequest) -> Loaded:

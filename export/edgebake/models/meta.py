@@ -25,9 +25,9 @@ from edgebake.llm.companions import FILES
 from edgebake.models import _hub, _low_rank, _meta_params, _meta_tensors, _meta_words, _paths
 from edgebake.models import transformers as hugging_face
 from edgebake.models._meta_params import Params
-from edgebake.models._request import Keep, LoadRequest
+from edgebake.models._request import LoadRequest
 from edgebake.recipe import Model
-from edgebake.types import Loaded
+from edgebake.types import Keep, Loaded
 
 if TYPE_CHECKING:
     import torch
