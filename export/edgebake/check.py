@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgebake.checks import decoders, inputs, limits, models, samples, speculative, targets, whole
+from edgebake.checks import decoder_folders, decoders, inputs, limits, models, samples, speculative, targets, whole
 from edgebake.checks.case import Case
 from edgebake.errors import Problem, RecipeError
 from edgebake.recipe_files import RecipeFile
@@ -43,6 +43,7 @@ def _problems(case: Case, trust: bool) -> Iterator[Problem]:
     yield from models.problems(case, trust)
     yield from inputs.problems(case)
     yield from decoders.problems(case)
+    yield from decoder_folders.problems(case)
     yield from samples.problems(case)
     yield from limits.problems(case)
 

@@ -120,7 +120,7 @@ class Asked:
     ``module_schemes`` are those of ``compress.modules``. ``device`` is its profile's row with ``name``, None without
     one. ``inputs`` by method; empty where the model tells them. ``varying`` names the dimensions of more than one size,
     ``sizes`` those with a list of them. ``channels``: how many images are normalised by, None without image samples.
-    ``widths``: of a decoder whose configuration is here, scheme and input width by module.
+    ``widths``: of a decoder whose configuration is here, scheme and input width by module; ``config``: its config.json.
     """
 
     scheme: str
@@ -132,13 +132,14 @@ class Asked:
     channels: int | None
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
     """What a target cannot do of what is :class:`Asked`.
 
-    ``key``: where that is written: ``device``, ``dims``, ``scheme``, ``modules``, ``options.<name>`` or
+    ``key``: where that is written: ``device``, ``dims``, ``model``, ``scheme``, ``modules``, ``options.<name>`` or
     ``inputs.<method>.<name>``; empty for the rule itself.
     """
 

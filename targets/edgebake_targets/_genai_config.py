@@ -52,8 +52,12 @@ class Spec:
 
 
 def read_spec(folder: Path) -> Spec:
-    """Of ``folder``/config.json; RecipeError for families and rotary embeddings that the graph has no nodes for."""
-    raw = json.loads((folder / "config.json").read_text("utf-8"))
+    """Of ``folder``/config.json; RecipeError as of :func:`spec_of`."""
+    return spec_of(json.loads((folder / "config.json").read_text("utf-8")))
+
+
+def spec_of(raw: Mapping[str, Any]) -> Spec:
+    """Of a parsed config.json; RecipeError for families and rotary embeddings that the graph has no nodes for."""
     family = raw.get("model_type")
     if family not in FAMILIES:
         what = f"there is no onnxruntime-genai graph for {family!r} models"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from edgebake.errors import StageFailed
+from edgebake.errors import RecipeError, StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Delegation, Lowered, Signature, Streamed, Tensors, Traced, UnitWork
 from edgebake_targets import _decoders
@@ -82,7 +82,19 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
         if tuple(taken.name for taken in inputs) != _decoders.INPUTS:
             yield _NO_DECODER
             return
+    yield from _family(asked)
     yield from _widths(asked)
+
+
+def _family(asked: Asked) -> Iterator[Refusal]:
+    """What the graph has no nodes for; nothing where config.json is not here."""
+    from edgebake_targets._genai_config import spec_of
+
+    try:
+        if asked.config:
+            spec_of(asked.config)
+    except RecipeError as error:
+        yield from (Refusal(what=problem.what, fix=problem.fix, key="model") for problem in error.problems)
 
 
 def _widths(asked: Asked) -> Iterator[Refusal]:

@@ -9,7 +9,7 @@ import torch
 
 import outlier_decoders as decoders
 from edgebake.buffers import Snapshot
-from edgebake.compress import _decoder, awq, gptq, qat, rotate, spinquant
+from edgebake.compress import _decoder, awq, gptq, qat, rotate, smooth, spinquant
 from edgebake.llm import decoder
 
 
@@ -55,10 +55,10 @@ def test_only_calls_on_empty_caches_are_taken_by_themselves() -> None:
 def test_every_step_works_and_the_caches_are_as_they_were() -> None:
     plain = cached()
     wanted = last(copy.deepcopy(plain))
-    for method, least in ((rotate, 100), (spinquant, 100), (awq, 100), (gptq, 12), (qat, 8)):
+    for method, least in ((rotate, 100), (spinquant, 100), (awq, 100), (smooth, 100), (gptq, 12), (qat, 8)):
         module = copy.deepcopy(plain)
         options = {"steps": 2} if method in (spinquant, qat) else {}
-        request = decoders.request(module, decoders.linears(module, "w4"), **options)
+        request = decoders.request(module, decoders.linears(module, "w8a8d" if method is smooth else "w4"), **options)
         made = method.apply(replace(request, run_calibration=run))
         assert not any(buffer.any() for name, buffer in made.named_buffers() if name.endswith(decoder.CACHES))
         assert _decoder.decibels(wanted, last(made)) > least

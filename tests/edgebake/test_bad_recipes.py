@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import decoders
 from edgebake import recipe_yaml
 from edgebake.check import check
 from edgebake.errors import RecipeError
@@ -71,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (base / name).mkdir()
         for file in files:
-            (base / name / file).touch()
+            (base / name / file).write_bytes(decoders.NO_WEIGHTS if file.endswith(".safetensors") else b"")
     (base / "escaping" / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../../secret"}}')
     (base / "lines.txt").write_text("".join(f"line {n}\n" for n in range(700)))
     (base / "net.py").write_text("def make():\n    pass\ndef samples(request):\n    return []\n")

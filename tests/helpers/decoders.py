@@ -23,6 +23,7 @@ SIZES = {
     "eos_token_id": EOS,
 }
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensors
 INPUTS = {"tokens": {"shape": [1, "seq"], "dtype": "int64"}, "input_pos": {"shape": [1], "dtype": "int64"}}
 
 

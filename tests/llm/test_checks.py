@@ -18,7 +18,8 @@ from edgebake.recipe_yaml import read
 
 def problems(folder: Path, config: Mapping[str, Any] | None = None, **more: Any) -> list[Problem]:
     (folder / "config.json").write_text(json.dumps(config or {}))
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(decoders.NO_WEIGHTS)
+    decoders.save_tokenizer(folder)
     (folder / "text.txt").write_text("some text\n")
     content = {"name": "decoder", **decoders.component(Path()), "targets": ["executorch-xnnpack"], **more}
     path = folder / "decoder.yaml"

@@ -33,7 +33,7 @@ PAIR = {"target": "big", "draft": "small"}
 def save(folder: Path, letters: int = decoders.WORDS - 3) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SIZES))
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(decoders.NO_WEIGHTS)
     decoders.save_tokenizer(folder, letters=letters)
 
 

@@ -12,6 +12,7 @@ from edgebake.errors import EdgebakeError, Problem
 from edgebake.llm.tasks import TASKS
 from edgebake.models import _paths
 from edgebake.models._index import check_index
+from edgebake.models._safetensors import check_whole
 from edgebake.recipe import Model
 from edgebake.target import MODELS
 from edgebake.wording import did_you_mean, said
@@ -72,9 +73,11 @@ def _transformers(case: Case, model: Model, _trust: bool) -> Iterator[Problem]:
 
 
 def _weights(case: Case, model: Model, folder: Path) -> Iterator[Problem]:
-    if model.weights == "random" or any(folder.glob("*.safetensors")):
+    if model.weights == "random":
         return
-    if not any(folder.glob("*.bin")):
+    if any(folder.glob("*.safetensors")):
+        check_whole(folder)
+    elif not any(folder.glob("*.bin")):
         what, fix = f"{said(model.path)} has no *.safetensors", "copy the weights, too, or set weights: random"
         yield Problem(what=what, where=case.where("model", "path"), fix=fix)
     elif not model.pickles:

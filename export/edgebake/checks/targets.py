@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -12,6 +13,7 @@ from edgebake.checks.case import Case, moved
 from edgebake.compress import _options as step_options
 from edgebake.devices import Device
 from edgebake.errors import EdgebakeError, Problem, RecipeError
+from edgebake.llm.companions import CONFIG
 from edgebake.llm.tasks import is_decoder
 from edgebake.scheme import shown
 from edgebake.target import (
@@ -176,6 +178,7 @@ def _place(case: Case, section: str, *names: str) -> str:
     places = {
         "device": case.where_rule("device"),
         "dims": case.where("dims"),
+        "model": case.where("model", "path"),
         "scheme": case.where("compress", "scheme"),
         "modules": case.where("compress", "modules"),
     }
@@ -202,6 +205,7 @@ def _asked(case: Case, target: Target) -> Asked:
         channels=len(pixels.mean) if pixels is not None else None,
         sizes={name: dim.sizes for name, dim in spec.dims.items() if dim.sizes},
         widths=_widths(case) if getattr(target, "STREAMS", False) else {},
+        config=_config(case) if getattr(target, "STREAMS", False) else {},
     )
 
 
@@ -215,6 +219,19 @@ def _widths(case: Case) -> Mapping[str, tuple[str, int]]:
         return fit.widths(case.unit)
     except EdgebakeError:
         return {}
+
+
+def _config(case: Case) -> Mapping[str, Any]:
+    """As :func:`_widths`, of config.json itself."""
+    if not is_decoder(case.unit.spec.model):
+        return {}
+    from edgebake.llm import fit
+
+    try:
+        found = json.loads((fit.configuration(case.unit) / CONFIG).read_text("utf-8"))
+    except (EdgebakeError, OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _misfit(option: Option, value: Any) -> str:

@@ -7,17 +7,15 @@ published code. ``s_X`` is the root mean square of a channel over calibration in
 the error follows from ``E[x x^T]`` alone: ``tr(E X X^T E^T)``. Their clipping of weights is left out: gptq.py chooses
 scales.
 
-Where factors can go: the weight of a normalisation (q, k, v; gate, up), rows of ``v_proj`` (o; one factor for the
-query heads that share a row) and of ``up_proj`` (down). Exact in real arithmetic; what float32 makes of it is told.
+Where factors can go: ``edgebake.compress._channels``. Exact in real arithmetic; what float32 makes of it is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgebake.compress import _blocks, _decoder, _options, _rounding
+from edgebake.compress import _blocks, _channels, _decoder, _options, _rounding
 from edgebake.errors import RecipeError
 from edgebake.scheme import Scheme
 from edgebake.target import ModuleRequest, Option
@@ -30,19 +28,10 @@ ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
 SOURCES = (
-    *(f"edgebake.compress.{name}" for name in ("_blocks", "_decoder", "_options", "_rounding")),
+    *(f"edgebake.compress.{name}" for name in ("_blocks", "_channels", "_decoder", "_options", "_rounding")),
     "edgebake.lattice",
 )
 OPTIONS = (Option(name="grid", default=20, help="how many exponents of the activations' size are tried"),)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Linear layers with one input, and what writes it: a normalisation or a linear layer."""
-
-    before: torch.nn.Module
-    linears: tuple[torch.nn.Linear, ...]
-    head: int = 0  # of an attention head whose values several query heads share; 0: rows and columns are one to one
 
 
 @dataclass
@@ -61,7 +50,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
     decoder = _decoder.decoder_of(request.module, "awq")
     names = {id(part): canonical_module_name(path) for path, part in request.module.named_modules()}
     schemes = {name: scheme for name, (_, scheme) in chosen.items()}
-    groups = [g for g in _groups(decoder) if any(names[id(linear)] in schemes for linear in g.linears)]
+    groups = [g for g in _channels.groups(decoder) if any(names[id(linear)] in schemes for linear in g.linears)]
     if not groups:
         raise RecipeError(
             "awq: no linear layer of the decoder gets integer weights with float or grouped dynamic activations",
@@ -88,20 +77,12 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
     return request.module
 
 
-def _inside(layer: torch.nn.Linear, groups: list[_Group]) -> bool:
+def _inside(layer: torch.nn.Linear, groups: list[_channels.Group]) -> bool:
     return any(layer is linear for group in groups for linear in group.linears)
 
 
-def _groups(decoder: _decoder.Decoder) -> Iterator[_Group]:
-    for layer in decoder.layers:
-        yield _Group(layer.attention_norm, (layer.q, layer.k, layer.v))
-        yield _Group(layer.v, (layer.o,), head=layer.head)
-        yield _Group(layer.mlp_norm, (layer.gate, layer.up))
-        yield _Group(layer.up, (layer.down,))
-
-
 def _scale(
-    group: _Group, linears: list[tuple[torch.nn.Linear, Scheme]], moment: torch.Tensor, grid: int, total: _Sum
+    group: _channels.Group, linears: list[tuple[torch.nn.Linear, Scheme]], moment: torch.Tensor, grid: int, total: _Sum
 ) -> None:
     """Find the factors of ``group`` and put them into its weights."""
     import torch
@@ -122,24 +103,10 @@ def _scale(
         if lost < least:
             best, least = factor, lost
     total.plain, total.now, total.groups = total.plain + plain, total.now + least, total.groups + 1
-    for linear in group.linears:
-        _decoder.put(linear, "weight", linear.weight.detach() * best)
-    _divide(group, best)
+    _channels.multiply(group, best)
 
 
-def _shared(size: torch.Tensor, group: _Group) -> torch.Tensor:
+def _shared(size: torch.Tensor, group: _channels.Group) -> torch.Tensor:
     """Root mean square over the query heads that read the same row of v, for each of their columns of o."""
-    rows = int(group.before.get_parameter("weight").shape[0])
-    apart = size.square().reshape(rows // group.head, -1, group.head)  # (key-value heads, queries of each, head)
+    apart = _channels.apart(size.square(), group)
     return apart.mean(1, keepdim=True).expand_as(apart).reshape(-1).sqrt()
-
-
-def _divide(group: _Group, factor: torch.Tensor) -> None:
-    before = group.before
-    weight = before.get_parameter("weight").detach()
-    if group.head:
-        factor = factor.reshape(len(weight) // group.head, -1, group.head)[:, 0].reshape(-1)
-    _decoder.put(before, "weight", weight / (factor if weight.ndim == 1 else factor[:, None]))
-    bias = getattr(before, "bias", None)
-    if bias is not None:
-        _decoder.put(before, "bias", bias.detach() / factor)

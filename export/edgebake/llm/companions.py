@@ -68,16 +68,34 @@ def language(folder: Path, config: Any, context: int) -> Language:
     """
     words = int(config.get_text_config().vocab_size)
     ids = _token_ids(folder / TOKENIZER)
-    if max(ids.values(), default=-1) >= words:
-        token, number = max(ids.items(), key=lambda pair: pair[1])
+    refuse_other_words(*max(ids.items(), key=lambda pair: pair[1], default=("", -1)), words)
+    bos, stated = ends(folder, config)
+    stop = _stop(folder, stated, ids)
+    refuse_other_ends((bos, stop), words)
+    _refuse_template(folder)
+    return Language(context=context, vocabulary=words, bos=bos, stop=stop)
+
+
+def refuse_other_words(token: str, number: int, words: int) -> None:
+    """RecipeError where ``token``, of all with the largest ``number``, is none of the network's ``words``."""
+    if number >= words:
         raise RecipeError(
             f"the tokenizer gives {token!r} the number {number}, and the network knows {words} tokens",
             where="model.path",
             fix="put the tokenizer there that the network was trained with",
         )
+
+
+def ends(folder: Path, config: Any) -> tuple[int | None, tuple[int, ...]]:
+    """Tokens that begin and end a text: by the generation defaults in ``folder``, else by ``config``."""
     generation = _json(folder / "generation_config.json")
     bos = _first(generation.get("bos_token_id"), getattr(config, "bos_token_id", None))
-    stop = _stop(folder, generation, config, ids)
+    return bos, tuple(_numbers(generation.get("eos_token_id") or getattr(config, "eos_token_id", None)))
+
+
+def refuse_other_ends(found: tuple[int | None, tuple[int, ...]], words: int) -> None:
+    """RecipeError where one of :func:`ends` is none of the network's ``words``."""
+    bos, stop = found
     wrong = [number for number in (*stop, *([] if bos is None else [bos])) if not 0 <= number < words]
     if wrong:
         raise RecipeError(
@@ -85,15 +103,13 @@ def language(folder: Path, config: Any, context: int) -> Language:
             where="model.path",
             fix="correct bos_token_id and eos_token_id in generation_config.json",
         )
-    _refuse_template(folder)
-    return Language(context=context, vocabulary=words, bos=bos, stop=stop)
 
 
-def _stop(folder: Path, generation: Mapping[str, Any], config: Any, ids: Mapping[str, int]) -> tuple[int, ...]:
-    """Tokens that end a text: those of the generation defaults, of the configuration, and the tokenizer's own."""
+def _stop(folder: Path, stated: tuple[int, ...], ids: Mapping[str, int]) -> tuple[int, ...]:
+    """``stated``, and the token that the tokenizer itself ends a text with."""
     named = _json(folder / "tokenizer_config.json").get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
-    found = [*_numbers(generation.get("eos_token_id") or getattr(config, "eos_token_id", None))]
+    found = [*stated]
     if isinstance(named, str) and named in ids:
         found.append(ids[named])
     if not found:
@@ -114,7 +130,14 @@ def _first(*values: Any) -> int | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        what = f"{path.name} cannot be read: {error}"
+        raise RecipeError(what, where="model.path", fix="correct it, or copy the model again") from None
+    if not isinstance(found, dict):
+        what = f"{path.name} holds no mapping"
+        raise RecipeError(what, where="model.path", fix="correct it, or copy the model again")
     return found
 
 

@@ -18,7 +18,7 @@ def differences(draft: Path, target: Path) -> Iterator[str]:
 
     Numbers that one side lacks at the end are padding, and no difference. RecipeError for what is no tokenizer.json.
     """
-    ours, theirs = _tokens(draft), _tokens(target)
+    ours, theirs = tokens(draft), tokens(target)
     shared = range(min(max(ours, default=-1), max(theirs, default=-1)) + 1)
     for number in shared:
         left, right = ours.get(number), theirs.get(number)
@@ -36,8 +36,8 @@ def _named(token: tuple[str, bool] | None) -> str:
     return "none" if token is None else said(token[0])
 
 
-def _tokens(path: Path) -> dict[int, tuple[str, bool]]:
-    """Number -> (token, is it special) of all that ``path`` knows."""
+def tokens(path: Path) -> dict[int, tuple[str, bool]]:
+    """Number -> (token, is it special) of all that ``path``, a tokenizer.json, knows; RecipeError where it is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
         words = content["model"]["vocab"]

@@ -21,6 +21,7 @@ from edgebake.models import _hub, _masks, _paths, _pooling, _shared
 from edgebake.models._index import check_index
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
+from edgebake.models._safetensors import check_whole
 from edgebake.recipe import Component, Model
 from edgebake.types import Described, Loaded, Tensors
 
@@ -222,7 +223,10 @@ def check_folder(folder: Path, model: Model) -> None:
             where="model.remote_code",
             fix="repeat model.path there, to say whose code may run",
         )
-    if model.weights == "random" or any(folder.glob("*.safetensors")):
+    if model.weights == "random":
+        return
+    if any(folder.glob("*.safetensors")):
+        check_whole(folder)
         return
     pickled = any(folder.glob("*.bin"))
     if not pickled:
@@ -286,7 +290,7 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
             f"the checkpoint has no fitting weights for {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
             f"of {type(network).__name__}",
             where="model.task",
-            fix=f"choose the task it was trained for (config.json says {config.architectures})",
+            fix=f"choose the task it was trained for (config.json: {config.architectures}), or copy the model again",
         )
     return _shared.freeze(network)
 
