@@ -58,9 +58,9 @@ def clear(tensor: torch.Tensor) -> None:
     import torch
 
     size = tensor.numel() * tensor.element_size()
-    whole = type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
-    own = whole and not tensor.is_shared() and not tensor.requires_grad and tensor.data_ptr() not in _MAPS
-    if not own or sys.platform != "linux" or size < _WEIGHT:
+    plain = type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
+    shared = plain and (tensor.data_ptr() in _MAPS or tensor.is_shared())  # type: ignore[no-untyped-call]
+    if not plain or shared or tensor.requires_grad or sys.platform != "linux" or size < _WEIGHT:
         tensor.zero_()
         return
     flat = tensor.view(-1).view(torch.uint8)

@@ -62,8 +62,10 @@ def needed_only() -> Iterator[None]:
 
     class Needed(manager):  # type: ignore[misc, valid-type]
         def transform(self) -> ExportedProgram:
-            program = self.exported_program
-            return program if unchanged(program) else super().transform()
+            program: ExportedProgram = (
+                self.exported_program if unchanged(self.exported_program) else super().transform()
+            )
+            return program
 
     preprocess.XNNPACKPassManager, lowered.legalize_graph = Needed, sort_in_place
     try:
@@ -85,7 +87,8 @@ def unchanged(program: ExportedProgram) -> bool:
 
 def _long(node: torch.fx.Node) -> bool:
     """Whether ``node`` joins more tensors than XNNPACK's operator takes."""
-    return node.op == "call_function" and op_name(node) == "aten.cat" and len(node.args[0]) > _JOINED
+    given: Any = node.args
+    return node.op == "call_function" and op_name(node) == "aten.cat" and len(given[0]) > _JOINED
 
 
 def _channels_last(node: torch.fx.Node) -> bool:
