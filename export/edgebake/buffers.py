@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgebake.mapped import clear
 from edgebake.types import canonical_module_name
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Snapshot:
                 if each.changed():
                     if each.tensor.requires_grad:  # written with gradients on, it is part of their graph
                         each.tensor.detach_()
-                    each.tensor.zero_() if each.value is None else each.tensor.copy_(each.value)
+                    clear(each.tensor) if each.value is None else each.tensor.copy_(each.value)
                     each.owner._buffers[each.name] = each.tensor
 
 

@@ -50,6 +50,31 @@ def release(tensor: torch.Tensor) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def clear(tensor: torch.Tensor) -> None:
+    """Zeros into ``tensor``; a large one on Linux keeps no memory for them, as one fresh from ``torch.zeros`` does.
+
+    Writing zeros into the cache of 8,192 tokens of Llama 3.2 1B's shape, of which a text had used 64, takes 512 MiB.
+    """
+    import torch
+
+    size = tensor.numel() * tensor.element_size()
+    plain = type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
+    shared = plain and (tensor.data_ptr() in _MAPS or tensor.is_shared())  # type: ignore[no-untyped-call]
+    if not plain or shared or tensor.requires_grad or sys.platform != "linux" or size < _WEIGHT:
+        tensor.zero_()
+        return
+    flat = tensor.view(-1).view(torch.uint8)
+    before = -tensor.data_ptr() % mmap.PAGESIZE
+    pages = (size - before) // mmap.PAGESIZE * mmap.PAGESIZE
+    flat[:before].zero_()
+    flat[before + pages :].zero_()
+    refused = ctypes.CDLL(None).madvise(
+        ctypes.c_void_p(tensor.data_ptr() + before), ctypes.c_size_t(pages), mmap.MADV_DONTNEED
+    )
+    if refused:
+        tensor.zero_()
+
+
 def give_back() -> None:
     """Return freed memory to the system: glibc keeps most of what a network's quantisation took for itself.
 

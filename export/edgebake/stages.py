@@ -30,6 +30,8 @@ from edgebake.workbench import Bench, keeping, load, read_samples, stored
 if TYPE_CHECKING:
     import torch
 
+_LARGE = 1 << 30  # bytes of stored programs
+
 
 def reference(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Reference:
     """The float model's outputs on the evaluation samples."""
@@ -333,6 +335,7 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
         traced_entry, lowered_entry = lower(bench, unit, keys)
 
     def write(_folder: Path) -> Mapping[str, Any]:
+        _let_go(bench, traced_entry)
         gc.collect()
         with bench.stage("validate", unit):
             subject = _subject(unit, recorded, traced_entry, lowered_entry)
@@ -342,6 +345,12 @@ def judge(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> None:
     entry = stored(bench, unit, "validate", keys, write)
     if not streams(unit) and parity_failed(unit.spec.limits, entry.meta["measurements"]):
         _locate(bench, unit, keys, recorded, lowered_entry)
+
+
+def _let_go(bench: Bench, traced: Entry) -> None:
+    """Forget programs of large networks, which take as much memory as running the artifact: the store has them."""
+    if sum(file.stat().st_size for file in traced.folder.glob("*.pt2")) >= _LARGE:
+        bench.traced.clear()
 
 
 def _subject(unit: Unit, recorded: Reference, traced: Entry, lowered_entry: Entry) -> validate.Subject:

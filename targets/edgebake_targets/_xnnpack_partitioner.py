@@ -10,19 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgebake_targets._executorch import op_name
-
 if TYPE_CHECKING:
     import torch
-    from executorch.exir.backend.partitioner import PartitionResult
     from torch.export import ExportedProgram
     from torch.fx.passes.infra.partitioner import Partition
 
     Kept = tuple[list[torch._ops.OpOverload], Callable[[torch.fx.Node], bool] | None]
-
-# A product with nothing but its quantisation needs one of the backend's seventeen passes at most, each of which
-# evaluates the partition again. An activation that is fused into one, or a product that was decomposed, needs more.
-_ALONE = ("linear", "getitem", "choose_qparams", "quantize_", "dequantize_")
 
 
 def partitioner(*, dynamic: bool) -> Any:
@@ -43,9 +36,6 @@ def partitioner(*, dynamic: bool) -> Any:
         def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
             first = products.generate_partitions(ep) if products else []
             return _numbered(first, _rest(ep, self.get_matched_nodes_from_configs(ep), first))
-
-        def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-            return _quickly_alone(super().partition(exported_program))
 
         def ops_to_not_decompose(self, ep: ExportedProgram) -> Kept:
             return unfiltered(ep, *super().ops_to_not_decompose(ep))
@@ -78,23 +68,3 @@ def _numbered(first: list[Partition], rest: list[Partition]) -> list[Partition]:
     for number, partition in enumerate((*first, *rest)):
         partition.id = number
     return [*first, *rest]
-
-
-def _quickly_alone(found: PartitionResult) -> PartitionResult:
-    """``found`` with the short way through the backend's passes for products that stand alone."""
-    from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-    from executorch.exir.backend.compile_spec_schema import CompileSpec
-    from executorch.exir.backend.partitioner import DelegationSpec, PartitionResult
-
-    short = DelegationSpec(XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")])
-    members: dict[str, list[torch.fx.Node]] = {}
-    for node in found.tagged_exported_program.graph.nodes:
-        members.setdefault(node.meta.get("delegation_tag", ""), []).append(node)
-    specs = {tag: short if _is_alone(members[tag]) else spec for tag, spec in found.partition_tags.items()}
-    return PartitionResult(tagged_exported_program=found.tagged_exported_program, partition_tags=specs)
-
-
-def _is_alone(nodes: list[torch.fx.Node]) -> bool:
-    """Whether all that ``nodes`` compute is a product and the scale and integers of its input."""
-    names = [op_name(node).rpartition(".")[2] for node in nodes if node.op == "call_function"]
-    return all(name.startswith(_ALONE) for name in names) and any(name.startswith("choose_qparams") for name in names)

@@ -13,7 +13,7 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner
+from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner, _xnnpack_passes
 from edgebake_targets._decoders import INPUTS
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 DECODES = True
 SOURCES = (
     *_executorch.SOURCES,
-    *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_partitioner", "_xnnpack_quantizer")),
+    *(
+        f"edgebake_targets.{name}"
+        for name in ("_observers", "_ranges", "_xnnpack_partitioner", "_xnnpack_passes", "_xnnpack_quantizer")
+    ),
 )
 
 SUPPORTS = (
@@ -122,7 +125,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)
         _refuse_half_norms(method, program)
-    with _refusals() as reasons:
+    with _refusals() as reasons, _xnnpack_passes.needed_only():
         metadata = _executorch_llm.metadata(traced.signature)
         dynamic = bool(request.assignment.of("w8a8d", "w4g32a8d"))
         edge = _executorch.to_edge(traced.programs, (_xnnpack_partitioner.partitioner(dynamic=dynamic),), metadata)

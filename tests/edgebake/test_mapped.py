@@ -123,3 +123,29 @@ def test_what_was_freed_is_given_back() -> None:
     before = status("VmRSS")
     mapped.give_back()
     assert before - status("VmRSS") > 128 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_zeros_take_no_memory() -> None:
+    before = status("VmRSS")
+    cache = torch.ones(64 << 18)
+    cache[5:] += 1
+    assert status("VmRSS") - before > 60 << 20
+    mapped.clear(cache)
+    assert status("VmRSS") - before < 8 << 20
+    assert not bool(cache.any())
+
+
+@pytest.mark.parametrize("part", [slice(3, None), slice(0, 7), slice(0, 0), slice(None, None, 2)])
+def test_zeros_are_written_into_what_was_asked_for_and_no_further(part: slice) -> None:
+    whole = torch.ones(1 << 20)
+    mapped.clear(whole[part])
+    expected = torch.ones(1 << 20)
+    expected[part] = 0
+    assert torch.equal(whole, expected)
+
+
+def test_zeros_are_written_into_a_mapped_tensor() -> None:
+    weight = network(large=True).get_parameter("lm_head.weight").data
+    mapped.clear(weight)
+    assert not bool(weight.any())

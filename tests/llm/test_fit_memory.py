@@ -79,3 +79,23 @@ def test_a_tied_head_is_read_once_and_an_embedding_by_the_row() -> None:
 def test_memory_here_is_bound_by_what_is_asked() -> None:
     assert fit_memory.host_memory_bytes(None) <= psutil.virtual_memory().total
     assert fit_memory.host_memory_bytes(64) == 64 * MIB
+
+
+def test_a_large_network_of_integers_takes_little_more_than_they_do() -> None:
+    """A whole build of this recipe took 4,130 MiB at its most."""
+    decoder = read_config(CONFIGS / "llama-3.2-1b")
+    schemes = meta_scheme(decoder)
+    size = file_size(decoder, schemes, "pte")
+    assert fit_memory.is_mapped(decoder, "pte", schemes)
+    assert fit_memory.mapped_peak_bytes(decoder, size.total) == pytest.approx(4130 * MIB, rel=0.15)
+
+
+@pytest.mark.parametrize("change", [{"model.embed_tokens": "fp32"}, {"model.layers.0.mlp.up_proj": "w8a8d"}])
+def test_what_was_not_measured_from_mapped_files_is_predicted_as_if_all_were_in_memory(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    decoder = read_config(CONFIGS / "llama-3.2-1b")
+    assert not fit_memory.is_mapped(decoder, "pte", {**meta_scheme(decoder), **change})
+    assert not fit_memory.is_mapped(decoder, "onnx", meta_scheme(decoder))
+    monkeypatch.setattr(fit_memory, "LEAST", 5 * GIB)
+    assert not fit_memory.is_mapped(decoder, "pte", meta_scheme(decoder))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
+from edgebake.mapped import clear
 from edgebake.recipe import DECODER_INPUTS
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
 
     operators.register()
     refuse(network.config, context)
-    rows: dict[torch.nn.Module, torch.Tensor] = {}
+    shapes: dict[torch.nn.Module, tuple[int, ...]] = {}
 
     def record(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> Any:
-        rows[module] = torch.zeros(1, context, key.shape[1], key.shape[3])
+        shapes[module] = (1, context, key.shape[1], key.shape[3])
         return torch.zeros_like(query.transpose(1, 2)), None
 
     AttentionInterface.register(ATTENTION, record)
@@ -44,15 +45,17 @@ def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
     with torch.no_grad():
         network(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     AttentionInterface.register(ATTENTION, _attention)
-    if not rows:
+    if not shapes:
         raise RecipeError(
             f"{type(network).__name__} does not attend through transformers' attention interface",
             where="model.context",
             fix="remove context: the network is then built without a cache",
         )
-    for module, empty in rows.items():
+    for module, shape in shapes.items():
         for name in CACHES:  # (1, context, heads, width), as ExecuTorch's operators have it
-            module.register_buffer(name, empty.clone(), persistent=False)
+            empty = torch.zeros(shape)
+            clear(empty)  # no memory for rows that nobody wrote yet
+            module.register_buffer(name, empty, persistent=False)
     return network
 
 

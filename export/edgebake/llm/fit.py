@@ -59,6 +59,7 @@ class Predicted:
     prompt: int  # tokens that one call reads at most
     cache: Cache
     streamed: bool  # lowered from its files, not from a loaded network
+    mapped: bool  # lowered from a network whose float weights lie in mapped files
 
     @property
     def memory(self) -> fit_memory.DeviceMemory:
@@ -80,6 +81,8 @@ class Predicted:
         """Of the process that builds it here, a float network that need not be run left out; None if not known."""
         if self.streamed:
             return fit_memory.stream_peak_bytes(self.decoder, self.schemes)
+        if self.mapped:
+            return fit_memory.mapped_peak_bytes(self.decoder, self.size.total)
         return fit_memory.export_peak_bytes(self.decoder, self.size.total, self.format)
 
 
@@ -102,7 +105,14 @@ def predict(unit: Unit) -> Predicted:
         prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
         cache=CACHES.get(f"{target.FORMAT} {unit.options.get('cache')}", CACHES[target.FORMAT]),
         streamed=streams(unit),
+        mapped=_in_files(unit) and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
     )
+
+
+def _in_files(unit: Unit) -> bool:
+    """Whether a large network's weights would be read into mapped files."""
+    model = unit.spec.model
+    return model.source == "transformers" and model.context is not None and not model.pickles
 
 
 def widths(unit: Unit) -> Mapping[str, tuple[str, int]]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from edgebake.llm.fit_shape import Decoder
 from edgebake.llm.fit_size import FileSize
+from edgebake.mapped import LEAST
+from edgebake.scheme import parse
 
 MIB, GIB = 1 << 20, 1 << 30
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -141,6 +143,33 @@ def export_peak_bytes(decoder: Decoder, file_bytes: int, format_: str) -> int | 
         return None
     weights = 4 * decoder.parameters
     return max(round(s.base + s.of_float * weights + s.of_file * file_bytes) for s in (TRACE, LOWER[format_]))
+
+
+def is_mapped(decoder: Decoder, format_: str, schemes: Mapping[str, str]) -> bool:
+    """Whether a build from mapped float weights holds integers alone, as far as that was measured.
+
+    That is a large network for a .pte, whose layers are 4 bits in groups and whose embedding and head are integers too.
+    """
+    inside = {schemes.get(w.name) for w in decoder.weights if w.part in ("attention", "mlp") and w.kind == "linear"}
+    around = [parse(schemes.get(w.name, "fp32")) for w in decoder.weights if w.part in ("embedding", "head")]
+    integers = inside == {"w4g32a8d"} and all(scheme.family != "float" for scheme in around)
+    return format_ == "pte" and integers and 4 * decoder.parameters >= LEAST
+
+
+# Fitted to a whole build of the Llama 3.2 1B shape at w4g32a8d, 8 bits in embedding and head. Integers of 4 bits take a
+# byte each until the backend packs them, an eighth more their scales; beside them are the largest matrix in float32 and
+# what quantising takes for it, or the file as the backend made it and as it is written.
+MAPPED_BASE = 440 * MIB
+OF_INTEGERS = 1.125
+OF_MATRIX = 2.0
+OF_FILE = 2.0
+
+
+def mapped_peak_bytes(decoder: Decoder, file_bytes: int) -> int:
+    """Most resident bytes of the process that builds a .pte of integers from mapped float weights."""
+    matrices = [w.values for w in decoder.weights if w.kind != "norm"]
+    beside = max(OF_MATRIX * 4 * max(matrices), OF_FILE * file_bytes)
+    return MAPPED_BASE + round(OF_INTEGERS * sum(matrices) + beside)
 
 
 # Measured on builds of the Llama 3.2 1B shape: torch and transformers, which describe the network, and some rows of

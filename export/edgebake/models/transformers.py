@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake import mapped
 from edgebake.errors import RecipeError, TrustError
-from edgebake.models import _hub, _masks, _paths, _pooling, _shared
+from edgebake.models import _hub, _mapped, _masks, _paths, _pooling, _shared
 from edgebake.models._index import check_index
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
@@ -268,8 +268,8 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
     from edgebake.llm import random_weights
 
     code = model.remote_code is not None
+    more = {"dtype": torch.float32, "attn_implementation": ATTENTION, "trust_remote_code": code}
     if model.weights == "random":
-        more = {"dtype": torch.float32, "attn_implementation": ATTENTION, "trust_remote_code": code}
         large = model.context is not None and mapped.is_large(auto, config, more)
         with torch.random.fork_rng(devices=[]), mapped.weights_in_files(large=large):
             torch.manual_seed(model.seed)
@@ -277,6 +277,8 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
             if model.context is not None:
                 random_weights.fill(made, model.seed, deviation(config))
         mapped.release_after_use(made)
+        return _shared.freeze(made)
+    if model.context is not None and (made := _mapped.trained(auto, config, folder, more)) is not None:
         return _shared.freeze(made)
     network, info = _from_pretrained(auto, folder, model, config)
     missing = sorted(info["missing_keys"])
