@@ -192,12 +192,14 @@ OPTIONS = (
 )
 
 CARRIES_ABOUT = True
+DECODES = True
 DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._decoders",
     "edgebake_targets._observers",
     "edgebake_targets._ranges",
     "edgebake_targets._weight_record",
@@ -241,6 +243,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """
     from edgebake_targets import (
         _coreml,
+        _coreml_decoder,
         _coreml_images,
         _coreml_metadata,
         _coreml_methods,
@@ -255,6 +258,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
 
     request = _coreml_options.canonical(request)
     _refuse(request)
+    whole, traced = traced.signature, _coreml_decoder.split(traced, request)
     _coreml_shapes.check(traced.signature, request)
     _coreml_metadata.check_labels(request.options, traced.signature)
     taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
@@ -269,7 +273,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     return Lowered(
         files=(*written.packages, CHECKS_FILE),
         entry=written.packages[0],
-        signature=lowered.signature,
+        signature=lowered.signature if whole.language is None else _coreml_decoder.lowered(whole),
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
         encodings=_encodings(request, written),
         notes=(*said(found), *coarse(traced.programs.values(), written.states)),
@@ -334,6 +338,8 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
     ``structure.activations`` and ``structure.states`` where there are any. Needs no training model and no Mac; it says
     nothing about what the package computes.
     """
-    from edgebake_targets import _coreml_checks
+    from edgebake_targets import _coreml_checks, _coreml_decoder
 
+    if signature.language is not None:
+        signature = _coreml_decoder.functions(signature)
     return _coreml_checks.structure(entry, signature, checks)
