@@ -5,29 +5,43 @@ Both take ``tokens`` and ``input_pos``, the position of the first, as int32, and
 any token, and the logits of what was filled in are left out. The rows that it writes there are written again before a
 token sees them. A prompt that ends closer to the context's end than ``prefill`` is long is read by ``decode``.
 
-Two functions of fixed shapes and not one whose length varies, since the Neural Engine takes programs of fixed shapes
-only, and a GPU plans them once: with a range of lengths Core ML runs such a program on the CPU or plans it anew for
-each. The weights are stored once; the functions share states when an app makes them from one and hands them to both.
+Two functions of fixed shapes and not one whose length varies: Core ML prepares itself for shapes that it knows, on the
+Neural Engine as well, which for a range it does not (coremltools' guide, "Flexible Input Shapes"); and no size of an
+attention depends on the position, which is a value. So every token attends over the whole context under a mask; for
+prompts that is what a fixed length costs. The weights are stored once. An app makes the states of one function and
+hands them to both (the names are the same). One state for a layer's keys and one for its values, so that a write
+touches one layer's memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.target import Asked, LowerRequest, Refusal
 from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
-from edgebake_targets._coreml_options import searches_float32, system_of
+from edgebake_targets._coreml_options import precision_of, searches_float32, system_of
 from edgebake_targets._decoders import INPUTS, refuse_past_the_end, without_caches
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from edgebake_targets._coreml_decoder_parts import Part
+
 DECODE, PREFILL = "decode", "prefill"
+HIDDEN = "hidden"  # what goes from package to package
+_WHOLE = "model"
 _STATIC = "w8a8"
+
+_CUTS_DECODERS = Refusal(
+    key="options.chunk_mib",
+    what="chunk_mib cuts language models between their layers, and this network is none",
+    fix="leave chunk_mib out",
+)
 
 Arrays = Mapping[str, "NDArray[Any]"]
 
@@ -48,6 +62,14 @@ def lowered(signature: Signature) -> Signature:
     return without_caches(replace(signature, methods=methods))
 
 
+def encodings(signature: Signature, packages: Sequence[str]) -> dict[str, Any]:
+    """For the manifest: tokens that each function takes, and the packages in the order in which they are called."""
+    if signature.language is None:
+        return {}
+    tokens = {name: method.inputs[0].shape[1] for name, method in functions(signature).methods.items()}
+    return {"functions": tokens, **({"parts": list(packages)} if len(packages) > 1 else {})}
+
+
 def longest(signature: Signature) -> int:
     """Tokens that a call of the decoder takes at most."""
     (method,) = signature.methods.values()
@@ -62,33 +84,156 @@ def _fixed(method: MethodSignature, size: int) -> MethodSignature:
     return replace(method, inputs=tuple(map(fixed, method.inputs)), outputs=tuple(map(fixed, method.outputs)))
 
 
-def split(traced: Traced, request: LowerRequest) -> Traced:
-    """The programs of the functions; itself where ``traced`` is no decoder. RecipeError as :func:`refusals` tell."""
+def split(traced: Traced, request: LowerRequest) -> dict[str, Traced]:
+    """The programs of the functions, by package in the order in which they are called; one unless ``chunk_mib`` asks.
+
+    ``traced`` itself where it is no decoder. RecipeError as :func:`refusals` tell; StageFailed where it cannot be cut.
+    """
     if traced.signature.language is None:
-        return traced
+        if request.options["chunk_mib"]:
+            raise RecipeError([_CUTS_DECODERS.problem()])
+        return {_WHOLE: traced}
     if problems := [refusal.problem() for refusal in _of_any(request)]:
         raise RecipeError(problems)
+    from edgebake_targets import _coreml_decoder_parts as parts
     from edgebake_targets._coreml_decoder_graph import rewritten
 
     (program,) = traced.programs.values()
     module = rewritten(program)
-    signature = functions(traced.signature)
-    programs = {name: _exported(module, method) for name, method in signature.methods.items()}
+    most = float(request.options["chunk_mib"])
+    weigh = parts.weigher(request.assignment.schemes, precision_of(request))
+    cut = parts.cut(module, weigh, most) if most else [parts.Part(module=module, takes=None, gives=None)]
+    named = {f"part-{number}": part for number, part in enumerate(cut, 1)} if len(cut) > 1 else {_WHOLE: cut[0]}
+    return {name: _part(part, functions(traced.signature), request) for name, part in named.items()}
+
+
+def _part(part: Part, signature: Signature, request: LowerRequest) -> Traced:
+    from edgebake_targets._coreml_decoder_parts import caches_of
+
+    signature = of_part(signature, part.takes, part.gives, "float16" if precision_of(request) == "fp16" else "float32")
+    buffers = caches_of(part.module)
+    signature = replace(signature, methods={n: replace(m, buffers=buffers) for n, m in signature.methods.items()})
+    programs = {name: _exported(part.module, method) for name, method in signature.methods.items()}
     return Traced(programs=programs, signature=signature)
+
+
+def of_part(signature: Signature, takes: int | None, gives: int | None, dtype: str) -> Signature:
+    """``signature`` of the functions where a package takes or gives hidden values of so many channels and ``dtype``."""
+
+    def changed(method: MethodSignature) -> MethodSignature:
+        tokens, position = method.inputs
+        size = tokens.shape[1]
+        into, out = (
+            TensorSpec(name=HIDDEN, shape=(1, size, width), dtype="float32", lowered_dtype=dtype) if width else None
+            for width in (takes, gives)
+        )
+        return replace(method, inputs=(into or tokens, position), outputs=(out,) if out else method.outputs)
+
+    return replace(signature, methods={name: changed(method) for name, method in signature.methods.items()})
+
+
+def facts_of_parts(parts: Mapping[str, Signature]) -> list[dict[str, Any]]:
+    """What the record beside the packages says of them, in order; empty for a decoder in one package."""
+    if len(parts) == 1:
+        return []
+    found = []
+    for name, signature in parts.items():
+        method = next(iter(signature.methods.values()))
+        ends = {"takes": method.inputs[0], "gives": method.outputs[0]}
+        hidden = {end: spec for end, spec in ends.items() if spec.name == HIDDEN}
+        (dtype, *_) = (spec.lowered_dtype for spec in hidden.values())
+        found.append(
+            {
+                "package": f"{name}.mlpackage",
+                "dtype": dtype,
+                **{end: hidden[end].shape[-1] if end in hidden else None for end in ends},
+            }
+        )
+    return found
+
+
+def parts_of(entry: Path, signature: Signature, facts: Sequence[Mapping[str, Any]]) -> list[tuple[Path, Signature]]:
+    """Package and signature of each part of the artifact at ``entry``; ``facts``: of :func:`facts_of_parts`."""
+    whole = functions(signature)
+    if not facts:
+        return [(entry, whole)]
+    folder = entry.parent if entry.suffix == ".mlpackage" else entry
+    return [(folder / f["package"], of_part(whole, f["takes"], f["gives"], f["dtype"])) for f in facts]
+
+
+def session(entry: Path, signature: Signature, opened: Callable[[Path, Signature], Any]) -> DecoderSession:
+    """The decoder at ``entry``; ``opened`` opens one of its packages."""
+    from edgebake_targets._coreml_checks import recorded_parts
+
+    sessions = [opened(*part) for part in parts_of(entry, signature, recorded_parts(entry))]
+    return DecoderSession(sessions[0] if len(sessions) == 1 else Chain(sessions), signature)
+
+
+class Chain:
+    """Sessions of parts, each fed with what the one before it gave."""
+
+    def __init__(self, sessions: Sequence[Any]) -> None:
+        self._sessions = sessions
+        self.modes: tuple[str, ...] = getattr(sessions[0], "modes", ())
+        if hasattr(sessions[0], "intermediates"):
+            self.intermediates = self._inside
+
+    def begin(self) -> None:
+        for each in self._sessions:
+            each.begin()
+
+    def call(self, name: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return self._through(inputs, lambda each, given: each.call(name, given))
+
+    def call_mode(self, mode: str, name: str, inputs: Arrays) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        strange: dict[str, str] = {}
+
+        def call(each: Any, given: Arrays) -> dict[str, NDArray[Any]]:
+            outputs: dict[str, NDArray[Any]]
+            outputs, found = each.call_mode(mode, name, given)
+            strange.update(found)
+            return outputs
+
+        return self._through(inputs, call), strange
+
+    def _inside(self, name: str, inputs: Arrays, modules: Iterable[str]) -> dict[str, NDArray[Any]]:
+        inside: dict[str, NDArray[Any]] = {}
+
+        def call(each: Any, given: Arrays) -> dict[str, NDArray[Any]]:
+            inside.update(each.intermediates(name, given, modules))
+            outputs: dict[str, NDArray[Any]] = each.call(name, given)
+            return outputs
+
+        self._through(inputs, call)
+        return inside
+
+    def _through(
+        self, inputs: Arrays, call: Callable[[Any, Arrays], dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        position = {INPUTS[1]: inputs[INPUTS[1]]}
+        given: Arrays = inputs
+        for each in self._sessions:
+            outputs = call(each, given)
+            given = {**outputs, **position}
+        return outputs
 
 
 def _exported(module: torch.fx.GraphModule, method: MethodSignature) -> torch.export.ExportedProgram:
     import torch
 
-    tokens, position = (torch.zeros([int(size) for size in spec.shape], dtype=torch.int64) for spec in method.inputs)
+    given = tuple(
+        torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in method.inputs
+    )
     with torch.no_grad():
-        return torch.export.export(module, (tokens, position), strict=False)
+        return torch.export.export(module, given, strict=False)
 
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """Of a decoder: systems without states, one that cannot read token by token, and what calibration would ask."""
     for method, inputs in asked.inputs.items():
         if tuple(spec.name for spec in inputs) != INPUTS:
+            if inputs and asked.options["chunk_mib"]:
+                yield _CUTS_DECODERS
             continue
         size = inputs[0].shape[1]
         if isinstance(size, int) and size > 1:
@@ -131,6 +276,8 @@ class DecoderSession:
         self._context = signature.language.context
         self._once = longest(signature)
         self.modes: tuple[str, ...] = getattr(inner, "modes", ())
+        if hasattr(inner, "intermediates"):  # who has the method is asked
+            self.intermediates = self._inside
 
     def begin(self) -> None:
         """Forget the text that was read."""
@@ -154,6 +301,19 @@ class DecoderSession:
             parts.append(outputs["logits"][:, :count])
             strange |= found
         return {"logits": np.concatenate(parts, axis=1)}, strange
+
+    def _inside(self, _method: str, inputs: Arrays, modules: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Value that each of ``modules`` hands on for ``tokens``, (1, n, ...) float32; others are absent."""
+        import numpy as np
+
+        wanted = list(modules)
+        found: dict[str, list[NDArray[Any]]] = {}
+        for name, given, count in self._calls(inputs):
+            size = given[INPUTS[0]].shape[1]
+            for module, value in self._inner.intermediates(name, given, wanted).items():
+                if value.ndim > 1 and value.shape[1] == size:
+                    found.setdefault(module, []).append(value[:, :count])
+        return {module: np.concatenate(parts, axis=1) for module, parts in found.items()}
 
     def _calls(self, inputs: Arrays) -> Iterator[tuple[str, dict[str, NDArray[Any]], int]]:
         """Function, its inputs, and how many of its tokens count."""

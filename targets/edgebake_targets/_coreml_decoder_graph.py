@@ -91,7 +91,7 @@ def rewritten(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     _tabulate(module, tokens, position, rows, context)
     _merge_norms(graph)
     _use_states(module, position, rows, context)
-    _drop_unused(graph)
+    unused_dropped(graph)
     graph.lint()
     module.recompile()
     return module  # type: ignore[no-any-return]
@@ -118,10 +118,10 @@ def _drop_checks(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _drop_unused(graph: torch.fx.Graph) -> None:
+def unused_dropped(graph: torch.fx.Graph) -> None:
     """Values that nothing reads; what writes to a cache is read by nobody either."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "get_attr") and node.target is not _put:
+        if not node.users and node.op in ("call_function", "get_attr") and node.target is not put:
             graph.erase_node(node)
 
 
@@ -160,7 +160,7 @@ def _told_by_position(
     """Nodes that depend on the position and on constants alone, and those on constants and sizes alone; in order."""
     import torch
 
-    parameters = {name for name, _ in module.named_parameters()}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     known: dict[torch.fx.Node, None] = {position: None}
     free: dict[torch.fx.Node, None] = {}
     for node in module.graph.nodes:  # type: ignore[union-attr]
@@ -266,7 +266,7 @@ def _use_states(module: Any, position: torch.fx.Node, rows: torch.fx.Node, conte
             node.meta.pop("val", None)
         elif node.target is torch.ops.edgebake.update_cache.default:
             value, cache, _ = node.args
-            node.target, node.args = _put, (cache, value, position)
+            node.target, node.args = put, (cache, value, position)
         elif node.target is torch.ops.edgebake.cached_attention.default:
             query, keys, values, _, scale = node.args
             group = query.meta["val"].shape[2] // _shape(module, keys.target)[1]
@@ -281,8 +281,8 @@ def _shape(module: Any, name: Any) -> tuple[int, ...]:
     return tuple(operator.attrgetter(str(name))(module).shape)
 
 
-def _put(cache: torch.Tensor, value: torch.Tensor, position: torch.Tensor) -> None:
-    """``value``: (1, tokens, heads, width)."""
+def put(cache: torch.Tensor, value: torch.Tensor, position: torch.Tensor) -> None:
+    """Write ``value``, (1, tokens, heads, width), into ``cache``, (1, heads, context, width), from ``position`` on."""
     import torch
 
     cache.copy_(getattr(torch.ops, NAMESPACE).write_rows(cache, value.transpose(1, 2), position))
@@ -292,8 +292,8 @@ def _mask(rows: torch.Tensor, context: int, group: int) -> torch.Tensor:
     """(1, 1, group * n, context): 0 where a token at one of ``rows``, (n,), sees a row of the cache."""
     import torch
 
-    seen = torch.arange(context)[None] <= rows[:, None]
-    return torch.where(seen, 0.0, _HIDDEN).repeat(group, 1)[None, None]
+    hidden = torch.arange(context)[None] > rows[:, None]  # a product: of where the converter stores both sides whole
+    return (hidden.to(torch.float32) * _HIDDEN).repeat(group, 1)[None, None]
 
 
 def _attend(

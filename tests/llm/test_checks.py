@@ -95,6 +95,28 @@ def test_what_calibrates_functions_is_refused_for_core_ml(asked: dict[str, Any],
     assert [problem.what[: len(said)] for problem in found] == [said]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"chunk_mib": -1.0}, "chunk_mib is a size"),
+        ({"chunk_mib": 8.0, "keep_float32": "lm_head"}, "keep_float32 names modules of a whole package"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    rule = {"target": "coreml", "scheme": "fp16", "options": {"minimum_os": "iOS18", **options}}
+    (problem,) = problems(tmp_path, targets=[rule])
+    assert problem.what.startswith(said)
+    assert problem.where.endswith("options.chunk_mib")
+
+
+def test_a_network_that_is_no_decoder_is_not_cut(tmp_path: Path) -> None:
+    model = {"source": "transformers", "path": ".", "task": "feature-extraction"}
+    given = {"model": model, "inputs": {"input_ids": {"shape": [1, 8], "dtype": "int64"}}, "dims": {}}
+    rule = {"target": "coreml", "options": {"chunk_mib": 8.0}}
+    (problem,) = problems(tmp_path, targets=[rule], samples={"evaluation": {"noise": True}}, **given)
+    assert problem.what == "chunk_mib cuts language models between their layers, and this network is none"
+
+
 def test_a_decoder_for_core_ml_reads_one_token_at_a_time_too(tmp_path: Path) -> None:
     inputs = {**decoders.INPUTS, "tokens": {"shape": [1, 16], "dtype": "int64"}}
     rule = {"target": "coreml", "options": {"minimum_os": "iOS18"}}

@@ -48,11 +48,17 @@ def float_logits(kind: str) -> torch.Tensor:
         return torch.cat([module(TOKENS[:, a : a + 16], torch.tensor([a]))[0] for a in range(0, 64, 16)], 1)
 
 
+def functions_of(traced: Traced, tmp_path: Path) -> Traced:
+    (split,) = _coreml_decoder.split(traced, asked(tmp_path)).values()
+    return split
+
+
 class Programs:
     """A session of the functions, run by torch."""
 
     def __init__(self, traced: Traced) -> None:
         self.calls: list[str] = []
+        self._methods = traced.signature.methods
         runnable = {name: program.module(check_guards=False) for name, program in traced.programs.items()}
         self._run: Mapping[str, Callable[..., Any]] = runnable
         first, *others = runnable.values()
@@ -66,8 +72,8 @@ class Programs:
     def call(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.calls.append(name)
         with torch.no_grad():
-            (logits,) = self._run[name](*(torch.from_numpy(inputs[given]) for given in ("tokens", "input_pos")))
-        return {"logits": logits.numpy()}
+            (given,) = self._run[name](*(torch.from_numpy(inputs[spec.name]) for spec in self._methods[name].inputs))
+        return {self._methods[name].outputs[0].name: given.numpy()}
 
 
 def read(session: Any, *ends: int) -> NDArray[Any]:
@@ -83,8 +89,7 @@ def read(session: Any, *ends: int) -> NDArray[Any]:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_functions_compute_what_the_network_does(kind: str, tmp_path: Path) -> None:
     _, traced = decoder(kind)
-    split = _coreml_decoder.split(traced, asked(tmp_path))
-    inner = Programs(split)
+    inner = Programs(functions_of(traced, tmp_path))
     session = _coreml_decoder.DecoderSession(inner, traced.signature)
     ends = (7, 8, 9, 24, 40, 52, 64)
     assert np.allclose(read(session, *ends), float_logits(kind), atol=2e-4, rtol=1e-4)
@@ -92,9 +97,44 @@ def test_the_functions_compute_what_the_network_does(kind: str, tmp_path: Path) 
     assert inner.calls == ["prefill", "decode", "decode", *["prefill"] * 3, *["decode"] * 12]
 
 
+@pytest.mark.parametrize(("mib", "layers"), [(0.18, [[0], [1]]), (0.12, [[], [0], [1], []])])
+def test_a_decoder_is_cut_between_layers(mib: float, layers: list[list[int]], tmp_path: Path) -> None:
+    _, traced = decoder("llama")
+    parts = _coreml_decoder.split(traced, asked(tmp_path, chunk_mib=mib))
+    assert list(parts) == [f"part-{number}" for number in range(1, len(layers) + 1)]
+    for part, expected in zip(parts.values(), layers, strict=True):
+        for method in part.signature.methods.values():
+            assert sorted({int(name.split(".")[2]) for name in method.buffers}) == expected
+    session = _coreml_decoder.DecoderSession(_coreml_decoder.Chain([*map(Programs, parts.values())]), traced.signature)
+    assert np.allclose(read(session, 7, 8, 24, 40), float_logits("llama")[:, :40], atol=2e-4, rtol=1e-4)
+
+
+def test_a_head_larger_than_a_package_may_be_is_said_so(tmp_path: Path) -> None:
+    _, traced = decoder("llama")
+    with pytest.raises(StageFailed) as caught:
+        _coreml_decoder.split(traced, asked(tmp_path, chunk_mib=0.03))
+    (problem,) = caught.value.problems
+    assert problem.what == "layer 0 alone takes 0.1 MiB, and a package may take 0.03"
+    assert problem.fix.startswith("options: {chunk_mib: 1}")
+
+
+def test_the_record_tells_parts_as_they_were(tmp_path: Path) -> None:
+    _, traced = decoder("llama")
+    parts = _coreml_decoder.split(traced, asked(tmp_path, chunk_mib=0.12))
+    facts = _coreml_decoder.facts_of_parts({name: part.signature for name, part in parts.items()})
+    told = _coreml_decoder.parts_of(tmp_path / "part-1.mlpackage", traced.signature, facts)
+    assert [path.name for path, _ in told] == [f"{name}.mlpackage" for name in parts]
+    for (_, signature), part in zip(told, parts.values(), strict=True):
+        for name, method in signature.methods.items():
+            assert (method.inputs, method.outputs) == (
+                part.signature.methods[name].inputs,
+                part.signature.methods[name].outputs,
+            )
+
+
 def test_a_text_past_the_end_is_refused(tmp_path: Path) -> None:
     _, traced = decoder("llama")
-    session = _coreml_decoder.DecoderSession(Programs(_coreml_decoder.split(traced, asked(tmp_path))), traced.signature)
+    session = _coreml_decoder.DecoderSession(Programs(functions_of(traced, tmp_path)), traced.signature)
     with pytest.raises(StageFailed, match="5 tokens from position 60 on do not fit the context of 64"):
         session.call("forward", {"tokens": np.zeros((1, 5), np.int64), "input_pos": np.array([60])})
 

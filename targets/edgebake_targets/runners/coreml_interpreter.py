@@ -30,10 +30,10 @@ warm_up = _coreml_interpreter.warm_up
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Read the package at ``entry``, or one per method beside it. NotMeasured names operators that it lacks."""
-    from edgebake_targets._coreml_decoder import DecoderSession, functions
-
     if signature.language is not None:
-        return DecoderSession(_opened(entry, functions(signature)), signature)
+        from edgebake_targets import _coreml_decoder
+
+        return _coreml_decoder.session(entry, signature, _opened)
     return _opened(entry, signature)
 
 

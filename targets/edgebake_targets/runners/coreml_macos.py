@@ -21,7 +21,14 @@ KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coremltools",)
 SOURCES = tuple(
     f"edgebake_targets.{name}"
-    for name in ("_coreml_decoder", "_coreml_images", "_coreml_package", "_coreml_placement", "_decoders")
+    for name in (
+        "_coreml_decoder",
+        "_coreml_images",
+        "_coreml_options",
+        "_coreml_package",
+        "_coreml_placement",
+        "_decoders",
+    )
 )
 ALL = "all"
 UNITS = ("cpu_only", "cpu_and_gpu", "cpu_and_ne")
@@ -48,10 +55,10 @@ def warm_up() -> None:
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Compile and load the package at ``entry``, or one package per method beside it."""
-    from edgebake_targets._coreml_decoder import DecoderSession, functions
-
     if signature.language is not None:
-        return DecoderSession(_opened(entry, functions(signature)), signature)
+        from edgebake_targets import _coreml_decoder
+
+        return _coreml_decoder.session(entry, signature, _opened)
     return _opened(entry, signature)
 
 
