@@ -51,7 +51,7 @@ def test_a_decoder_is_built_and_judged_by_its_text(built: Sequence[Any]) -> None
     failed = [v["limit"] for result in built for v in result["verdicts"] if v["state"] == "fail"]
     assert failed == ["language.top1"]
     assert four["located"]["modules"]  # from values inside the functions
-    assert four["size"]["bytes"] < 0.5 * exact["size"]["bytes"]
+    assert four["size"]["bytes"] < 0.6 * exact["size"]["bytes"]
 
 
 @pytest.mark.slow
