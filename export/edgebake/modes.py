@@ -66,8 +66,8 @@ def parity(recorded: Reference, samples: list[int], outputs: Mapping[str, Any]) 
         sample = recorded.sample(index)
         for number, call in enumerate(sample.calls):
             got = {name: outputs[at] for name in call.outputs if (at := f"{index}.{number}.{name}") in outputs}
-            if got or not number:
-                meter.add(index, sample.source, call.outputs, got)
+            if got or not number:  # of a decoder's logits a mode gives the rows that were kept whole
+                meter.add(index, sample.source, {name: call.outputs[name] for name in got} or call.outputs, got)
     kept = ("sqnr_db", "cosine", "max_abs", "nonfinite")
     return {name: {key: row[key] for key in kept} for name, row in meter.measurements().items()}
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from edgebake import signatures, weighing
 from edgebake.errors import EdgebakeError, problem_to_json
+from edgebake.llm import digest, speculative
 from edgebake.llm import judge as language
-from edgebake.llm import speculative
 from edgebake.reference import Reference
 from edgebake.target import RUNNERS, NotMeasured, Session
 from edgebake.types import MethodSignature, Signature
@@ -218,8 +218,10 @@ def _in_mode(host: Host, request: Mapping[str, Any]) -> dict[str, dict[str, str]
         return values
 
     for index in request["samples"]:
-        for at, values in host.sequence(index, call, free=True, most=request["calls"]):
-            outputs.update({f"{at}.{name}": value for name, value in values.items()})
+        reduce = language.reduced(host.reference, index) if host.signature.language else None
+        for number, (at, values) in enumerate(host.sequence(index, call, free=True, most=request["calls"])):
+            kept = values if reduce is None else {digest.LOGITS: reduce(number, values)[digest.LOGITS]}
+            outputs.update({f"{at}.{name}": value for name, value in kept.items()})
             strange[at] = dict(found)
     np.savez(Path(request["out"]), **outputs)  # type: ignore[arg-type]
     return strange

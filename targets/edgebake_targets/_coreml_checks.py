@@ -198,6 +198,16 @@ def recorded(place: Place, what: str) -> Mapping[str, Any]:
     return found
 
 
+def recorded_parts(entry: Path) -> Sequence[Mapping[str, Any]]:
+    """Of a decoder in several packages, ``entry`` the first, what the record says of each; empty without a record."""
+    try:
+        checks = read_checks((entry.parent if entry.suffix == ".mlpackage" else entry) / CHECKS_FILE)
+    except ArtifactDamaged:
+        return ()
+    found: Sequence[Mapping[str, Any]] = checks.get("parts", ())
+    return found
+
+
 def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """See ``coreml.structure``."""
     places = places_of(entry, signature.methods)

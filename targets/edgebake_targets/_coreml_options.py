@@ -59,6 +59,14 @@ def contradictions(request: LowerRequest | Asked) -> Iterator[Refusal]:
             what="keep_float32 names modules of a package that computes in float32 everywhere",
             fix="leave keep_float32 out, or options: {compute_precision: fp16}",
         )
+    if _words(request.options) and request.options["chunk_mib"]:
+        yield Refusal(
+            key="options.chunk_mib",
+            what="keep_float32 names modules of a whole package, and chunk_mib cuts it",
+            fix="leave one of both out",
+        )
+    if request.options["chunk_mib"] < 0:
+        yield Refusal(key="options.chunk_mib", what="chunk_mib is a size", fix="1000, or 0 for one package")
     units = request.options["compute_units"]
     if units != "cpu_and_ne":
         return

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import Asked, Refusal
 from edgebake.types import MethodSignature
-from edgebake_targets import _coreml_images, _coreml_metadata, _coreml_options, _coreml_shapes
+from edgebake_targets import _coreml_decoder, _coreml_images, _coreml_metadata, _coreml_options, _coreml_shapes
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # Words of the MIL language; the converter appends "_workaround" to them.
@@ -24,6 +24,7 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
     """See ``edgebake.target.Target``; methods whose inputs only the model knows are left to ``lower``."""
     yield from _coreml_options.contradictions(asked)
     yield from _coreml_shapes.of_recipe(asked)
+    yield from _coreml_decoder.refusals(asked)
     if wrong := _coreml_metadata.empty_label(asked.options):
         yield Refusal(key="options.labels", what=wrong.what, fix=wrong.fix)
     if not 0 < asked.options["percentile"] <= 100:

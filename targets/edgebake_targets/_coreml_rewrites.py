@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgebake_targets._coreml_decoder_graph import NAMESPACE, WRITE, translate_write
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,6 +57,9 @@ TRANSLATIONS = (
     Translation(names=("new_ones",), why="not translated by coremltools 9.0", translate=_new_ones),
     Translation(names=("alias",), why="not translated by coremltools 9.0", translate=_alias),
     Translation(names=("fmod",), why="not translated by coremltools 9.0", translate=_fmod),
+    Translation(
+        names=(f"{NAMESPACE}::{WRITE}",), why="an operator of edgebake's own for caches", translate=translate_write
+    ),
 )
 
 

@@ -172,6 +172,12 @@ OPTIONS = (
         calibrated=("sensitive_kmeans",),
     ),
     Option(
+        name="chunk_mib",
+        default=0.0,
+        help="language models: the most MiB of weights in a package; layers are cut into several packages, called in "
+        "turn; 0: one",
+    ),
+    Option(
         name="correct_biases",
         default=False,
         help="take off the biases what palettes, groups and pruning add to a layer's output on average, by calibration "
@@ -192,12 +198,14 @@ OPTIONS = (
 )
 
 CARRIES_ABOUT = True
+DECODES = True
 DEVICES = {"vendor": ("apple",)}
 
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
     *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
+    "edgebake_targets._decoders",
     "edgebake_targets._observers",
     "edgebake_targets._ranges",
     "edgebake_targets._weight_record",
@@ -236,11 +244,12 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write one package and ``weights.check.json``, against which ``structure`` holds the weights later.
 
     Several methods become functions that share their weights, the first one the default; packages of their own before
-    iOS 18. RecipeError for what the chosen system cannot hold; StageFailed, naming the modules, when the converter
-    refuses the network or a module that is to be compressed did not come out compressed.
+    iOS 18. A decoder becomes two functions over one cache, in packages that are called in turn where ``chunk_mib`` asks
+    for several (``_coreml_decoder``). RecipeError for what the chosen system cannot hold; StageFailed, naming the
+    modules, when the converter refuses the network or a module that is to be compressed did not come out compressed.
     """
     from edgebake_targets import (
-        _coreml,
+        _coreml_decoder,
         _coreml_images,
         _coreml_metadata,
         _coreml_methods,
@@ -257,23 +266,35 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     _refuse(request)
     _coreml_shapes.check(traced.signature, request)
     _coreml_metadata.check_labels(request.options, traced.signature)
-    taken = {name: _coreml_images.taken_as_images(m, request) for name, m in traced.signature.methods.items()}
-    methods = {name: _coreml.lowered_specs(m, taken[name]) for name, m in traced.signature.methods.items()}
-    lowered = replace(traced, signature=replace(traced.signature, methods=methods))
+    split = _coreml_decoder.split(traced, request)
+    methods = next(iter(split.values())).signature.methods
+    taken = {name: _coreml_images.taken_as_images(method, request) for name, method in methods.items()}
+    parts = {name: _with_dtypes(part, taken) for name, part in split.items()}
+    first, *_ = parts.values()
     with quiet():
-        for method in methods.values():
-            check_names(method)
-        found = found_in(lowered, request, taken)
-        written = _coreml_methods.write(lowered, request, taken, found)
+        for part in parts.values():
+            for method in part.signature.methods.values():
+                check_names(method)
+        found = found_in(first, request, taken)
+        facts = _coreml_decoder.facts_of_parts({name: part.signature for name, part in parts.items()})
+        written = _coreml_methods.write(parts, request, taken, found, facts)
     _refuse_lost(request, written.modules)
     return Lowered(
         files=(*written.packages, CHECKS_FILE),
         entry=written.packages[0],
-        signature=lowered.signature,
+        signature=_coreml_decoder.lowered(traced.signature) if traced.signature.language else first.signature,
         delegation=Delegation(share=None, reason="needs a compute plan on a Mac"),
-        encodings=_encodings(request, written),
+        encodings={**_encodings(request, written), **_coreml_decoder.encodings(traced.signature, written.packages)},
         notes=(*said(found), *coarse(traced.programs.values(), written.states)),
     )
+
+
+def _with_dtypes(traced: Traced, images: Mapping[str, Mapping[str, Any]]) -> Traced:
+    """``traced`` with the dtypes of the package in its signature."""
+    from edgebake_targets._coreml import lowered_specs
+
+    methods = {name: lowered_specs(method, images[name]) for name, method in traced.signature.methods.items()}
+    return replace(traced, signature=replace(traced.signature, methods=methods))
 
 
 def _refuse_lost(request: LowerRequest, seen: frozenset[str]) -> None:
@@ -334,6 +355,9 @@ def structure(entry: Path, signature: Signature, checks: Mapping[str, Any]) -> t
     ``structure.activations`` and ``structure.states`` where there are any. Needs no training model and no Mac; it says
     nothing about what the package computes.
     """
-    from edgebake_targets import _coreml_checks
+    from edgebake_targets import _coreml_checks, _coreml_decoder
 
-    return _coreml_checks.structure(entry, signature, checks)
+    if signature.language is None:
+        return _coreml_checks.structure(entry, signature, checks)
+    parts = _coreml_decoder.parts_of(entry, signature, checks.get("parts", ()))
+    return tuple(verdict for part in parts for verdict in _coreml_checks.structure(*part, checks))

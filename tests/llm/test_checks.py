@@ -45,7 +45,7 @@ def test_a_decoder_is_fine(tmp_path: Path) -> None:
 def test_a_target_without_operators_for_a_cache_is_refused(tmp_path: Path) -> None:
     what, fix = only(problems(tmp_path, targets=["onnx-cpu"]))
     assert what == "onnx-cpu has no operators for a key/value cache"
-    assert fix.startswith("use executorch-xnnpack or onnx-genai, or remove context")
+    assert fix.startswith("use coreml, executorch-xnnpack or onnx-genai, or remove context")
 
 
 def test_genai_takes_a_decoder_with_a_cache_and_nothing_else(tmp_path: Path) -> None:
@@ -58,6 +58,72 @@ def test_genai_takes_a_decoder_with_a_cache_and_nothing_else(tmp_path: Path) -> 
     assert fix.startswith("give model: {task: text-generation, context: 2048}")
     what, _ = only(problems(tmp_path, targets=[{"target": "onnx-genai", "options": {"opset": 21}}]))
     assert what == "onnx-genai has no option 'opset'"
+
+
+def test_a_language_model_for_core_ml_asks_for_states(tmp_path: Path) -> None:
+    options = {"minimum_os": "iOS18"}
+    assert not problems(tmp_path, targets=[{"target": "coreml", "options": options}])
+    (problem,) = problems(tmp_path, targets=[{"target": "coreml", "options": {"minimum_os": "macOS14"}}])
+    lines = (tmp_path / "decoder.yaml").read_text().splitlines()
+    assert problem.what.startswith("a language model keeps its keys and values in states")
+    assert problem.fix == "options: {minimum_os: iOS18}"
+    line = next(number for number, text in enumerate(lines, 1) if "minimum_os" in text)
+    assert problem.where.endswith(f"decoder.yaml:{line}:targets.0.options.minimum_os")
+    (problem,) = problems(tmp_path, targets=["coreml"])
+    assert problem.fix == "options: {minimum_os: iOS18}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"options": {"keep_float32": "auto"}}, "keep_float32: auto is not there for language models yet"),
+        ({"options": {"palettes": "sensitive_kmeans"}}, "palettes: sensitive_kmeans is not there"),
+        ({"options": {"correct_biases": True}}, "correct_biases is not there for language models yet"),
+        ({"scheme": "w8a8"}, "w8a8 is not there for language models yet"),
+        ({"compress": {"modules": {"lm_head": "w8a8"}}}, "w8a8 is not there for language models yet"),
+    ],
+)
+def test_what_calibrates_functions_is_refused_for_core_ml(asked: dict[str, Any], said: str, tmp_path: Path) -> None:
+    rule = {
+        "target": "coreml",
+        "scheme": "fp16",
+        **asked,
+        "options": {"minimum_os": "iOS18", **asked.get("options", {})},
+    }
+    text = {"text": "text.txt", "length": 32}
+    samples = {"calibration": {**text, "count": 8}, "evaluation": {**text, "skip": 8}}
+    found = problems(tmp_path, targets=[rule], samples=samples)
+    assert [problem.what[: len(said)] for problem in found] == [said]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"chunk_mib": -1.0}, "chunk_mib is a size"),
+        ({"chunk_mib": 8.0, "keep_float32": "lm_head"}, "keep_float32 names modules of a whole package"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    rule = {"target": "coreml", "scheme": "fp16", "options": {"minimum_os": "iOS18", **options}}
+    (problem,) = problems(tmp_path, targets=[rule])
+    assert problem.what.startswith(said)
+    assert problem.where.endswith("options.chunk_mib")
+
+
+def test_a_network_that_is_no_decoder_is_not_cut(tmp_path: Path) -> None:
+    model = {"source": "transformers", "path": ".", "task": "feature-extraction"}
+    given = {"model": model, "inputs": {"input_ids": {"shape": [1, 8], "dtype": "int64"}}, "dims": {}}
+    rule = {"target": "coreml", "options": {"chunk_mib": 8.0}}
+    (problem,) = problems(tmp_path, targets=[rule], samples={"evaluation": {"noise": True}}, **given)
+    assert problem.what == "chunk_mib cuts language models between their layers, and this network is none"
+
+
+def test_a_decoder_for_core_ml_reads_one_token_at_a_time_too(tmp_path: Path) -> None:
+    inputs = {**decoders.INPUTS, "tokens": {"shape": [1, 16], "dtype": "int64"}}
+    rule = {"target": "coreml", "options": {"minimum_os": "iOS18"}}
+    (problem,) = problems(tmp_path, targets=[rule], inputs=inputs, dims={})
+    assert problem.what.startswith("a decoder that takes 16 tokens at once and no fewer")
+    assert ":inputs.tokens" in problem.where
 
 
 def test_a_width_that_no_group_divides_is_refused_where_the_scheme_is_written(tmp_path: Path) -> None:

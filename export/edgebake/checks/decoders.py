@@ -23,7 +23,8 @@ def problems(case: Case) -> Iterator[Problem]:
         what = f"a key/value cache is for text-generation, the task is {said(spec.model.task)}"
         yield Problem(what=what, where=case.where("model", "task"), fix="remove context, or the task")
     if case.unit.target in TARGETS.names() and not _decodes(case.unit.target):
-        able = " or ".join(name for name in TARGETS.names() if _decodes(name))
+        *others, last = (name for name in TARGETS.names() if _decodes(name))
+        able = f"{', '.join(others)} or {last}"
         yield Problem(
             what=f"{case.unit.target} has no operators for a key/value cache",
             where=case.where("model", "context"),

@@ -20,8 +20,9 @@ class Format:
     """How a file format holds weights, in bytes.
 
     ``floats``: one value that stays float; ``channel_scale`` and ``group_scale``: one scale. ``shares_tied``: the head
-    reads the embedding's copy where both have one scheme, groups excepted; with ``shares_packed`` also where the head's
-    differs by its activations alone. ``program`` and ``per_layer``: graph, names and metadata.
+    reads the embedding's copy where both have one scheme, groups excepted unless ``shares_groups``; with
+    ``shares_packed`` also where the head's differs by its activations alone. ``program`` and ``per_layer``: graph,
+    names and metadata.
     """
 
     floats: int
@@ -31,6 +32,7 @@ class Format:
     program: int
     per_layer: int
     shares_packed: bool = False
+    shares_groups: bool = False
 
 
 # By format, or by the target that departs from it.
@@ -49,7 +51,15 @@ FORMATS: Mapping[str, Format] = {
         per_layer=8_000,
         shares_packed=True,
     ),
-    "mlpackage": Format(floats=2, channel_scale=2, group_scale=2, shares_tied=True, program=10_000, per_layer=30_000),
+    "mlpackage": Format(
+        floats=2,
+        channel_scale=2,
+        group_scale=2,
+        shares_tied=True,
+        program=10_000,
+        per_layer=30_000,
+        shares_groups=True,
+    ),
 }
 
 
@@ -96,7 +106,8 @@ def _one_copy(head: str, embedding: str, holds: Format) -> bool:
     """Whether a tied head in the scheme ``head`` reads what the embedding is stored as."""
     left, right = parse(head), parse(embedding)
     packed = holds.shares_packed and left.family == right.family and left.weight_bits == right.weight_bits
-    return (packed or head == embedding) and left.group is None and right.group is None
+    grouped = left.group is not None or right.group is not None
+    return (packed or head == embedding) and (holds.shares_groups or not grouped)
 
 
 def _part(stored: Sequence[tuple[Weight, str]], holds: Format) -> PartSize:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.target import NotMeasured
+from edgebake.target import NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
 from edgebake_targets import _coreml_interpreter
 
@@ -28,8 +28,16 @@ missing = _coreml_interpreter.missing
 warm_up = _coreml_interpreter.warm_up
 
 
-def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name
+def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Read the package at ``entry``, or one per method beside it. NotMeasured names operators that it lacks."""
+    if signature.language is not None:
+        from edgebake_targets import _coreml_decoder
+
+        return _coreml_decoder.session(entry, signature, _opened)
+    return _opened(entry, signature)
+
+
+def _opened(entry: Path, signature: Signature) -> InterpreterSession:
     from edgebake_targets._coreml_package import places_of
     from edgebake_targets.mil.call import Unsupported
     from edgebake_targets.mil.model import MilModel

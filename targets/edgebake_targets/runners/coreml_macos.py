@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 RUNS = ("coreml",)
 KIND: RunnerKind = "device"
 DISTRIBUTIONS = ("coremltools",)
-SOURCES = ("edgebake_targets._coreml_placement", "edgebake_targets._coreml_images", "edgebake_targets._coreml_package")
+SOURCES = tuple(
+    f"edgebake_targets.{name}"
+    for name in (
+        "_coreml_decoder",
+        "_coreml_images",
+        "_coreml_options",
+        "_coreml_package",
+        "_coreml_placement",
+        "_decoders",
+    )
+)
 ALL = "all"
 UNITS = ("cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
@@ -45,6 +55,14 @@ def warm_up() -> None:
 
 def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Compile and load the package at ``entry``, or one package per method beside it."""
+    if signature.language is not None:
+        from edgebake_targets import _coreml_decoder
+
+        return _coreml_decoder.session(entry, signature, _opened)
+    return _opened(entry, signature)
+
+
+def _opened(entry: Path, signature: Signature) -> _Session:
     from edgebake_targets._coreml_package import places_of
 
     return _Session(places_of(entry, signature.methods), signature)
