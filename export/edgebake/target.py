@@ -53,8 +53,7 @@ class Support:
     recipe's default and are an error when a rule names them. ``method``: the file under compress/ that applies the
     scheme before lowering; empty when ``lower`` applies it. ``override_only``: never as a recipe's default scheme.
     ``needs``: values that a target option must have one of, such as the systems that take the scheme.
-    ``needs_device``: values that a fact of the recipe's device must have one of, such as the NPU versions that take it
-    (``edgebake.devices.FACTS``). ``note``: the kernel or hardware reason.
+    ``needs_device``: the same of the device's facts (``edgebake.devices.FACTS``). ``note``: kernel or hardware reason.
     """
 
     scheme: str
@@ -368,8 +367,7 @@ def unmet(target: str, row: Support, options: Mapping[str, Any]) -> Iterator[tup
 class ModuleRequest:
     """For methods that act on modules: ``apply(request) -> nn.Module`` on a private copy that shares its weights.
 
-    ``keep(part, fill)``: the folder in which the store keeps a part of long work, by its name; ``fill(folder)`` writes
-    it where an earlier build, which may have been killed, has not. None outside of a build.
+    ``keep``: where the store keeps parts of long work, by names of the method's own; None outside of a build.
     """
 
     module: torch.nn.Module
