@@ -27,7 +27,7 @@ pytestmark = [
 ]
 TARGETS = {"onnx-qnn": ("model.onnx", "model.plain.onnx"), "executorch-qnn": ("model.pte",)}
 DEFECTS = ("gates", "bias", "channels")
-BLOCK = 4096  # bytes
+BLOCK, BLOCKS = 4096, 16  # bytes, and how many blocks are changed
 IN_PLACE = {"signs": lambda block: block ^ 0x80, "zeros": np.zeros_like}
 IN_RANGES = {"scale": (1, lambda scale: scale * 4), "zero": (2, lambda zero: zero - zero.dtype.type(1 << 13))}
 NETWORK = """
@@ -105,11 +105,11 @@ def assert_fails(folder: Path, said: str) -> None:
 
 
 def weights_in(data: np.ndarray) -> slice:
-    """Four blocks around the one whose bytes are spread most evenly, which those of integer weights are."""
+    """The blocks in a row whose bytes are spread most evenly, which those of integer weights are."""
     blocks = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
-    evenness = [np.square(np.bincount(block, minlength=256) / BLOCK).sum() for block in blocks]
-    first = min(int(np.argmin(evenness)), len(blocks) - 4)
-    return slice(first * BLOCK, (first + 4) * BLOCK)
+    unevenness = np.array([np.square(np.bincount(block, minlength=256) / BLOCK).sum() for block in blocks])
+    first = int(np.argmin(np.convolve(unevenness, np.ones(BLOCKS), "valid")))
+    return slice(first * BLOCK, (first + BLOCKS) * BLOCK)
 
 
 @pytest.mark.parametrize("defect", IN_PLACE)
