@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,9 +111,9 @@ class Plan:
             elif kind == file.DELEGATE:
                 numbers = call.wholes(1, "i")
                 found = delegate(call.whole(0, "i"), [self._value(number, held) for number in numbers])
-                held.update({numbers[place]: value for place, value in found.items()})
+                _put(held, {numbers[place]: value for place, value in found.items()})
             elif kind == file.MOVE:
-                held[call.whole(1, "i")] = self._value(call.whole(0, "i"), held)
+                _put(held, {call.whole(1, "i"): self._value(call.whole(0, "i"), held)})
             elif kind == file.JUMP_FALSE and not bool(self._value(call.whole(0, "i"), held)):
                 at = call.whole(1, "i")
         states.update({number: held[number] for number in states})
@@ -124,24 +125,37 @@ class Plan:
         value = self.values[number]
         if isinstance(value, _List):
             return [None if item < 0 else self._value(item, held) for item in value.items]
+        return self._viewed(value, held) if isinstance(value, Declared) and value.place is not None else value
+
+    def _viewed(self, value: Declared, held: Mapping[int, Any]) -> Any:
+        """What was last written to the memory of ``value``, in its shape; ``value`` itself where nothing was.
+
+        ExecuTorch gives a view of a fixed shape the memory of what it is a view of, and no instruction.
+        """
+        for number in reversed(held):
+            other = self.values[number]
+            if isinstance(other, Declared) and (other.place, other.dtype) == (value.place, value.dtype):
+                found: torch.Tensor = held[number]
+                return found.reshape(value.shape) if found.numel() == prod(value.shape) else value
         return value
 
     def _kernel(self, name: str, kernel: Any, numbers: Sequence[int], held: dict[int, Any]) -> None:
         if name in _NUMBERS:
             first, second, to = numbers
-            held[to] = _NUMBERS[name](self._value(first, held), self._value(second, held))
+            _put(held, {to: _NUMBERS[name](self._value(first, held), self._value(second, held))})
             return
         if name == _VIEW:
             source, sizes, to = numbers
-            held[to] = self._value(source, held).reshape(self._value(sizes, held))
+            _put(held, {to: self._value(source, held).reshape(self._value(sizes, held))})
             return
         if name == _SIZE:
             source, axis, to = numbers
-            held[to] = self._value(source, held).shape[self._value(axis, held)]
+            _put(held, {to: self._value(source, held).shape[self._value(axis, held)]})
             return
         if name == _WRITE:
             to, source = numbers[:2]
-            held[to] = held[to].clone().copy_(self._value(source, held))  # earlier readers keep what they were given
+            # earlier readers keep what they were given
+            _put(held, {to: held[to].clone().copy_(self._value(source, held))})
             return
         # The instruction lists every argument of the schema, ``out`` among them, then what the kernel returns.
         schema = kernel._schema.arguments
@@ -152,15 +166,26 @@ class Plan:
         named = {a.name: self._value(bound[a.name], held) for a in schema if not a.is_out and a.kwarg_only}
         names = [argument.name for argument in schema if argument.is_out]
         kernel(*arguments, **named, **{n: given[to] for n, to in zip(names, outs, strict=True)})
-        held.update(given)
+        _put(held, given)
+
+
+def _put(held: dict[int, Any], written: Mapping[int, Any]) -> None:
+    """Add ``written`` to ``held``, whose order is that of writing."""
+    for number, value in written.items():
+        held.pop(number, None)
+        held[number] = value
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that is computed or passed in: its dtype and shape, sizes at their upper bounds."""
+    """A tensor that is computed or passed in: its dtype and shape, sizes at their upper bounds.
+
+    ``place``: number of the arena and offset there, None where the caller brings its memory.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    place: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -302,7 +327,9 @@ def _tensor(program: Any, table: Table) -> Any:
     dtype = getattr(torch, name)
     constant = file.stored(program, table, "")
     if constant is None:
-        return Declared(dtype, shape)
+        at = table.table(6)  # AllocationDetails
+        place = None if at is None else (at.whole(0, "I"), at.whole(1, "I"), at.whole(2, "I"))
+        return Declared(dtype, shape, place)
     if constant.mutable:
         raise NotMeasured("the program keeps a state outside the delegates that does not start at zero")
     order = list(table.blob(3))

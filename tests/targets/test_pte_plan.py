@@ -96,6 +96,28 @@ def test_both_sides_of_a_branch_are_run(tmp_path: Path) -> None:
         assert found.tolist() == runtime.call("forward", x)["y"].tolist() == [2.0 if sign > 0 else -3.0] * 3
 
 
+class Viewing(torch.nn.Module):
+    """Views of a fixed shape, for which a program has no instruction: they share the memory of what they view."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (2, 12)."""
+        first = torch.relu(x).view(4, 6)
+        second = torch.exp(first).view(3, 8)
+        return torch.softmax(second, -1) + torch.neg(first).view(3, 8)
+
+
+def test_views_without_an_instruction_are_read_where_they_lie(tmp_path: Path) -> None:
+    path = written(Viewing(), torch.ones(2, 12), tmp_path / "model.pte")
+    spec = TensorSpec(name="x", shape=(2, 12), dtype="float32")
+    method = MethodSignature(inputs=(spec,), outputs=(TensorSpec(name="y", shape=(3, 8), dtype="float32"),))
+    plan = _pte_plan.open_plans(path, ["forward"])["forward"]
+    assert not [name for name, _ in plan.kernels if "view" in name]
+    x = {"x": np.random.default_rng(3).standard_normal((2, 12)).astype(np.float32)}
+    (found,) = plan.run(_pte_plan.tensors(plan, method, x), no_delegate, plan.states())
+    expected = executorch_runtime.open(path, Signature(methods={"forward": method})).call("forward", x)["y"]
+    assert sqnr_db(expected, found.numpy()) > 110
+
+
 def test_operators_that_torch_lacks_are_named(tmp_path: Path) -> None:
     """Here by a name that no library has."""
     path = tmp_path / "model.pte"
