@@ -27,6 +27,7 @@ AT_MOST = frozenset(
         "task.top5",
         "language.perplexity",
         "language.kl",
+        "language.drift",
         "size.mib",
         "size.of_float",
         "memory.peak_mib",
@@ -171,6 +172,7 @@ def _language(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
         "top5": found.get("top5"),
         "generated": (found.get("generated") or {}).get("value"),
         "stepwise_db": (found.get("stepwise") or {}).get("sqnr_db"),
+        "drift": found.get("drift"),
     }
     blocked = _no_runner(measurements)
     for name, bound in limits.language:
@@ -179,6 +181,9 @@ def _language(limits: Limits, measurements: Measurements) -> Iterator[Verdict]:
         if blocked or not found or (values[name] is None and measurements.get("not_measured")):
             reason = blocked or _absent(measurements, "the text of a network with `context`")
             yield unmeasured(f"language.{name}", bound, reason, value=values[name])
+        elif name == "drift" and values[name] is None:
+            reason = "no text of 192 positions or more: raise length in samples.evaluation"
+            yield unmeasured(f"language.{name}", bound, reason)
         else:
             yield decide(f"language.{name}", values[name], bound, reason=_notes(measurements))
 

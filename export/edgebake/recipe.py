@@ -228,6 +228,9 @@ class LanguageLimits(Frozen):
     top5: float | None = Field(None, ge=0, le=1, description="least share of first words among the artifact's first 5")
     generated: float | None = Field(None, ge=0, le=1, description="least share of greedy tokens before texts differ")
     stepwise_db: float | None = Field(None, description="least SQNR of logits token by token against all at once")
+    drift: float | None = Field(
+        None, ge=0, description="nats that the KL divergence at later positions may be above that of the first 128"
+    )
 
 
 class SpeculativeLimits(Frozen):

@@ -137,3 +137,30 @@ def test_a_draft_that_learned_from_its_target_is_held_against_it(tmp_path: Path)
         ]
         == 1
     )
+
+
+@pytest.mark.slow
+def test_positions_up_to_8k_do_not_drift(tmp_path: Path) -> None:
+    """Llama 3's shape at a small size, its rotary frequencies scaled, one text that fills the cache to its last row."""
+    place = kitchen(tmp_path)
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 8192, "rope_parameters": rope}
+    decoders.save(tmp_path / "model", **sizes)
+    (tmp_path / "recipe" / "text.txt").write_text("\n".join(TEXT.replace("times", f"x{n}") for n in range(4)))
+    content = yaml.safe_load(place.recipe.read_text())
+    content["model"]["context"] = 8192
+    content["dims"]["seq"]["max"] = 512
+    content["samples"] = {"evaluation": {"text": "text.txt", "length": 8192, "count": 1}}
+    int8 = {"target": "executorch-xnnpack", "name": "int8", "options": {"cache": "int8"}}
+    content["targets"] = [
+        {"target": "executorch-xnnpack", "limits": {"language": {"kl": 1e-5, "drift": 1e-6}}},
+        {**int8, "limits": {"language": {"kl": 0.1, "drift": 0.02}}},
+    ]
+    place.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    done = place.build("--strict")
+    assert done.code == 0, done.err + done.out
+    for result in done.results:
+        ranges = result["measurements"]["language"]["positions"]
+        assert [(r["from"], r["rows"]) for r in ranges] == [(0, 128), *((128 << n, 128 << n) for n in range(6))]
+    assert done.results[1]["measurements"]["language"]["kl"] > 1e-5

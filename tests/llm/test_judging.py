@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgebake.limits import judge as judge_limits
 from edgebake.llm import digest, generation
 from edgebake.llm.meter import TextMeter
+from edgebake.recipe import Limits
+from edgebake.reports import _language
 
 ROWS, WORDS = 130, 200
 
@@ -138,3 +141,58 @@ def test_token_by_token_is_held_against_at_once() -> None:
     found = generation.stepwise(forgetful, text, 6)
     assert found["same"] < 0.2
     assert found["sqnr_db"] < 0
+
+
+def far(start: int, end: int, noise: float, meter: TextMeter) -> None:
+    """Positions ``start`` to ``end`` of a text in one call; the artifact's logits are off by ``noise``."""
+    right = np.random.default_rng(start).normal(size=(1, end - start, 50)).astype(np.float32) * 3
+    wrong = right + noise * np.random.default_rng(start + 1).normal(size=right.shape).astype(np.float32)
+    after = np.zeros(end - start, np.int64)
+    reference = digest.of_float(right, after)
+    meter.add("text", reference, digest.of_artifact(wrong, after, reference[digest.WORDS]), start)
+
+
+def test_error_is_told_by_ranges_of_positions() -> None:
+    meter = TextMeter()
+    for start, end, noise in ((0, 100, 0.1), (100, 200, 0.1), (200, 600, 0.1), (600, 1030, 1.0)):
+        far(start, end, noise, meter)
+    found = meter.measurements()
+    places = [(r["from"], r["to"], r["rows"]) for r in found["positions"]]
+    assert places == [(0, 127, 128), (128, 255, 128), (256, 511, 256), (512, 1023, 512), (1024, 2047, 6)]
+    assert sum(r["rows"] * r["kl"] for r in found["positions"]) == pytest.approx(1030 * found["kl"])
+    near, late = found["positions"][0], found["positions"][3]
+    assert late["kl"] > 10 * near["kl"] and late["top1"] < near["top1"]
+    assert late["perplexity"] != pytest.approx(1, abs=1e-3)
+    assert found["drift"] == pytest.approx(late["kl"] - near["kl"])  # the last range has too few rows to say anything
+
+
+def test_an_error_that_stays_or_falls_is_no_drift() -> None:
+    meter = TextMeter()
+    far(0, 128, 0.5, meter)
+    far(128, 512, 0.1, meter)
+    assert meter.measurements()["drift"] == 0.0
+    short = TextMeter()
+    far(0, 128, 0.5, short)
+    assert short.measurements()["drift"] is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "drift", "state"), [(0.1, 0.1, "pass"), (0.1, 0.11, "fail"), (0.1, None, "not measured")]
+)
+def test_a_limit_on_drift_needs_a_text_that_is_long_enough(bound: float, drift: float | None, state: str) -> None:
+    limits = Limits.model_validate({"language": {"drift": bound}})
+    runner = {"name": "executorch-runtime", "kind": "executed"}
+    (verdict,) = judge_limits(limits, {"runner": runner, "language": {"kl": 0.1, "drift": drift}})
+    assert (verdict.limit, verdict.state) == ("language.drift", state)
+    if drift is None:
+        assert verdict.reason == "no text of 192 positions or more: raise length in samples.evaluation"
+
+
+def test_reports_show_ranges_of_positions() -> None:
+    ranges = [
+        {"from": 0, "to": 127, "rows": 128, "kl": 0.01, "top1": 0.95, "perplexity": 1.0},
+        {"from": 128, "to": 255, "rows": 128, "kl": 0.02, "top1": 0.9, "perplexity": 1.0},
+    ]
+    told = dict(_language._positions({"positions": ranges}))
+    assert told == {"positions": "0 to 127: KL 0.01, top-1 95.0 %; 128 to 255: KL 0.02, top-1 90.0 %"}
+    assert not list(_language._positions({"positions": ranges[:1]}))

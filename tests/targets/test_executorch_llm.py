@@ -97,6 +97,28 @@ def test_executorchs_own_runner_generates_the_same(lowered: Lowered, folder: Pat
     assert "".join(letters) == tokenizer.decode(new)
 
 
+@pytest.mark.slow
+def test_executorchs_own_runner_stops_at_the_end_of_the_cache(
+    lowered: Lowered, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+    def told(length: int) -> tuple[int, str]:
+        letters: list[str] = []
+        runner = TextLLMRunner(str(folder / lowered.entry), str(folder / "tokenizer.json"))
+        with pytest.raises(RuntimeError, match="Generation failed"):
+            given = GenerationConfig(max_new_tokens=500, temperature=0.0, echo=False)
+            runner.generate("a" * length, given, letters.append)
+        return len(letters), capfd.readouterr().err
+
+    count, log = told(decoders.CONTEXT - 4)
+    assert count == 5  # four rows are left, and a token comes after the last
+    assert "start_pos: 64 must be less than cache size at dim 1: 64" in log
+    count, log = told(decoders.CONTEXT)
+    assert count == 0
+    assert "num_prompt_tokens 64 >= max_context_len 64, Prompt exceeds KV cache capacity" in log
+
+
 def test_past_the_end_of_the_cache_is_an_error_in_words() -> None:
     refuse_past_the_end(64, np.zeros((1, 8)), np.array([56]))
     with pytest.raises(StageFailed) as caught:

@@ -100,7 +100,7 @@ def measure(recorded: Reference, outputs: Arrays, ran: Mapping[str, Any]) -> dic
     for index, sample in recorded.samples():
         for number, call in enumerate(sample.calls):
             got = {name: outputs[f"{index}.{number}.{name}"] for name in digest.OF_ARTIFACT}
-            text.add(sample.source, call.outputs, got)
+            text.add(sample.source, call.outputs, got, int(call.inputs[generation.POSITION][0]))
             whole = [{digest.LOGITS: side[digest.LOGITS]} for side in (call.outputs, got)]
             parity.add(index, sample.source, *whole)
     continued_texts = recorded.facts[CONTINUED]["texts"]

@@ -6,12 +6,14 @@
   for all others: never more than the divergence over all words (data processing inequality; Cover & Thomas, "Elements
   of Information Theory", 2006, section 2.8).
 * Top-1 agreement with near-ties apart, as in :class:`edgebake.agreement.Top1Meter`.
+* The same by ranges of positions that double in length (0 to 127, 128 to 255, 256 to 511 ...), and how much the
+  divergence of any range is above the first's: a cache or position embeddings that go wrong far into a text drift.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,9 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 TIE_MARGIN = 0.01  # of the distance between a row's largest logit and its mean: edgebake.recipe.Agreement's default
 
+FIRST_RANGE = 128  # positions
+LEAST_ROWS = 64  # of a range that drift is judged by: fewer say little
+
 # columns of a text's tally
 _COLUMNS = ("words", "float", "artifact", "rows", "kl", "same", "ties", "top5")
 
@@ -35,26 +40,22 @@ class TextMeter:
     """``add`` once per call, then ``measurements``."""
 
     _texts: dict[str, Floats] = field(default_factory=dict, init=False)
+    _ranges: dict[int, Floats] = field(default_factory=dict, init=False)
     _nonfinite: int = field(default=0, init=False)
 
-    def add(self, source: str, reference: Mapping[str, Array], artifact: Mapping[str, Array]) -> None:
-        """Take in what ``edgebake.llm.digest`` kept of one call of the text ``source``."""
+    def add(self, source: str, reference: Mapping[str, Array], artifact: Mapping[str, Array], start: int = 0) -> None:
+        """Take in what ``edgebake.llm.digest`` kept of one call of the text ``source``, which begins at ``start``."""
         r, a = reference[SUMS], artifact[SUMS]
         told = ~np.isnan(r[:, NEXT])
         sound = np.asarray(np.isfinite(a[:, [SUM, MEAN]]).all(axis=1))
         self._nonfinite += int((~sound).sum())
         counts = self._texts.setdefault(source, np.zeros(len(_COLUMNS)))
         same, ties, top5 = _decisions(reference, artifact, sound)
-        counts += (
-            told.sum(),
-            (r[told, SUM] - r[told, NEXT]).sum(),
-            (a[told, SUM] - a[told, NEXT]).sum(),
-            len(r),
-            _divergence(reference, artifact).sum(),
-            same.sum(),
-            ties.sum(),
-            top5.sum(),
-        )
+        losses = (np.where(told, side[:, SUM] - np.where(told, side[:, NEXT], 0), 0) for side in (r, a))
+        rows = np.stack([told, *losses, np.ones(len(r)), _divergence(reference, artifact), same, ties, top5], axis=1)
+        counts += rows.sum(axis=0)
+        for number, part in _by_range(rows, start):
+            self._ranges.setdefault(number, np.zeros(len(_COLUMNS)))[:] += part.sum(axis=0)
 
     def measurements(self, seed: int = 0) -> dict[str, Any]:
         """Perplexities, their ratio, divergence in nats, shares of rows that agree; null where a number is NaN."""
@@ -85,8 +86,38 @@ class TextMeter:
                 "high": to_json(top_high),
             },
             "top5": to_json(total["top5"] / rows) if rows else None,
+            "positions": (ranges := [self._range(number) for number in sorted(self._ranges)]),
+            "drift": _drift(ranges),
             "nonfinite": self._nonfinite,
         }
+
+    def _range(self, number: int) -> dict[str, Any]:
+        """The ``number``-th range of positions, ``from`` and ``to`` included."""
+        found = dict(zip(_COLUMNS, self._ranges[number].tolist(), strict=True))
+        decided = found["rows"] - found["ties"]
+        return {
+            "from": FIRST_RANGE << (number - 1) if number else 0,
+            "to": (FIRST_RANGE << number) - 1,
+            "rows": int(found["rows"]),
+            "kl": to_json(found["kl"] / found["rows"]),
+            "top1": to_json(found["same"] / decided) if decided else None,
+            "perplexity": _exp(found["artifact"] - found["float"], found["words"]),
+        }
+
+
+def _by_range(rows: Floats, start: int) -> Iterator[tuple[int, Floats]]:
+    """``rows``, of which the first stands at ``start``, by the number of their range of positions."""
+    numbers = np.array([(place // FIRST_RANGE).bit_length() for place in range(start, start + len(rows))])
+    for number in np.unique(numbers).tolist():
+        yield number, rows[numbers == number]
+
+
+def _drift(ranges: Sequence[Mapping[str, Any]]) -> float | None:
+    """Nats that the divergence of any later range is above the first's, never below 0; None without two to compare."""
+    enough = [each["kl"] for each in ranges if each["rows"] >= LEAST_ROWS]
+    if len(enough) < 2 or ranges[0]["from"] or None in enough:
+        return None
+    return float(max(0.0, max(enough[1:]) - enough[0]))
 
 
 def _exp(total: float, count: float) -> float | None:

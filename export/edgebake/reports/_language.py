@@ -70,6 +70,7 @@ def _text(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "alone", again
     else:
         yield from _against_float(language, again)
+        yield from _positions(language)
     speed = language["speed"]
     if speed["decode_tokens_per_s"] is not None:
         yield (
@@ -77,6 +78,17 @@ def _text(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{speed['decode_tokens_per_s']:.1f} tokens/s, {speed['first_token_ms']:.0f} ms to the first after a short "
             "prompt, here",
         )
+
+
+def _positions(language: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The text by ranges of positions, where there are several."""
+    ranges = language.get("positions") or []
+    if len(ranges) > 1:
+        told = (
+            f"{each['from']} to {each['to']}: KL {number(each['kl'], 3)}, top-1 {percent(each['top1'])}"
+            for each in ranges
+        )
+        yield "positions", "; ".join(told)
 
 
 def _against_float(language: Mapping[str, Any], again: str) -> Iterator[tuple[str, str]]:
