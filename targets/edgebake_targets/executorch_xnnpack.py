@@ -24,7 +24,10 @@ DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 DECODES = True
 SOURCES = (
     *_executorch.SOURCES,
-    *(f"edgebake_targets.{name}" for name in ("_observers", "_ranges", "_xnnpack_partitioner", "_xnnpack_quantizer")),
+    *(
+        f"edgebake_targets.{name}"
+        for name in ("_observers", "_ranges", "_xnnpack_gelu", "_xnnpack_partitioner", "_xnnpack_quantizer")
+    ),
 )
 
 SUPPORTS = (
@@ -103,7 +106,9 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if request.assignment.of("w8", "w4g32a8d"):
         import executorch.kernels.quantized  # noqa: F401  registers the int8 embedding for the emitter
 
-    traced = _executorch_llm.with_own_operators(traced)
+    from edgebake_targets import _xnnpack_gelu
+
+    traced = _xnnpack_gelu.spelled_out(_executorch_llm.with_own_operators(traced))
     _executorch.refuse_states(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)
