@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgebake.buffers import drop_overwritten, untouched
-from edgebake.errors import RecipeError, StageFailed
+from edgebake.errors import EdgebakeError, RecipeError, StageFailed
 from edgebake.rowwise import by_rows
 from edgebake.types import (
     DimBounds,
@@ -143,6 +143,8 @@ def _export(loaded: Loaded, name: str, seed: int, *, strict: bool) -> torch.expo
     with torch.no_grad(), untouched(module):  # what torch.export does not know for a buffer, it writes to
         try:
             return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=strict)
+        except EdgebakeError:  # which tells what is wrong already
+            raise
         except Exception as error:  # the network's code runs in there, and torch has a type for each of its layers
             raise _export_failed(signature, name, str(error)) from error
 

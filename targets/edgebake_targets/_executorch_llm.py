@@ -35,7 +35,6 @@ def with_own_operators(traced: Traced, cache: str = "fp32") -> Traced:
 def _rewritten(program: torch.export.ExportedProgram, cache: str) -> torch.export.ExportedProgram:
     """A program of its own around a graph with ExecuTorch's operators; tensors are shared."""
     import torch
-    from torch.export import ExportedProgram
 
     graph = copy.deepcopy(program.graph)
     signature, constants = program.graph_signature, program.constants
@@ -48,6 +47,13 @@ def _rewritten(program: torch.export.ExportedProgram, cache: str) -> torch.expor
             *tensors_and_start, scale = node.args
             node.target = torch.ops.llama.custom_sdpa.default
             node.args = (*tensors_and_start, None, 0.0, True, scale)  # no mask, no dropout, causal
+    return with_graph(program, graph)
+
+
+def with_graph(program: torch.export.ExportedProgram, graph: torch.fx.Graph) -> torch.export.ExportedProgram:
+    """A program of its own around ``graph``, a changed copy of that of ``program``; tensors are shared."""
+    from torch.export import ExportedProgram
+
     return ExportedProgram(
         root=program.graph_module,
         graph=graph,

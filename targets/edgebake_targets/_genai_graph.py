@@ -131,7 +131,7 @@ class _Writer:
 
     def norm(self, value: str, name: str, size: int) -> str:
         """RMSNorm (Zhang 2019, equation 4) with the weight ``name``."""
-        weight = self.weights.vector(f"{name}.weight", size)
+        weight = self.weights.vector(f"{name}.weight", size, plus=self.spec.norm_offset)
         return self.node(
             "SimplifiedLayerNormalization",
             [value, weight],
@@ -145,6 +145,16 @@ class _Writer:
         """``value`` times the matrix ``name``.weight of ``shape`` (outputs, inputs)."""
         made = self.product(value, name, f"{name}.weight", shape, f"{name}/product" if bias else name)
         return self.node("Add", [made, self.weights.vector(f"{name}.bias", shape[0])], name) if bias else made
+
+    def parts(self, value: str, name: str, rows: Mapping[str, int]) -> list[str]:
+        """``value`` times a matrix that is several on top of each other, ``rows`` of outputs each; the names."""
+        from onnx import helper
+
+        whole = self.linear(value, name, (sum(rows.values()), self.spec.hidden))
+        outputs = [f"{name}/{part}" for part in rows]
+        sizes = self.number(f"{name}/rows", *rows.values())
+        self.nodes.append(helper.make_node("Split", [whole, sizes], outputs, name=f"{name}/split", axis=-1))
+        return outputs
 
     def product(self, value: str, module: str, tensor: str, shape: tuple[int, int], out: str) -> str:
         """``value`` times the matrix ``tensor`` of ``shape`` in the scheme of ``module``."""
@@ -165,17 +175,26 @@ def _model(writer: _Writer, context: int) -> onnx.ModelProto:
 
     spec = writer.spec
     lengths = _lengths(writer)
-    tables = rotary_tables(spec, context)
-    rotary = [writer.weights.constant(n, t) for n, t in zip(("cos_cache", "sin_cache"), tables, strict=True)]
+    rotary = _rotary(writer, "", spec.rope, context)
+    local = rotary if spec.local_rope is None else _rotary(writer, "local_", spec.local_rope, context)
     hidden = _embedding(writer)
+    if spec.embedding_scale != 1.0:
+        scale = writer.number("embedding/factor", float(spec.embedding_scale))
+        hidden = writer.node("Mul", [hidden, scale], "embedding/enlarged")
     for layer in range(spec.layers):
-        hidden = _layer(writer, layer, hidden, [*lengths, *rotary])
+        hidden = _layer(writer, layer, hidden, [*lengths, *(rotary if spec.windows[layer] is None else local)])
     _head(writer, writer.norm(hidden, "model.norm", spec.hidden))
     graph = helper.make_graph(
         writer.nodes, "decoder", _inputs(spec), _outputs(spec), list(writer.weights.initializers.values())
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgebake")
+
+
+def _rotary(writer: _Writer, prefix: str, rope: Mapping[str, Any], context: int) -> list[str]:
+    tables = rotary_tables(rope, writer.spec.head_dim, context)
+    names = (f"{prefix}cos_cache", f"{prefix}sin_cache")
+    return [writer.weights.constant(name, table) for name, table in zip(names, tables, strict=True)]
 
 
 def _inputs(spec: Spec) -> list[onnx.ValueInfoProto]:
@@ -241,9 +260,13 @@ def _layer(writer: _Writer, layer: int, hidden: str, shared: list[str]) -> str:
     spec, name = writer.spec, f"model.layers.{layer}"
     normed = writer.norm(hidden, f"{name}.input_layernorm", spec.hidden)
     attended = _attention(writer, layer, normed, shared)
+    before = "post_attention_layernorm"
+    if spec.post_norms:
+        attended, before = writer.norm(attended, f"{name}.{before}", spec.hidden), "pre_feedforward_layernorm"
     middle = writer.node("Add", [hidden, attended], f"{name}/middle")
-    normed = writer.norm(middle, f"{name}.post_attention_layernorm", spec.hidden)
-    return writer.node("Add", [middle, _mlp(writer, f"{name}.mlp", normed)], f"{name}/output")
+    made = _mlp(writer, f"{name}.mlp", writer.norm(middle, f"{name}.{before}", spec.hidden))
+    made = writer.norm(made, f"{name}.post_feedforward_layernorm", spec.hidden) if spec.post_norms else made
+    return writer.node("Add", [middle, made], f"{name}/output")
 
 
 def _attention(writer: _Writer, layer: int, value: str, shared: list[str]) -> str:
@@ -252,7 +275,10 @@ def _attention(writer: _Writer, layer: int, value: str, shared: list[str]) -> st
     spec, name = writer.spec, f"model.layers.{layer}.self_attn"
     queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    projected = [writer.linear(value, f"{name}.{n}", (r, spec.hidden), bias=spec.qkv_bias) for n, r in rows.items()]
+    if spec.fused:
+        projected = writer.parts(value, f"{name}.qkv_proj", rows)
+    else:
+        projected = [writer.linear(value, f"{name}.{n}", (r, spec.hidden), bias=spec.qkv_bias) for n, r in rows.items()]
     if spec.head_norms:
         for place, kind in enumerate(("q_norm", "k_norm")):
             projected[place] = _head_norm(writer, projected[place], f"{name}.{kind}", (queries, keys)[place])
@@ -268,7 +294,9 @@ def _attention(writer: _Writer, layer: int, value: str, shared: list[str]) -> st
             domain=MICROSOFT,
             num_heads=spec.heads,
             kv_num_heads=spec.kv_heads,
-            scale=spec.head_dim**-0.5,
+            scale=spec.attention_scale or spec.head_dim**-0.5,
+            softcap=spec.softcap,
+            local_window_size=spec.windows[layer] or -1,
             do_rotary=1,
             rotary_interleaved=0,
         )
@@ -286,12 +314,18 @@ def _head_norm(writer: _Writer, value: str, name: str, size: int) -> str:
 
 def _mlp(writer: _Writer, name: str, value: str) -> str:
     spec = writer.spec
-    gate, up = (
-        writer.linear(value, f"{name}.{kind}", (spec.inner, spec.hidden), bias=spec.mlp_bias)
-        for kind in ("gate_proj", "up_proj")
-    )
-    sigmoid = writer.node("Sigmoid", [gate], f"{name}/sigmoid")
-    activated = writer.node("Mul", [gate, sigmoid], f"{name}/silu")
+    kinds = dict.fromkeys(("gate_proj", "up_proj"), spec.inner)
+    if spec.fused:
+        gate, up = writer.parts(value, f"{name}.gate_up_proj", kinds)
+    else:
+        shape = (spec.inner, spec.hidden)
+        gate, up = (writer.linear(value, f"{name}.{kind}", shape, bias=spec.mlp_bias) for kind in kinds)
+    if spec.activation == "silu":
+        sigmoid = writer.node("Sigmoid", [gate], f"{name}/sigmoid")
+        activated = writer.node("Mul", [gate, sigmoid], f"{name}/silu")
+    else:
+        approximate = "tanh" if spec.activation == "gelu_pytorch_tanh" else "none"
+        activated = writer.node("Gelu", [gate], f"{name}/gelu", approximate=approximate)
     product = writer.node("Mul", [activated, up], f"{name}/gated")
     return writer.linear(product, f"{name}.down_proj", (spec.hidden, spec.inner), bias=spec.mlp_bias)
 
@@ -301,8 +335,13 @@ def _head(writer: _Writer, value: str) -> None:
     spec = writer.spec
     tensor = f"{EMBEDDING}.weight" if spec.tied else f"{HEAD}.weight"
     shape = (spec.vocabulary, spec.hidden)
+    out = "head" if spec.final_softcap else "logits"
     if tensor in writer.weights.initializers and writer.scheme_of(HEAD) == "fp32":
         writer.macs += shape[0] * shape[1]
-        writer.node("FusedMatMul", [value, tensor], "logits", domain=MICROSOFT, transB=1)
-        return
-    writer.product(value, HEAD, tensor, shape, "logits")
+        writer.node("FusedMatMul", [value, tensor], out, domain=MICROSOFT, transB=1)
+    else:
+        writer.product(value, HEAD, tensor, shape, out)
+    if spec.final_softcap:
+        cap = writer.number("head/cap", spec.final_softcap)
+        small = writer.node("Tanh", [writer.node("Div", [out, cap], "head/share")], "head/tanh")
+        writer.node("Mul", [small, cap], "logits")

@@ -54,10 +54,15 @@ class WeightWriter:
                 self._add(name, value.dtype, value.shape, [value])
         return name
 
-    def vector(self, name: str, size: int) -> str:
-        """A norm's weight or a bias of ``size`` values, in float32."""
+    def vector(self, name: str, size: int, plus: float = 0.0) -> str:
+        """A norm's weight or a bias of ``size`` values, in float32, ``plus`` added to each."""
+        import numpy as np
+
         self._expect(name, (size,))
-        return name if name in self.initializers else self.constant(name, self._tensors.whole(name))
+        if name in self.initializers:
+            return name
+        value = self._tensors.whole(name)
+        return self.constant(name, value + np.float32(plus) if plus else value)
 
     def transposed(self, name: str, shape: tuple[int, int]) -> str:
         """The matrix ``name`` of ``shape`` (outputs, inputs) as MatMul wants it, (inputs, outputs), in float32."""

@@ -27,7 +27,14 @@ SOURCES = (
     *_executorch.SOURCES,
     *(
         f"edgebake_targets.{name}"
-        for name in ("_observers", "_ranges", "_xnnpack_partitioner", "_xnnpack_passes", "_xnnpack_quantizer")
+        for name in (
+            "_observers",
+            "_ranges",
+            "_xnnpack_gelu",
+            "_xnnpack_partitioner",
+            "_xnnpack_passes",
+            "_xnnpack_quantizer",
+        )
     ),
 )
 
@@ -120,7 +127,10 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     if request.assignment.of("w8", "w4g32a8d") or request.options["cache"] == "int8":
         import executorch.kernels.quantized  # noqa: F401  registers int8 embeddings and caches for the emitter
 
+    from edgebake_targets import _xnnpack_gelu
+
     traced = _executorch_llm.with_own_operators(traced, str(request.options["cache"]))
+    traced = _xnnpack_gelu.spelled_out(traced)
     _executorch.refuse_states(traced)
     for method, program in traced.programs.items():
         _refuse_float(method, program, request.assignment)

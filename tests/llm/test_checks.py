@@ -189,3 +189,24 @@ def test_limits_fit_what_is_judged(tmp_path: Path) -> None:
     what, fix = only(problems(tmp_path, **plain, limits={"language": {"perplexity": 1.01}}))
     assert what == "language.perplexity is no limit for a network without a key/value cache"
     assert "model: {context: ...}" in fix
+
+
+GEMMA2 = {"model_type": "gemma2", **decoders.SIZES, "sliding_window": 32, "attn_logit_softcapping": 50.0}
+
+
+def test_families_that_a_target_has_no_operators_for_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, config={**decoders.SIZES, "model_type": "phi"}, targets=["onnx-genai"])
+    assert found.what == "there is no onnxruntime-genai graph for 'phi' models"
+    assert found.fix == "families that have one: llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3"
+    assert found.where.endswith(":model.path") and f"{tmp_path / 'decoder.yaml'}:" in found.where
+    assert not problems(tmp_path, config=GEMMA2, targets=["onnx-genai"])
+
+
+def test_windows_and_caps_are_for_onnx_genai_alone(tmp_path: Path) -> None:
+    (window,) = problems(tmp_path, config=GEMMA2)
+    assert window.what == "some layers look back over 32 tokens only, and the cache keeps all 64"
+    assert window.fix.endswith("or use onnx-genai") and window.where.endswith(":model.context")
+    (cap,) = problems(tmp_path, config={**GEMMA2, "sliding_window": 64})
+    assert cap.what == "gemma2 caps its attention scores, which the operator of a traced network does not"
+    stepped = problems(tmp_path, config=GEMMA2, targets=["onnx-genai"], compress={"steps": ["gptq"]})
+    assert window.what in {problem.what for problem in stepped}  # a step works on the network, which is traced then

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import decoders
-from edgebake.errors import RecipeError, StageFailed
+from edgebake.errors import EdgebakeError, RecipeError, StageFailed
 from edgebake.llm import decoder
 from edgebake.models import transformers as hugging_face
 from edgebake.models._request import LoadRequest
@@ -62,13 +62,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 32, "sliding_window": decoders.CONTEXT},
     "phi3": {"pad_token_id": 0},
     "mistral": {"sliding_window": None},
+    "mistral-window": {"sliding_window": 12},
+    "gemma2": {"head_dim": 32, "sliding_window": 12, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0},
+    "phi": {"pad_token_id": 0},
     "smollm3": {"pad_token_id": 0},
 }
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_read_in_parts_is_what_the_network_says_at_once(kind: str, tmp_path: Path) -> None:
-    folder = decoders.save(tmp_path, kind, **FAMILIES[kind])
+    folder = decoders.save(tmp_path, kind.partition("-")[0], **FAMILIES[kind])
     module = load(folder).methods["forward"]
     assert torch.allclose(in_parts(module, 7, 8, 9, 24, 40), whole(folder), atol=1e-4, rtol=1e-4)
 
@@ -110,16 +113,24 @@ def test_a_context_beyond_the_networks_own_is_refused(folder: Path) -> None:
     assert (found.what, found.fix) == ("the model reaches over 64 tokens, not 128", "give at most context: 64")
 
 
+def untraced(folder: Path) -> Any:
+    """What tracing says of a network that loads: its operators know neither windows nor caps."""
+    with pytest.raises(EdgebakeError) as caught:
+        trace(load(folder))
+    (found,) = caught.value.problems
+    return found
+
+
 def test_a_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
-    found = problem(decoders.save(tmp_path, "mistral", sliding_window=32))
+    found = untraced(decoders.save(tmp_path, "mistral", sliding_window=32))
     assert found.what == "some layers look back over 32 tokens only, and the cache keeps all 64"
-    assert found.fix.startswith("give at most context: 32")
+    assert found.fix.startswith("give at most context: 32") and found.fix.endswith("or use onnx-genai")
 
 
 def test_capped_attention_is_refused(tmp_path: Path) -> None:
-    found = problem(decoders.save(tmp_path, "gemma2", head_dim=32, sliding_window=64))
-    assert found.what == "gemma2 caps its attention scores, which attention over a cache does not"
-    assert "remove context" in found.fix
+    found = untraced(decoders.save(tmp_path, "gemma2", head_dim=32, sliding_window=64))
+    assert found.what == "this network caps its attention scores, which the operator of a traced network does not"
+    assert found.fix.startswith("use onnx-genai, or remove context")
 
 
 def test_a_network_without_the_attention_interface_is_refused(tmp_path: Path) -> None:

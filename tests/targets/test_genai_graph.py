@@ -29,6 +29,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "rope_theta": 10000.0,
 }
+PARTIAL = {"rope_type": "default", "partial_rotary_factor": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-untied-biased": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
@@ -37,6 +38,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "gemma": {"model_type": "gemma", "head_dim": 32},
+    "gemma2": {"model_type": "gemma2", "head_dim": 32, "sliding_window": 24, "query_pre_attn_scalar": 24},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 32,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
+    "phi3-window": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": 24},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 24},
 }
 Floats = NDArray[np.float32]
 
@@ -181,9 +193,9 @@ def test_genai_config_says_how_to_run_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "context", "what"),
     [
-        ({"model_type": "gemma"}, 64, "there is no onnxruntime-genai graph for 'gemma' models"),
-        ({"hidden_act": "gelu"}, 64, "the activation 'gelu' has no nodes here"),
-        ({"model_type": "mistral", "sliding_window": 32}, 64, "attention with a sliding window has no nodes here"),
+        ({"model_type": "phi"}, 64, "there is no onnxruntime-genai graph for 'phi' models"),
+        ({"hidden_act": "relu"}, 64, "the activation 'relu' has no nodes here"),
+        ({"model_type": "phi3", "rope_scaling": PARTIAL}, 64, "rotary embeddings of a part have no nodes here"),
         ({"rope_scaling": {"rope_type": "yarn"}}, 64, "rotary embeddings of the kind 'yarn' have no nodes here"),
         ({"num_hidden_layers": None}, 64, "config.json does not say num_hidden_layers"),
         ({}, 257, "the model knows 256 positions, the context is 257"),

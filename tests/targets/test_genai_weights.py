@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from edgebake.errors import RecipeError
 from edgebake.llm.shards import Shards
 from edgebake_targets import _genai_weights
-from edgebake_targets._genai_config import Spec, rotary_tables
+from edgebake_targets._genai_config import rotary_tables
 from edgebake_targets._genai_weights import DATA, WeightWriter, symmetric_int8_blocks
 
 
@@ -87,40 +87,19 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, weight: NDArray[np
 
 
 def test_llama3_scaling_leaves_high_frequencies_and_divides_low_ones() -> None:
-    plain = {"rope_type": "default"}
+    plain = {"rope_type": "default", "rope_theta": 500000.0}
     scaled = {
+        **plain,
         "rope_type": "llama3",
         "factor": 32.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    sines = [rotary_tables(_spec(rope), 2)[1][1] for rope in (plain, scaled)]  # of position 1: the frequencies
+    sines = [rotary_tables(rope, 64, 2)[1][1] for rope in (plain, scaled)]  # of position 1: the frequencies
     np.testing.assert_array_equal(sines[0][:10], sines[1][:10])
     np.testing.assert_allclose(sines[0][-4:] / sines[1][-4:], 32.0, rtol=1e-5)
     assert (np.diff(sines[0] / sines[1]) >= -1e-5).all()
-
-
-def _spec(rope: dict[str, object]) -> Spec:
-    return Spec(
-        family="llama",
-        hidden=2048,
-        inner=8192,
-        layers=1,
-        heads=32,
-        kv_heads=8,
-        head_dim=64,
-        vocabulary=8,
-        positions=131072,
-        epsilon=1e-5,
-        tied=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        head_norms=False,
-        theta=500000.0,
-        rope=rope,
-    )
 
 
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 from edgebake.checks.case import Case, moved
 from edgebake.errors import EdgebakeError, Problem, RecipeError
 from edgebake.llm import companions, decoder, vocabularies
+from edgebake.llm.streaming import streams
 from edgebake.models import _paths
+from edgebake.target import TARGETS
 
 
 def problems(case: Case) -> Iterator[Problem]:
@@ -61,7 +63,10 @@ def _folder(case: Case) -> Path | None:
 def _reach(case: Case, _folder: Path, config: Mapping[str, Any]) -> None:
     context = case.unit.spec.model.context
     assert context is not None
-    decoder.refuse(SimpleNamespace(**{"model_type": None, **config}), context)
+    about = SimpleNamespace(**{"model_type": None, **config})
+    decoder.refuse(about, context)
+    if case.unit.target in TARGETS.names() and not streams(case.unit):
+        decoder.refuse_traced(about, context)
 
 
 def _words(_case: Case, folder: Path, config: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ _START = "edgebake_start"  # the keyword that carries the row of the first token
 def with_caches(network: torch.nn.Module, context: int) -> torch.nn.Module:
     """``network`` with buffers for ``context`` keys and values in each of its attention modules; changed in place.
 
-    RecipeError where the network reaches less far than ``context``, or attends in a way that such a cache cannot serve.
+    RecipeError where the network reaches less far than ``context``, or does not attend through that interface.
     """
     import torch
     from transformers import AttentionInterface
@@ -123,17 +123,22 @@ def _attention(
     from edgebake.llm import operators
 
     scale = more.get("scaling") or query.shape[-1] ** -0.5
+    window, cap = more.get("sliding_window"), more.get("softcap")
+    context = getattr(module, CACHES[0]).shape[1]
     exporting = torch.compiler.is_exporting()  # eager code is differentiable, operators are not
+    if exporting:
+        _refuse_limited(window, cap, context, "this network")
     put: Any = torch.ops.edgebake.update_cache if exporting else operators.update
     attend: Any = torch.ops.edgebake.cached_attention if exporting else operators.attend
     caches: list[Any] = [getattr(module, name) for name in CACHES]
     for cache, rows in zip(caches, (key, value), strict=True):
         put(rows.transpose(1, 2), cache, more[_START])
-    return attend(query.transpose(1, 2), *caches, more[_START], scale), None
+    limits = {} if exporting else {"window": window, "cap": cap}
+    return attend(query.transpose(1, 2), *caches, more[_START], scale, **limits), None
 
 
 def refuse(config: Any, context: int) -> None:
-    """RecipeError where a network of ``config`` cannot attend over a cache of ``context`` tokens."""
+    """RecipeError where a network of ``config`` does not reach over ``context`` tokens."""
     longest = getattr(config, "max_position_embeddings", None) or context
     if context > longest:
         raise RecipeError(
@@ -141,18 +146,25 @@ def refuse(config: Any, context: int) -> None:
             where="model.context",
             fix=f"give at most context: {longest}",
         )
-    reach = _window(config) or context
-    if context > reach:
+
+
+def refuse_traced(config: Any, context: int) -> None:
+    """RecipeError where the operators of a traced network of ``config`` cannot attend over ``context`` tokens."""
+    _refuse_limited(_window(config), getattr(config, "attn_logit_softcapping", None), context, config.model_type)
+
+
+def _refuse_limited(window: int | None, cap: float | None, context: int, which: str) -> None:
+    if window is not None and context > window:
         raise RecipeError(
-            f"some layers look back over {reach} tokens only, and the cache keeps all {context}",
+            f"some layers look back over {window} tokens only, and the cache keeps all {context}",
             where="model.context",
-            fix=f"give at most context: {reach}, within which these layers see everything",
+            fix=f"give at most context: {window}, within which these layers see everything, or use onnx-genai",
         )
-    if getattr(config, "attn_logit_softcapping", None):
+    if cap:
         raise RecipeError(
-            f"{config.model_type} caps its attention scores, which attention over a cache does not",
+            f"{which} caps its attention scores, which the operator of a traced network does not",
             where="model.context",
-            fix="remove context: the network is then built without a cache",
+            fix="use onnx-genai, or remove context: the network is then built without a cache",
         )
 
 

@@ -53,15 +53,29 @@ def update(value: torch.Tensor, cache: torch.Tensor, start: int) -> torch.Tensor
     return value.new_zeros(1)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scale: float) -> torch.Tensor:
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+    scale: float,
+    *,
+    window: int | None = None,
+    cap: float | None = None,
+) -> torch.Tensor:
     """Causal attention of ``query``, (1, tokens, heads, width), over the rows of the caches up to each token's own.
 
     Token i of the query stands at row ``start + i``. Heads of the query share those of the caches in equal groups
     (grouped-query attention, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+
+    Only where the float network runs, not in the operator: ``window`` tokens are seen at most, the own one included,
+    and scores are ``cap tanh(score / cap)`` (Gemma 2, https://arxiv.org/abs/2408.00118, section 2).
     """
     import torch
 
     tokens, end = query.shape[1], start + query.shape[1]
+    if window is not None or cap:
+        return _limited(query, keys[:, :end], values[:, :end], start, scale, window or end, cap)
     found = torch.nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         keys[:, :end].transpose(1, 2),
@@ -71,6 +85,26 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start:
         enable_gqa=query.shape[2] != keys.shape[2],
     )
     return found.transpose(1, 2).contiguous()
+
+
+def _limited(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+    scale: float,
+    window: int,
+    cap: float | None,
+) -> torch.Tensor:
+    import torch
+
+    tokens, end, shared = query.shape[1], keys.shape[1], query.shape[2] // keys.shape[2]
+    keys, values = (rows.repeat_interleave(shared, dim=2) for rows in (keys, values))
+    scores = torch.einsum("bqhw,bkhw->bhqk", query, keys) * scale
+    scores = cap * torch.tanh(scores / cap) if cap else scores
+    seen = torch.ones(tokens, end, dtype=torch.bool).tril(diagonal=start).triu(diagonal=start - window + 1)
+    shares = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    return torch.einsum("bhqk,bkhw->bqhw", shares, values).contiguous()
 
 
 def _update_shape(value: torch.Tensor, _cache: torch.Tensor, _start: int) -> torch.Tensor:
