@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ MOST_MEMORY = 5e9  # for llama-3.2-1b and what is smaller
 SEED = 0
 
 
-def ours(name: str, work: Path) -> Path:
-    """The artifact by the stages of a build."""
+def ours(name: str, work: Path, more: Sequence[str] = ()) -> Path:
+    """The artifact by the stages of a build, with ``more`` settings of the recipe."""
     from edgebake import devices, stages
     from edgebake.check import check
     from edgebake.commands._shared import read_recipes
@@ -42,7 +43,7 @@ def ours(name: str, work: Path) -> Path:
         if kind == "stage":
             print(f"{time.perf_counter():.1f} {what['stage']} {what['state']}, peak {peak() / 1e6:.0f} MB", flush=True)
 
-    settings = [f"model.path={work / 'network'}", f"model.seed={SEED}"]
+    settings = [f"model.path={work / 'network'}", f"model.seed={SEED}", *more]
     files = read_recipes([str(ROOT / f"recipes/llm/{name}-random.yaml")], settings)
     units = [unit for unit in check(files, trust=False)[0] if unit.target == "executorch-xnnpack"]
     bench = Bench(store=Store(work / "store"), emit=tell, trust=False, device=devices.row)

@@ -225,8 +225,11 @@ def emitted(
 
     Whoever reads the file afterwards lets go of ``edge`` first: it holds the weights several times over.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     program = to_executorch(edge, fuse_quantised=fuse_quantised)
     entry = write(program, request.folder)
+    FakeTensorMode.cache_clear()  # its keys hold every delegate that was evaluated, with the weights it was made of
     return Lowered(
         files=(entry,),
         entry=entry,
