@@ -7,6 +7,7 @@ methods without inputs; those of ``llm_runner_helper.cpp`` and ``constants.h`` t
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebake.types import Signature, Traced
@@ -47,22 +48,30 @@ def _rewritten(program: torch.export.ExportedProgram, cache: str) -> torch.expor
             *tensors_and_start, scale = node.args
             node.target = torch.ops.llama.custom_sdpa.default
             node.args = (*tensors_and_start, None, 0.0, True, scale)  # no mask, no dropout, causal
-    return with_graph(program, graph)
+    return with_graph(program, graph, signature, constants)
 
 
-def with_graph(program: torch.export.ExportedProgram, graph: torch.fx.Graph) -> torch.export.ExportedProgram:
-    """A program of its own around ``graph``, a changed copy of that of ``program``; tensors are shared."""
+def with_graph(
+    program: torch.export.ExportedProgram,
+    graph: torch.fx.Graph,
+    signature: torch.export.ExportGraphSignature | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> torch.export.ExportedProgram:
+    """A program of its own around ``graph``, a changed copy of that of ``program``; tensors are shared.
+
+    ``signature``, ``constants``: those of ``program`` where they did not change with the graph.
+    """
     from torch.export import ExportedProgram
 
     return ExportedProgram(
         root=program.graph_module,
         graph=graph,
-        graph_signature=signature,
+        graph_signature=signature or program.graph_signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants=constants,
+        constants=dict(program.constants if constants is None else constants),
         verifiers=program.verifiers,
     )
 
