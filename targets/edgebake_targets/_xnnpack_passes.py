@@ -8,6 +8,7 @@ time grows with the square of the layers. The file is the same to the byte.
 from __future__ import annotations
 
 import operator
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,17 @@ def needed_only() -> Iterator[None]:
         yield
     finally:
         preprocess.XNNPACKPassManager, lowered.legalize_graph = manager, sort
+
+
+def forget() -> None:
+    """Let go of programs that were partitioned: ExecuTorch keeps nodes of them, and through those their weights."""
+    from executorch.exir.backend import utils
+
+    utils.is_same_node.cache_clear()
+    for name, module in list(sys.modules.items()):
+        why = getattr(module, "why", None) if name.startswith("executorch.backends.xnnpack") else None
+        if isinstance(why, utils.WhyNoPartition):
+            why.node = None
 
 
 def unchanged(program: ExportedProgram) -> bool:

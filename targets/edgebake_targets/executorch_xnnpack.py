@@ -143,6 +143,7 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
     lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)
     del edge
+    _xnnpack_passes.forget()
     _refuse_lost_integers(request, traced)
     return lowered
 
