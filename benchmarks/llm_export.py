@@ -93,7 +93,7 @@ def plain(context: int, work: Path) -> Path:
         example = (torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
         sizes = ({1: torch.export.Dim("seq", min=1, max=128)}, None)
         traced = torch.export.export(Step(), example, dynamic_shapes=sizes, strict=False)
-        program = _executorch_llm._rewritten(traced)
+        program = _executorch_llm._rewritten(traced, "fp32")
     with torch.no_grad():
         products = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
         edge = to_edge_transform_and_lower(

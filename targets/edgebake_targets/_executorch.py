@@ -225,11 +225,9 @@ def emitted(
 
     Whoever reads the file afterwards lets go of ``edge`` first: it holds the weights several times over.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     program = to_executorch(edge, fuse_quantised=fuse_quantised)
     entry = write(program, request.folder)
-    FakeTensorMode.cache_clear()  # its keys hold every delegate that was evaluated, with the weights it was made of
+    _empty_caches(edge)
     return Lowered(
         files=(entry,),
         entry=entry,
@@ -238,6 +236,18 @@ def emitted(
         planned_memory_bytes=planned_memory(program),
         encodings=encodings,
     )
+
+
+def _empty_caches(edge: EdgeProgramManager) -> None:
+    """Of fake evaluation: their keys hold every delegate that was evaluated, with the weights it was made of."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    FakeTensorMode.cache_clear()
+    for method in edge.methods:
+        for node in edge.exported_program(method).graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, FakeTensor) and value.fake_mode.shape_env is not None:
+                value.fake_mode.shape_env.fake_tensor_cache.clear()
 
 
 def planned_memory(program: ExecutorchProgramManager) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import gc
 import operator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from torch.fx.passes.tools_common import legalize_graph
 
+from edgebake.types import DimBounds, MethodSignature, ModuleKind, Signature, TensorSpec
 from edgebake_targets import _executorch
 from edgebake_targets._xnnpack_partitioner import partitioner
 from edgebake_targets._xnnpack_passes import needed_only, sort_in_place, unchanged
+from xnnpack_cases import Wrapper, build
 
 
 def disordered() -> torch.fx.GraphModule:
@@ -118,3 +122,23 @@ def test_only_partitions_that_no_pass_looks_at_are_left_as_they_are(function: ob
 def test_images_with_channels_last_get_their_copies() -> None:
     image = torch.randn(1, 3, 4, 5).to(memory_format=torch.channels_last)
     assert not unchanged(partition(Called(lambda x: x + 1), image))
+
+
+def test_nothing_that_was_lowered_is_held_afterwards(tmp_path: Path) -> None:
+    wide = torch.nn.Sequential(torch.nn.Linear(72, 88), torch.nn.ReLU(), torch.nn.Linear(88, 72))
+    kinds: dict[str, ModuleKind] = {"0": "linear", "2": "linear"}
+    signature = Signature(
+        methods={
+            "forward": MethodSignature(
+                inputs=(TensorSpec(name="x", shape=("rows", 72), dtype="float32"),),
+                outputs=(TensorSpec(name="y", shape=("rows", 72), dtype="float32"),),
+            )
+        },
+        dims={"rows": DimBounds(min=1, max=8)},
+    )
+    network = Wrapper(wide).eval()
+    build(network, signature, dict.fromkeys(kinds, "w8a8d"), kinds, [torch.randn(3, 72)], tmp_path)
+    del wide, network
+    gc.collect()
+    alive = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter) and x.shape == (88, 72)]
+    assert not [(x.dtype, x.shape) for x in alive]

@@ -57,6 +57,7 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             _fold_quantised(converted)
         for weight in weights:
             mapped.release(weight)  # looked at for its range, and integers by now
+        _forget()
         _refuse_uncalibrated(converted, calls)
         return torch.export.export(
             converted,
@@ -64,6 +65,15 @@ def apply(request: GraphRequest) -> torch.export.ExportedProgram:
             dynamic_shapes=per_input(request.dynamic_shapes, len(example)),
             strict=False,
         )
+
+
+def _forget() -> None:
+    """Let go of networks that torch and torchao remember for the life of the process: each by its device."""
+    from torch.ao.quantization.fx import utils
+    from torchao import utils as own
+
+    for remembers in (utils.assert_and_get_unique_device, own._assert_and_get_unique_device):
+        remembers.cache_clear()
 
 
 def _fold_quantised(model: torch.fx.GraphModule) -> None:
