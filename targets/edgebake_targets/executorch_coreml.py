@@ -103,7 +103,7 @@ def _canonical(request: LowerRequest) -> LowerRequest:
     if problems:
         raise RecipeError(problems)
     # Precision by module is what the parts lack: ExecuTorch hands the converter one for all operators.
-    found = _coreml_options.canonical(replace(request, options={**request.options, "keep_float32": ""}))
+    found = _coreml_options.canonical(replace(request, options={**request.options, "keep_float32": "", "chunk_mib": 0}))
     halves = request.assignment.of("fp16")
     if halves and _coreml_options.precision_of(found) == "fp32":
         raise RecipeError(

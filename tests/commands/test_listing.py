@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgebake import devices
 from edgebake.errors import EXIT_RECIPE, EXIT_TOOLCHAIN
@@ -95,7 +97,7 @@ def test_init_writes_a_recipe_that_check_takes(
     edgebake: Edgebake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config(tmp_path / "own/Big BERT!", BERT, "model.safetensors")
+    save_file({"one": np.zeros(1, np.float32)}, config(tmp_path / "own/Big BERT!", BERT) / "model.safetensors")
     said = edgebake("init", "own/Big BERT!")
     assert said.code == 0, said.err
     assert said.out == "wrote big-bert.yaml; next: edgebake check big-bert.yaml, then edgebake build big-bert.yaml\n"
@@ -108,7 +110,7 @@ def test_a_recipe_in_another_folder_still_finds_its_model(
     edgebake: Edgebake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config(tmp_path / "bert", BERT, "model.safetensors")
+    save_file({"one": np.zeros(1, np.float32)}, config(tmp_path / "bert", BERT) / "model.safetensors")
     (tmp_path / "recipes").mkdir()
     assert edgebake("init", "bert", "-o", "recipes/mine.yaml", "--json").json["recipe"] == "recipes/mine.yaml"
     assert 'path: "../bert"' in (tmp_path / "recipes/mine.yaml").read_text()

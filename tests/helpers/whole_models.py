@@ -196,6 +196,6 @@ class Decoder(nn.Module):
         hidden = model.embed_tokens(token)
         rotary = model.rotary_emb(hidden, position[None])
         for layer in model.layers:
-            found = layer(hidden, attention_mask=mask, past_key_values=cache, position_embeddings=rotary)
+            found = layer(hidden, mask, None, cache, position_embeddings=rotary)  # its name varies by version
             hidden = found[0] if isinstance(found, tuple) else found
         return self.network.lm_head(model.norm(hidden))

@@ -33,7 +33,7 @@ class Past:
         self.old, self.new = (keys, values), (keys, values)
 
     def update(
-        self, keys: torch.Tensor, values: torch.Tensor, _layer: int, *_: Any
+        self, keys: torch.Tensor, values: torch.Tensor, _layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values (1, heads, old + new, width); the new ones are kept."""
         import torch
@@ -66,9 +66,8 @@ def model(hidden: int = 2048, intermediate: int = 8192, heads: int = 32, key_val
             mask: torch.Tensor,
         ) -> dict[str, torch.Tensor]:
             past = Past(keys, values)
-            out = self.wrapped(
-                hidden, attention_mask=mask, position_embeddings=(cosine, sine), past_key_values=past, use_cache=True
-            )
+            # By position: transformers 5.24 calls the fourth `cache`, those before it `past_key_values`.
+            out = self.wrapped(hidden, mask, None, past, True, position_embeddings=(cosine, sine))
             return {"hidden_out": out, "new_keys": past.new[0], "new_values": past.new[1]}
 
     return initialise(Block())
