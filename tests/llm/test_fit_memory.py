@@ -82,12 +82,12 @@ def test_memory_here_is_bound_by_what_is_asked() -> None:
 
 
 def test_a_large_network_of_integers_takes_little_more_than_they_do() -> None:
-    """A whole build of this recipe took 4,130 MiB at its most."""
+    """A whole build of this recipe took 4,236 MiB at its most."""
     decoder = read_config(CONFIGS / "llama-3.2-1b")
     schemes = meta_scheme(decoder)
     size = file_size(decoder, schemes, "pte")
     assert fit_memory.is_mapped(decoder, "pte", schemes)
-    assert fit_memory.mapped_peak_bytes(decoder, size.total) == pytest.approx(4130 * MIB, rel=0.15)
+    assert fit_memory.mapped_peak_bytes(decoder, size.total) == pytest.approx(4236 * MIB, rel=0.15)
 
 
 @pytest.mark.parametrize("change", [{"model.embed_tokens": "fp32"}, {"model.layers.0.mlp.up_proj": "w8a8d"}])
