@@ -87,6 +87,6 @@ def test_a_part_that_is_gone_is_named(built: Sequence[Any], tmp_path: Path) -> N
     folder = tmp_path / "artifact"
     shutil.copytree(built[1]["folder"], folder)
     shutil.rmtree(folder / "part-2.mlpackage")
-    told = baking.finish(baking.start("verify", folder))
+    told = baking.finish(baking.start("verify", folder, "--json"))
     assert told.code == 4
-    assert "part-2.mlpackage" in told.err + told.out
+    assert "part-2.mlpackage" in told.out  # the table breaks names over lines

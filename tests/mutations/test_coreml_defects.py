@@ -110,4 +110,4 @@ def test_a_changed_weight_fails_structure_weights(mutation: Mutation, built: Pat
 
 @pytest.mark.parametrize("scheme", ["w8", "palette4", "w4g32", "palette4g8", "sparse50", "sparse50-w8"])
 def test_the_unharmed_control_signed_again_passes(scheme: str, built: Path) -> None:
-    assert_unharmed_passes(built / scheme)
+    assert_unharmed_passes(built / scheme, "not measured")  # their recipe sets no limits
