@@ -5,8 +5,10 @@ Numerics: torchao's symmetric mapping, ``scale = max |w| / ((2^b - 1) / 2)`` for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgebake.errors import RecipeError
 from edgebake.lattice import bounds
 from edgebake.scheme import Scheme, parse
 from edgebake.target import ModuleRequest
@@ -53,3 +55,15 @@ def rounded(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 def squared_error(difference: torch.Tensor, moment: torch.Tensor) -> float:
     """Mean over positions of ``|D x|^2``, which is ``tr(D E[x x^T] D^T)``."""
     return float((difference @ moment).mul_(difference).sum())
+
+
+def refuse_indivisible(method: str, chosen: Mapping[str, tuple[torch.nn.Linear, Scheme]]) -> None:
+    """RecipeError of ``method`` for a layer of :func:`rounded_layers` whose rows its scheme's groups do not divide."""
+    for name, (layer, scheme) in chosen.items():
+        if scheme.group and layer.in_features % scheme.group:
+            raise RecipeError(
+                f"{method}: {scheme.name} needs input features divisible by {scheme.group}, but {name} has "
+                f"{layer.in_features}",
+                where="compress",
+                fix=f'give it another scheme, for example modules: {{"{name}": w8}}',
+            )

@@ -112,14 +112,7 @@ def _check(chosen: dict[str, tuple[torch.nn.Linear, Scheme]]) -> None:
             where="compress.steps",
             fix="take the step out, or choose such a scheme (w4, w4g32, w4g32a8d, w8)",
         )
-    for name, (layer, scheme) in chosen.items():
-        if scheme.group and layer.in_features % scheme.group:
-            raise RecipeError(
-                f"gptq: {scheme.name} needs input features divisible by {scheme.group}, but {name} has "
-                f"{layer.in_features}",
-                where="compress",
-                fix=f'give it another scheme, for example modules: {{"{name}": w8}}',
-            )
+    _rounding.refuse_indivisible("gptq", chosen)
 
 
 def _of_layer(

@@ -203,14 +203,7 @@ def _check(chosen: dict[str, Any], options: dict[str, Any]) -> None:
     for name in ("steps", "rank"):
         if options[name] < 1:
             raise RecipeError(f"qat: {name} is {options[name]}", where="compress.steps: qat", fix=f"{name}: at least 1")
-    for name, (layer, scheme) in chosen.items():
-        if scheme.group and layer.in_features % scheme.group:
-            raise RecipeError(
-                f"qat: {scheme.name} needs input features divisible by {scheme.group}, but {name} has "
-                f"{layer.in_features}",
-                where="compress",
-                fix=f'give it another scheme, for example modules: {{"{name}": w8}}',
-            )
+    _rounding.refuse_indivisible("qat", chosen)
 
 
 def _refuse_no_text(calls: list[Call]) -> None:
