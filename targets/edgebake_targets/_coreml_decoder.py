@@ -43,6 +43,12 @@ _CUTS_DECODERS = Refusal(
     fix="leave chunk_mib out",
 )
 
+NEEDS_STATES = Refusal(
+    key="options.minimum_os",
+    what="a language model keeps its keys and values in states, which packages have since iOS 18, macOS 15",
+    fix="options: {minimum_os: iOS18}",
+)
+
 Arrays = Mapping[str, "NDArray[Any]"]
 
 
@@ -51,7 +57,7 @@ def functions(signature: Signature) -> Signature:
     (method,) = signature.methods.values()
     once = longest(signature)
     sizes = {DECODE: 1, PREFILL: once} if once > 1 else {DECODE: 1}
-    return replace(signature, methods={name: _fixed(method, size) for name, size in sizes.items()}, dims={})
+    return replace(signature, methods={name: fixed(method, size) for name, size in sizes.items()}, dims={})
 
 
 def lowered(signature: Signature) -> Signature:
@@ -77,11 +83,13 @@ def longest(signature: Signature) -> int:
     return size if isinstance(size, int) else signature.dims[size].max
 
 
-def _fixed(method: MethodSignature, size: int) -> MethodSignature:
-    def fixed(spec: TensorSpec) -> TensorSpec:
+def fixed(method: MethodSignature, size: int) -> MethodSignature:
+    """``method`` where ``size`` tokens are read at once."""
+
+    def of(spec: TensorSpec) -> TensorSpec:
         return replace(spec, shape=tuple(size if isinstance(given, str) else given for given in spec.shape))
 
-    return replace(method, inputs=tuple(map(fixed, method.inputs)), outputs=tuple(map(fixed, method.outputs)))
+    return replace(method, inputs=tuple(map(of, method.inputs)), outputs=tuple(map(of, method.outputs)))
 
 
 def split(traced: Traced, request: LowerRequest) -> dict[str, Traced]:
@@ -113,7 +121,7 @@ def _part(part: Part, signature: Signature, request: LowerRequest) -> Traced:
     signature = of_part(signature, part.takes, part.gives, "float16" if precision_of(request) == "fp16" else "float32")
     buffers = caches_of(part.module)
     signature = replace(signature, methods={n: replace(m, buffers=buffers) for n, m in signature.methods.items()})
-    programs = {name: _exported(part.module, method) for name, method in signature.methods.items()}
+    programs = {name: exported(part.module, method) for name, method in signature.methods.items()}
     return Traced(programs=programs, signature=signature)
 
 
@@ -218,7 +226,8 @@ class Chain:
         return outputs
 
 
-def _exported(module: torch.fx.GraphModule, method: MethodSignature) -> torch.export.ExportedProgram:
+def exported(module: torch.fx.GraphModule, method: MethodSignature) -> torch.export.ExportedProgram:
+    """``module`` of fixed shapes as ``method`` calls it."""
     import torch
 
     given = tuple(
@@ -248,11 +257,7 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
 def _of_any(asked: Asked | LowerRequest) -> Iterator[Refusal]:
     """What no decoder can have. Samples are texts of the whole; what calibrates looks at programs of functions."""
     if system_of(asked.options) != "iOS18":
-        yield Refusal(
-            key="options.minimum_os",
-            what="a language model keeps its keys and values in states, which packages have since iOS 18, macOS 15",
-            fix="options: {minimum_os: iOS18}",
-        )
+        yield NEEDS_STATES
     what = "is not there for language models yet: it runs samples through each function of the package by itself"
     options = asked.options
     if searches_float32(options):
@@ -268,11 +273,15 @@ def _of_any(asked: Asked | LowerRequest) -> Iterator[Refusal]:
 
 
 class DecoderSession:
-    """A decoder's one method over an open session of its functions (``edgebake.target.Session``)."""
+    """A decoder's one method over an open session of its functions (``edgebake.target.Session``).
 
-    def __init__(self, inner: Any, signature: Signature) -> None:
+    ``decode``: the function that takes one token; without another one it reads every text.
+    """
+
+    def __init__(self, inner: Any, signature: Signature, decode: str = DECODE) -> None:
         assert signature.language is not None
         self._inner = inner
+        self._decode = decode
         self._context = signature.language.context
         self._once = longest(signature)
         self.modes: tuple[str, ...] = getattr(inner, "modes", ())
@@ -322,11 +331,11 @@ class DecoderSession:
         tokens, position = (inputs[name] for name in INPUTS)
         refuse_past_the_end(self._context, tokens, position)
         start, count = int(position[0]), tokens.shape[1]
-        if count > 1 and start + self._once <= self._context:
+        if 1 < count and 1 < self._once and start + self._once <= self._context:
             filled = np.zeros((1, self._once), tokens.dtype)
             filled[:, :count] = tokens
             yield PREFILL, dict(zip(INPUTS, (filled, position), strict=True)), count
             return
         for number in range(count):
             one = tokens[:, number : number + 1]
-            yield DECODE, dict(zip(INPUTS, (one, position + number), strict=True)), 1
+            yield self._decode, dict(zip(INPUTS, (one, position + number), strict=True)), 1

@@ -58,7 +58,9 @@ TRANSLATIONS = (
     Translation(names=("alias",), why="not translated by coremltools 9.0", translate=_alias),
     Translation(names=("fmod",), why="not translated by coremltools 9.0", translate=_fmod),
     Translation(
-        names=(f"{NAMESPACE}::{WRITE}",), why="an operator of edgebake's own for caches", translate=translate_write
+        names=(f"{NAMESPACE}::{WRITE}", f"{NAMESPACE}.{WRITE}"),  # as coremltools and as ExecuTorch name it
+        why="an operator of edgebake's own for caches",
+        translate=translate_write,
     ),
 )
 

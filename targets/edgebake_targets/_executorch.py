@@ -69,10 +69,11 @@ def to_edge(
     programs: Mapping[str, torch.export.ExportedProgram],
     partitioner: Sequence[Any],
     constants: dict[str, Any] | None = None,
+    passes: Sequence[Any] | None = None,
 ) -> EdgeProgramManager:
     """Delegate every method of ``programs`` with ``partitioner``; StageFailed with ExecuTorch's own words.
 
-    ``constants``: methods without inputs, name to what they return.
+    ``constants``: methods without inputs, name to what they return; ``passes``: what the backend runs before.
     """
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -84,6 +85,7 @@ def to_edge(
             return to_edge_transform_and_lower(
                 {name: _own(program) for name, program in programs.items()},
                 partitioner={name: list(partitioner) for name in programs},
+                transform_passes=passes,
                 compile_config=config,
                 constant_methods=constants,
             )

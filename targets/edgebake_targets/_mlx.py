@@ -68,6 +68,14 @@ def prepare() -> None:
     sys.modules[_PACKAGE] = package
 
 
+def passes() -> list[Any]:
+    """What the backend's authors run before it takes its parts; RMSNorm becomes one operator there."""
+    from executorch.backends.mlx.passes import get_default_passes
+
+    found: list[Any] = get_default_passes()
+    return found
+
+
 def generate(serialization: Path, folder: Path, flatc: Path) -> None:
     """Fill ``folder`` with the backend's serialisation, its generated files with it."""
     for name in ("schema.fbs", "generate.py", "mlx_graph_serialize.py"):

@@ -12,10 +12,11 @@ from typing import Any
 from edgebake.errors import Problem, RecipeError
 from edgebake.target import LowerRequest, Missing, Option, Support, unmet
 from edgebake.types import Lowered, Signature, Traced, Verdict, rule_for
-from edgebake_targets import _executorch
+from edgebake_targets import _executorch, _executorch_coreml_llm, _executorch_llm
 from edgebake_targets._coreml_rows import ALL, FP32, INT4, W8, add_states, encodings, grouped_palettes, palette
 
 FORMAT = "pte"
+DECODES = True
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "coremltools", "numpy", "protobuf")
 SOURCES = _executorch.SOURCES
@@ -56,6 +57,7 @@ _PACKAGES = {
     "executorch": "executorch>=1.4.1",
     "coremltools": "coremltools==9.0",
 }
+refusals = _executorch_coreml_llm.refusals
 _LOGS = ("coremltools", "executorch.backends.apple.coreml")
 
 
@@ -74,13 +76,15 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
     from edgebake_targets._coremltools import quiet
 
     request = _canonical(request)
+    traced = _executorch_coreml_llm.stepwise(traced)
     _executorch.refuse_states(traced)
     system = str(request.options["minimum_os"])
     partitioner = _executorch_coreml.partitioner(request, traced.programs.values())
     with quiet(), _quiet_logs(), _coreml_rewrites.translations():
         programs = {method: _executorch_coreml.prepared(program) for method, program in traced.programs.items()}
         states = {method: _coreml_states.states_of(program, system) for method, program in programs.items()}
-        edge = _executorch.to_edge(programs, (partitioner,))
+        metadata = _executorch_llm.metadata(traced.signature)
+        edge = _executorch.to_edge(programs, (partitioner,), metadata)
         parts: dict[str, dict[str, Any]] = {}
         for method, program in traced.programs.items():
             weights, specs = _executorch_coreml.weights_of(program, request), traced.signature.methods[method]

@@ -10,12 +10,13 @@ from typing import Any
 
 from edgebake.target import LowerRequest, Missing, Option, Support
 from edgebake.types import Lowered, ModuleKind, Signature, Traced, Verdict
-from edgebake_targets import _executorch, _mlx
+from edgebake_targets import _executorch, _executorch_llm, _mlx
 
 FORMAT = "pte"
 DEVICES = {"vendor": ("apple",)}
 DISTRIBUTIONS = (*_executorch.DISTRIBUTIONS, "flatbuffers")
-SOURCES = (*_executorch.SOURCES, "edgebake_targets._mlx", "edgebake_targets._mlx_weights")
+DECODES = True
+SOURCES = (*_executorch.SOURCES, *(f"edgebake_targets.{name}" for name in ("_mlx", "_mlx_llm", "_mlx_weights")))
 
 _ALL: tuple[ModuleKind, ...] = ("linear", "conv", "embedding")
 _INTEGER: tuple[ModuleKind, ...] = ("linear", "embedding")
@@ -59,16 +60,18 @@ def missing() -> Missing | None:
 
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """Write ``model.pte`` with one method per program; StageFailed for weights that stayed float or changed."""
-    from edgebake_targets import _executorch_checks, _mlx_weights
+    from edgebake_targets import _executorch_checks, _mlx_llm, _mlx_weights
 
-    _executorch.refuse_states(traced)
     _mlx.prepare()
+    traced = _mlx_llm.with_own_operators(traced)
+    _executorch.refuse_states(traced)
     with _quiet():
         from executorch.backends.mlx import MLXPartitioner
 
         # Copies: the backend takes constants out of the program that it is given, to hold each only once.
         programs = {method: program.run_decompositions({}) for method, program in traced.programs.items()}
-        edge = _executorch.to_edge(programs, (MLXPartitioner(),))
+        metadata = _executorch_llm.metadata(traced.signature)
+        edge = _executorch.to_edge(programs, (MLXPartitioner(),), metadata, _mlx.passes())
     delegation = _executorch.delegation(edge, {}, "MLX's backend has no such operator")
     encodings = {"schemes": request.assignment.by_scheme()}
     lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings)

@@ -24,7 +24,7 @@ def lower(traced: Traced, folder: Path, scheme: str, schemes: Mapping[str, str] 
     return target.lower(traced, request)
 
 
-def opened(folder: Path, lowered: Lowered) -> runner.InterpreterSession:
+def opened(folder: Path, lowered: Lowered) -> Any:
     """What was lowered into ``folder``, ready to run."""
     return runner.open(folder / lowered.entry, lowered.signature)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake.target import NotMeasured
+from edgebake.target import NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _coreml_interpreter, _executorch
+from edgebake_targets import _coreml_interpreter, _executorch, _executorch_coreml_llm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,7 @@ missing = _coreml_interpreter.missing
 warm_up = _coreml_interpreter.warm_up
 
 
-def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001 - the contract's name
+def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the contract's name
     """Read the program at ``entry``. NotMeasured names operators and backends that nothing here computes."""
     from edgebake_targets import _executorch_coreml_checks, _pte_plan
     from edgebake_targets.inspectors._coreml_delegate import BACKEND
@@ -47,7 +47,7 @@ def open(entry: Path, signature: Signature) -> InterpreterSession:  # noqa: A001
         for number, one in enumerate(plan.delegates):
             part = _executorch_coreml_checks.part_of(one.blob, plan.named, f"{entry}: {method}.delegate{number}")
             parts[method][number] = _Runnable(part, recorded.get(part.identifier, {}))
-    return InterpreterSession(plans, parts, signature)
+    return _executorch_coreml_llm.session(InterpreterSession(plans, parts, signature), signature)
 
 
 class _Runnable:
