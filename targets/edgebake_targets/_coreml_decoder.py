@@ -24,15 +24,14 @@ from edgebake.errors import RecipeError
 from edgebake.target import Asked, LowerRequest, Refusal
 from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
 from edgebake_targets._coreml_options import precision_of, searches_float32, system_of
-from edgebake_targets._decoders import INPUTS, refuse_past_the_end, without_caches
+from edgebake_targets._decoder_session import DECODE, PREFILL, Arrays, DecoderSession, longest
+from edgebake_targets._decoders import INPUTS, exported, fixed, without_caches
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from edgebake_targets._coreml_decoder_parts import Part
 
-DECODE, PREFILL = "decode", "prefill"
 HIDDEN = "hidden"  # what goes from package to package
 _WHOLE = "model"
 _STATIC = "w8a8"
@@ -48,8 +47,6 @@ NEEDS_STATES = Refusal(
     what="a language model keeps its keys and values in states, which packages have since iOS 18, macOS 15",
     fix="options: {minimum_os: iOS18}",
 )
-
-Arrays = Mapping[str, "NDArray[Any]"]
 
 
 def functions(signature: Signature) -> Signature:
@@ -74,22 +71,6 @@ def encodings(signature: Signature, packages: Sequence[str]) -> dict[str, Any]:
         return {}
     tokens = {name: method.inputs[0].shape[1] for name, method in functions(signature).methods.items()}
     return {"functions": tokens, **({"parts": list(packages)} if len(packages) > 1 else {})}
-
-
-def longest(signature: Signature) -> int:
-    """Tokens that a call of the decoder takes at most."""
-    (method,) = signature.methods.values()
-    size = method.inputs[0].shape[1]
-    return size if isinstance(size, int) else signature.dims[size].max
-
-
-def fixed(method: MethodSignature, size: int) -> MethodSignature:
-    """``method`` where ``size`` tokens are read at once."""
-
-    def of(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, shape=tuple(size if isinstance(given, str) else given for given in spec.shape))
-
-    return replace(method, inputs=tuple(map(of, method.inputs)), outputs=tuple(map(of, method.outputs)))
 
 
 def split(traced: Traced, request: LowerRequest) -> dict[str, Traced]:
@@ -226,17 +207,6 @@ class Chain:
         return outputs
 
 
-def exported(module: torch.fx.GraphModule, method: MethodSignature) -> torch.export.ExportedProgram:
-    """``module`` of fixed shapes as ``method`` calls it."""
-    import torch
-
-    given = tuple(
-        torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in method.inputs
-    )
-    with torch.no_grad():
-        return torch.export.export(module, given, strict=False)
-
-
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """Of a decoder: systems without states, one that cannot read token by token, and what calibration would ask."""
     for method, inputs in asked.inputs.items():
@@ -270,72 +240,3 @@ def _of_any(asked: Asked | LowerRequest) -> Iterator[Refusal]:
     if _STATIC in (asked.scheme, *used):
         key = "scheme" if asked.scheme == _STATIC else "modules"
         yield Refusal(key=key, what=f"{_STATIC} {what}", fix="use w8, w4g32 or palette4")
-
-
-class DecoderSession:
-    """A decoder's one method over an open session of its functions (``edgebake.target.Session``).
-
-    ``decode``: the function that takes one token; without another one it reads every text.
-    """
-
-    def __init__(self, inner: Any, signature: Signature, decode: str = DECODE) -> None:
-        assert signature.language is not None
-        self._inner = inner
-        self._decode = decode
-        self._context = signature.language.context
-        self._once = longest(signature)
-        self.modes: tuple[str, ...] = getattr(inner, "modes", ())
-        if hasattr(inner, "intermediates"):  # who has the method is asked
-            self.intermediates = self._inside
-
-    def begin(self) -> None:
-        """Forget the text that was read."""
-        self._inner.begin()
-
-    def call(self, _method: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Logits of ``tokens`` (1, n), which stand at ``input_pos`` (1,) and after it; StageFailed past the context."""
-        import numpy as np
-
-        parts = [self._inner.call(name, given)["logits"][:, :count] for name, given, count in self._calls(inputs)]
-        return {"logits": np.concatenate(parts, axis=1)}
-
-    def call_mode(self, mode: str, _method: str, inputs: Arrays) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-        """Like :func:`call` in one of ``modes``, with what is not finite inside."""
-        import numpy as np
-
-        strange: dict[str, str] = {}
-        parts = []
-        for name, given, count in self._calls(inputs):
-            outputs, found = self._inner.call_mode(mode, name, given)
-            parts.append(outputs["logits"][:, :count])
-            strange |= found
-        return {"logits": np.concatenate(parts, axis=1)}, strange
-
-    def _inside(self, _method: str, inputs: Arrays, modules: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Value that each of ``modules`` hands on for ``tokens``, (1, n, ...) float32; others are absent."""
-        import numpy as np
-
-        wanted = list(modules)
-        found: dict[str, list[NDArray[Any]]] = {}
-        for name, given, count in self._calls(inputs):
-            size = given[INPUTS[0]].shape[1]
-            for module, value in self._inner.intermediates(name, given, wanted).items():
-                if value.ndim > 1 and value.shape[1] == size:
-                    found.setdefault(module, []).append(value[:, :count])
-        return {module: np.concatenate(parts, axis=1) for module, parts in found.items()}
-
-    def _calls(self, inputs: Arrays) -> Iterator[tuple[str, dict[str, NDArray[Any]], int]]:
-        """Function, its inputs, and how many of its tokens count."""
-        import numpy as np
-
-        tokens, position = (inputs[name] for name in INPUTS)
-        refuse_past_the_end(self._context, tokens, position)
-        start, count = int(position[0]), tokens.shape[1]
-        if 1 < count and 1 < self._once and start + self._once <= self._context:
-            filled = np.zeros((1, self._once), tokens.dtype)
-            filled[:, :count] = tokens
-            yield PREFILL, dict(zip(INPUTS, (filled, position), strict=True)), count
-            return
-        for number in range(count):
-            one = tokens[:, number : number + 1]
-            yield self._decode, dict(zip(INPUTS, (one, position + number), strict=True)), 1

@@ -16,7 +16,8 @@ from edgebake.errors import StageFailed
 from edgebake.scheme import parse
 from edgebake.types import canonical_module_name
 from edgebake_targets._coreml_decoder import HIDDEN
-from edgebake_targets._coreml_decoder_graph import put, unused_dropped
+from edgebake_targets._coreml_decoder_graph import put
+from edgebake_targets._decoder_positions import unused_dropped
 from edgebake_targets._decoders import INPUTS
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _part(
             env[node] = made.node_copy(node, env.__getitem__)
     (result,) = after or _results(module.graph)
     made.output((env[result],))
-    unused_dropped(made)
+    unused_dropped(made, put)
     width = before.meta["val"].shape[-1] if before is not None else None
     return Part(
         module=torch.fx.GraphModule(module, made),

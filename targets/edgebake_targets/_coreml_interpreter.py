@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent
 SOURCES = tuple(
     sorted(
         ".".join(("edgebake_targets", *file.relative_to(_FOLDER).with_suffix("").parts))
-        for pattern in ("mil/**/*.py", "_coreml*.py", "_decoders.py", "_weight_record.py")
+        for pattern in ("mil/**/*.py", "_coreml*.py", "_decoder*.py", "_weight_record.py")
         for file in _FOLDER.glob(pattern)
     )
 )

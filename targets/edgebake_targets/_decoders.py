@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import StageFailed
-from edgebake.types import Signature
+from edgebake.target import Asked
+from edgebake.types import MethodSignature, Signature, TensorSpec, Traced
+
+if TYPE_CHECKING:
+    import torch
 
 INPUTS = ("tokens", "input_pos")
 CACHES = ("key_cache", "value_cache")
+
+
+def decodes(asked: Asked) -> bool:
+    """Whether a recipe asks for a decoder with a cache."""
+    return any(tuple(spec.name for spec in inputs) == INPUTS for inputs in asked.inputs.values())
 
 
 def without_caches(signature: Signature) -> Signature:
@@ -30,3 +40,35 @@ def refuse_past_the_end(context: int, tokens: Any, position: Any) -> None:
             where="validate",
             fix="begin a new text, or build with a larger context",
         )
+
+
+def fixed(method: MethodSignature, size: int) -> MethodSignature:
+    """``method`` where ``size`` tokens are read at once."""
+
+    def of(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=tuple(size if isinstance(given, str) else given for given in spec.shape))
+
+    return replace(method, inputs=tuple(map(of, method.inputs)), outputs=tuple(map(of, method.outputs)))
+
+
+def exported(
+    module: torch.fx.GraphModule, method: MethodSignature, more: Sequence[torch.Tensor] = ()
+) -> torch.export.ExportedProgram:
+    """``module`` of fixed shapes as ``method`` calls it, with the inputs ``more`` behind its own."""
+    import torch
+
+    given = tuple(
+        torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in method.inputs
+    )
+    with torch.no_grad():
+        return torch.export.export(module, (*given, *more), strict=False)
+
+
+def of_single_tokens(
+    traced: Traced, export: Callable[[torch.export.ExportedProgram, MethodSignature], torch.export.ExportedProgram]
+) -> Traced:
+    """The decoder ``traced`` taking one token a call, its program as ``export`` makes it; weights are shared."""
+    ((name, program),) = traced.programs.items()
+    method = fixed(traced.signature.methods[name], 1)
+    signature = replace(traced.signature, methods={name: method}, dims={})
+    return Traced(programs={name: export(program, method)}, signature=without_caches(signature))

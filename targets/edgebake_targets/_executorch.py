@@ -32,7 +32,7 @@ SOURCES = tuple(
     for pattern in (
         "_executorch*.py",
         "_coreml*.py",
-        "_decoders.py",
+        "_decoder*.py",
         "_units.py",
         "_weight_record.py",
         "inspectors/*.py",

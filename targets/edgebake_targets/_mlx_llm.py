@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgebake.trace import dynamic_shapes
 from edgebake.types import Traced
 from edgebake_targets._decoders import CACHES, without_caches
 
@@ -27,13 +26,14 @@ def with_own_operators(traced: Traced) -> Traced:
     import torch
 
     ((name, program),) = traced.programs.items()
-    method = traced.signature.methods[name]
+    size = traced.signature.methods[name].inputs[0].shape[1]
+    varies = {}
+    if isinstance(size, str):
+        bounds = traced.signature.dims[size]
+        varies = {1: torch.export.Dim(size, min=bounds.min, max=bounds.max)}
     with torch.no_grad():
         exported = torch.export.export(
-            _rewritten(program),
-            program.example_inputs[0],
-            dynamic_shapes=dynamic_shapes(method, traced.signature.dims),
-            strict=False,
+            _rewritten(program), program.example_inputs[0], dynamic_shapes=(varies, {}), strict=False
         )
     return Traced(programs={name: exported}, signature=without_caches(traced.signature))
 

@@ -3,9 +3,10 @@
 ``python -m edgebake_targets._qnn_lowerer REQUEST`` in the environment of ``_qnn_toolchain``. REQUEST is a JSON file
 with ``methods`` (of each ``program``, a .pt2; ``calibration``, an .npz of ``<call>.<input>``, or none; ``inputs``,
 names in the program's order), ``scheme``, ``schemes`` (of modules that have their own), ``wide`` (modules with 16-bit
-activations), ``search`` (whether to find more of them), ``share`` (weights among methods), ``soc_model``,
-``activation_range``, ``percentile``, ``out`` (a folder), ``stage`` (a file that names what is being done), ``log`` (the
-file that takes what this process prints) and ``answer`` (where the JSON answer goes).
+activations), ``search`` (whether to find more of them), ``share`` (weights among methods), ``constants`` (of a decoder:
+methods without inputs, name to value), ``soc_model``, ``activation_range``, ``percentile``, ``out`` (a folder),
+``stage`` (a file that names what is being done), ``log`` (the file that takes what this process prints) and ``answer``
+(where the JSON answer goes).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebake_targets import _executorch, _qnn_graph, _qnn_reasons
+from edgebake_targets import _executorch, _qnn_decoder, _qnn_graph, _qnn_reasons
 
 if TYPE_CHECKING:
     import torch
     from executorch.exir import EdgeProgramManager
 
-    Method = tuple[torch.fx.GraphModule, tuple[Any, ...]]  # with an example of its inputs
+    Method = tuple[torch.nn.Module, tuple[Any, ...]]  # with an example of its inputs
 
 # Of what the backend puts around a context binary: magic number, then the time of the build in nanoseconds, by which
 # some of its releases tell binaries in one process apart.
@@ -72,18 +73,26 @@ def _read(request: Mapping[str, Any], stage: Path) -> tuple[dict[str, Method], l
         program = torch.export.load(given["program"])
         module = program.module(check_guards=False)
         _qnn_graph.rewrite(module)
+        count = len(given["inputs"])
+        example, empty = program.example_inputs[0][:count], program.example_inputs[0][count:]
         if request["scheme"] != "fp16":
             stage.write_text("quantising", encoding="utf-8")
-            module, said = rounded(module, request, given)
+            module, said = rounded(module, request, given, empty)
             notes += [f"{method}: {line}" if len(request["methods"]) > 1 else line for line in said]
-        methods[method] = module, tuple(program.example_inputs[0])
+        methods[method] = _qnn_decoder.keeping(module, empty) if empty else module, tuple(example)
     return methods, notes
 
 
 def rounded(
-    module: torch.fx.GraphModule, request: Mapping[str, Any], given: Mapping[str, Any]
+    module: torch.fx.GraphModule,
+    request: Mapping[str, Any],
+    given: Mapping[str, Any],
+    empty: tuple[torch.Tensor, ...] = (),
 ) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
-    """The method ``module`` in the integers that ``request`` asks for, and what reports say of them."""
+    """The method ``module`` in the integers that ``request`` asks for, and what reports say of them.
+
+    ``empty``: the caches of a decoder, which it takes behind what ``given`` names.
+    """
     from edgebake_targets._observers import observer
     from edgebake_targets._qnn_quantizer import Schemes, quantized
     from edgebake_targets._qnn_wide import searched
@@ -91,7 +100,8 @@ def rounded(
     kind = observer(request["activation_range"], request["percentile"])
 
     def calls() -> Iterator[tuple[torch.Tensor, ...]]:
-        return calls_in(Path(given["calibration"]), given["inputs"])
+        found = calls_in(Path(given["calibration"]), given["inputs"])
+        return _qnn_decoder.carried(module, found, empty) if empty else found
 
     def integers(of: torch.fx.GraphModule, wide: Collection[str]) -> torch.fx.GraphModule:
         schemes = Schemes(scheme=request["scheme"], modules=request["schemes"], wide=frozenset(wide))
@@ -131,7 +141,15 @@ def compiled(methods: Mapping[str, Method], request: Mapping[str, Any], *, share
     modules = {method: module for method, (module, _) in methods.items()}
     examples = {method: example for method, (_, example) in methods.items()}
     specs = dict.fromkeys(methods, spec)
-    return to_edge_transform_and_lower_to_qnn(modules, examples, specs, skip_node_op_set=_WithoutBuilder())
+    with _qnn_decoder.written_outside():
+        return to_edge_transform_and_lower_to_qnn(
+            modules,
+            examples,
+            specs,
+            constant_methods=request["constants"],
+            skip_node_op_set=_WithoutBuilder(),
+            skip_mutable_buffer=True,
+        )
 
 
 class _WithoutBuilder:

@@ -17,7 +17,7 @@ from edgebake.errors import StageFailed
 from edgebake.scheme import parse
 from edgebake.target import LowerRequest
 from edgebake.types import Delegation, LeftOut, Traced, UnitWork
-from edgebake_targets import _qnn_toolchain
+from edgebake_targets import _executorch_llm, _qnn_decoder, _qnn_toolchain
 from edgebake_targets._executorch import innermost_module
 from edgebake_targets._htp import sizes
 from edgebake_targets._wide import ITSELF, SEARCH, named, words
@@ -85,6 +85,7 @@ def asked(traced: Traced, request: LowerRequest, soc_model: int, at: Path) -> di
         }
     return {
         "methods": methods,
+        "constants": _executorch_llm.metadata(traced.signature),
         "share": bool(request.options["share_weights"]),
         "scheme": request.scheme,
         "schemes": {name: own for name, own in request.assignment.schemes.items() if own != request.scheme},
@@ -133,9 +134,13 @@ def _calibration(traced: Traced, request: LowerRequest, method: str, file: Path)
 
 
 def _calls(traced: Traced, request: LowerRequest, method: str) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Inputs of every calibration call of ``method``; states as the float network carries them on."""
+    """Inputs of every calibration call of ``method``; states as the float network carries them on, texts by token."""
     samples = request.calibration or ()
-    if any(spec.role == "state" for spec in traced.signature.methods[method].inputs):
+    if traced.signature.language is not None:
+        for sample in samples:
+            for call in sample.calls:
+                yield from _qnn_decoder.calls(call.tensors())
+    elif any(spec.role == "state" for spec in traced.signature.methods[method].inputs):
         yield from (call.inputs for calls in request.float_calls(samples) for call in calls if call.method == method)
     else:
         yield from (call.tensors() for sample in samples for call in sample.calls if call.method == method)

@@ -204,8 +204,11 @@ DEVICES = {"vendor": ("apple",)}
 FORMAT = "mlpackage"
 DISTRIBUTIONS = ("coremltools", "torch", "numpy", "protobuf", "sympy")
 SOURCES = (
-    *(f"edgebake_targets.{file.stem}" for file in sorted(Path(__file__).parent.glob("_coreml*.py"))),
-    "edgebake_targets._decoders",
+    *(
+        f"edgebake_targets.{file.stem}"
+        for pattern in ("_coreml*.py", "_decoder*.py")
+        for file in sorted(Path(__file__).parent.glob(pattern))
+    ),
     "edgebake_targets._observers",
     "edgebake_targets._ranges",
     "edgebake_targets._weight_record",

@@ -9,15 +9,18 @@ from edgebake.errors import StageFailed
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Lowered, ModuleKind, Traced
 from edgebake_targets import _executorch, _htp, _qnn_toolchain, _ranges
+from edgebake_targets._decoders import decodes
+from edgebake_targets._wide import SEARCH
 
 FORMAT = "pte"
+DECODES = True
 DISTRIBUTIONS = _executorch.DISTRIBUTIONS
 SOURCES = (
     *_executorch.SOURCES,
     *(f"edgebake_targets.{name}" for name in ("_htp", "_observers", "_ranges", "_wide")),
     *(
         f"edgebake_targets._qnn_{part}"
-        for part in ("graph", "lowerer", "lowering", "norms", "quantizer", "reasons", "toolchain", "wide")
+        for part in ("decoder", "graph", "lowerer", "lowering", "norms", "quantizer", "reasons", "toolchain", "wide")
     ),
 )
 # QNN's numbers of the chips that ExecuTorch 1.4.1 compiles for (QcomChipset in its qc_schema.py).
@@ -70,7 +73,11 @@ def missing() -> Missing | None:
 
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """What no weight needs to be read for: fixed shapes, one width of activations, a percentile, nothing to share."""
-    yield from _htp.refused_shapes(asked)
+    if not decodes(asked):  # whose lengths lowering fixes
+        yield from _htp.refused_shapes(asked)
+    elif asked.options["wide_activations"] == SEARCH:
+        what = "wide_activations: auto would keep the caches behind every calibration token, which no memory holds"
+        yield Refusal(what=what, fix="name modules, or scheme: w8a16", key="options.wide_activations")
     yield from _htp.refused_sharing(asked)
     yield from _ranges.refused(asked)
     yield from _htp.refused_widths(asked, SUPPORTS)
@@ -79,11 +86,14 @@ def refusals(asked: Asked) -> Iterator[Refusal]:
 def lower(traced: Traced, request: LowerRequest) -> Lowered:
     """``model.pte`` with a context binary for ``request.device``, which holds a graph for each method.
 
+    A decoder takes one token a call.
     StageFailed when the NPU takes nothing, or different numbers of parts of the methods.
     """
+    from edgebake_targets import _qnn_decoder
     from edgebake_targets._qnn_lowering import lowered
 
     device: Mapping[str, Any] = request.device or {}
+    traced = _qnn_decoder.stepwise(traced)
     _executorch.refuse_writes(traced, "executorch-qnn keeps nothing between calls")
     if request.options["share_weights"]:
         _htp.refuse_sharing_alone(traced.programs)

@@ -14,7 +14,7 @@ from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
 from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner, _xnnpack_passes
-from edgebake_targets._decoders import INPUTS
+from edgebake_targets._decoders import decodes
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +99,7 @@ _PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
 def refusals(asked: Asked) -> Iterator[Refusal]:
     """Ranges that do not go with the schemes, and a kind of cache for what keeps none."""
     yield from _ranges.refused(asked)
-    decodes = all({spec.name for spec in inputs} == set(INPUTS) for inputs in asked.inputs.values())
-    if asked.options["cache"] != "fp32" and not decodes:
+    if asked.options["cache"] != "fp32" and not decodes(asked):
         what = f"cache: {asked.options['cache']} is how a language model keeps keys and values, and this one keeps none"
         fix = "take it out, or give the model task: text-generation and context:"
         yield Refusal(what=what, fix=fix, key="options.cache")

@@ -20,6 +20,7 @@ from edgebake.trace import trace
 from edgebake.types import Loaded, Traced
 from edgebake_targets import _coreml_decoder, coreml
 from edgebake_targets._coreml_decoder_graph import rewritten
+from edgebake_targets._decoder_session import DecoderSession
 
 TOKENS = torch.randint(3, decoders.WORDS, (1, 64), generator=torch.Generator().manual_seed(1))
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -90,7 +91,7 @@ def read(session: Any, *ends: int) -> NDArray[Any]:
 def test_the_functions_compute_what_the_network_does(kind: str, tmp_path: Path) -> None:
     _, traced = decoder(kind)
     inner = Programs(functions_of(traced, tmp_path))
-    session = _coreml_decoder.DecoderSession(inner, traced.signature)
+    session = DecoderSession(inner, traced.signature)
     ends = (7, 8, 9, 24, 40, 52, 64)
     assert np.allclose(read(session, *ends), float_logits(kind), atol=2e-4, rtol=1e-4)
     # Sixteen rows from 52 on would go past the end: decode reads the last twelve tokens.
@@ -105,7 +106,7 @@ def test_a_decoder_is_cut_between_layers(mib: float, layers: list[list[int]], tm
     for part, expected in zip(parts.values(), layers, strict=True):
         for method in part.signature.methods.values():
             assert sorted({int(name.split(".")[2]) for name in method.buffers}) == expected
-    session = _coreml_decoder.DecoderSession(_coreml_decoder.Chain([*map(Programs, parts.values())]), traced.signature)
+    session = DecoderSession(_coreml_decoder.Chain([*map(Programs, parts.values())]), traced.signature)
     assert np.allclose(read(session, 7, 8, 24, 40), float_logits("llama")[:, :40], atol=2e-4, rtol=1e-4)
 
 
@@ -134,7 +135,7 @@ def test_the_record_tells_parts_as_they_were(tmp_path: Path) -> None:
 
 def test_a_text_past_the_end_is_refused(tmp_path: Path) -> None:
     _, traced = decoder("llama")
-    session = _coreml_decoder.DecoderSession(Programs(functions_of(traced, tmp_path)), traced.signature)
+    session = DecoderSession(Programs(functions_of(traced, tmp_path)), traced.signature)
     with pytest.raises(StageFailed, match="5 tokens from position 60 on do not fit the context of 64"):
         session.call("forward", {"tokens": np.zeros((1, 5), np.int64), "input_pos": np.array([60])})
 

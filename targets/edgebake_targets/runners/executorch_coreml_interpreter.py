@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake.target import NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _coreml_interpreter, _executorch, _executorch_coreml_llm
+from edgebake_targets import _coreml_interpreter, _decoder_session, _executorch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001 - the cont
         for number, one in enumerate(plan.delegates):
             part = _executorch_coreml_checks.part_of(one.blob, plan.named, f"{entry}: {method}.delegate{number}")
             parts[method][number] = _Runnable(part, recorded.get(part.identifier, {}))
-    return _executorch_coreml_llm.session(InterpreterSession(plans, parts, signature), signature)
+    return _decoder_session.of_single_tokens(InterpreterSession(plans, parts, signature), signature)
 
 
 class _Runnable:

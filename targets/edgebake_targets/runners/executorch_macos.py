@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _executorch, _executorch_coreml_llm, _executorch_session
+from edgebake_targets import _decoder_session, _executorch, _executorch_session
 
 RUNS = ("executorch-coreml", "executorch-mlx")
 KIND: RunnerKind = "device"
@@ -39,4 +39,4 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contr
     absent = sorted(set(pte.inspect(entry).delegates) - there)
     if absent:
         raise NotMeasured(f"the installed executorch was built without {', '.join(absent)}")
-    return _executorch_coreml_llm.session(_executorch_session.opened(entry, signature), signature)
+    return _decoder_session.of_single_tokens(_executorch_session.opened(entry, signature), signature)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgebake.target import Missing, NotMeasured, Session
 from edgebake.types import RunnerKind, Signature
-from edgebake_targets import _executorch, _executorch_session, _qnn_toolchain
+from edgebake_targets import _decoder_session, _executorch, _executorch_session, _qnn_toolchain
 
 RUNS = ("executorch-qnn",)
 KIND: RunnerKind = "simulated"
@@ -36,4 +36,4 @@ def open(entry: Path, signature: Signature) -> Session:  # noqa: A001  the contr
             "Qualcomm's x86 libraries load no binary of shared weights (QNN 2.49: Shared weights buffer isn't "
             "supported on this platform); built without share_weights, the same graphs are measured"
         )
-    return _executorch_session.opened(entry, signature)
+    return _decoder_session.of_single_tokens(_executorch_session.opened(entry, signature), signature)
