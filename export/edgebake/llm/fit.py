@@ -103,7 +103,11 @@ def predict(unit: Unit) -> Predicted:
         size=file_size(decoder, schemes, holds),
         context=context,
         prompt=min(context, max((d.max for d in unit.spec.dims.values()), default=context)),
-        cache=CACHES.get(f"{target.FORMAT} {unit.options.get('cache')}", CACHES[target.FORMAT]),
+        cache=next(
+            CACHES[kind]
+            for kind in (unit.target, f"{target.FORMAT} {unit.options.get('cache')}", target.FORMAT)
+            if kind in CACHES
+        ),
         streamed=streams(unit),
         mapped=_in_files(unit) and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
     )

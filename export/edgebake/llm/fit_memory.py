@@ -24,13 +24,14 @@ class Cache(NamedTuple):
     beside: int = 0
 
 
-# XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML keeps states in float16. ExecuTorch's int8 cache
-# has a float32 scale and an int8 zero point for each head of a token.
+# By format and option, or by target. XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML keeps states in
+# float16. ExecuTorch's int8 cache has a float32 scale and an int8 zero point for each head of a token.
 CACHES: Mapping[str, Cache] = {
     "pte": Cache("float32", 4),
     "pte int8": Cache("int8", 1, beside=5),
     "onnx": Cache("float32", 4),
     "mlpackage": Cache("float16", 2),
+    "executorch-coreml": Cache("float16", 2),
 }
 FLOAT = CACHES["onnx"]
 
