@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,7 +248,7 @@ def measured(network: Network, scheme: str, args: argparse.Namespace, kept: Kept
     """All rows of one scheme."""
     calls, held = kept.calls, kept.held
     rows = {"float": kept.row("", (), {}, lambda: losses(network, held))}
-    made = {(): network}
+    made: dict[tuple[str, ...], Network] = {(): network}
     options = {
         "spinquant": {"steps": args.steps, "rate": args.rate},
         "qat": {"steps": args.qat_steps, "rate": args.qat_rate, "adapters": args.adapters},
@@ -267,7 +268,7 @@ def measured(network: Network, scheme: str, args: argparse.Namespace, kept: Kept
         name = " + ".join(steps) or "plain"
         if args.rows and name not in args.rows.split(","):
             continue
-        rows[name] = kept.row(scheme, steps, {s: options.get(s, {}) for s in steps}, lambda steps=steps: fresh(steps))
+        rows[name] = kept.row(scheme, steps, {s: options.get(s, {}) for s in steps}, partial(fresh, steps))
         if "plain" in rows:
             print(table(scheme, intervals(rows, CHUNK - 1)), flush=True)
     return intervals(rows, CHUNK - 1)
