@@ -303,6 +303,17 @@ def test_a_half_table_is_stored_once_where_the_head_is_half_too(lower: Lower, lo
 
 
 @pytest.mark.slow
+def test_offsets_of_groups_count_as_scales(lower: Lower, tmp_path: Path) -> None:
+    up = "model.layers.0.mlp.up_proj"
+    lowered = lower(tmp_path / "made", {up: "w4g32z"})
+    found = {record.name: record for record in inspector.inspect(tmp_path / "made" / lowered.entry).weights}
+    record = found[f"{up}.weight.w4g32z"]
+    assert (record.shape, record.dtype, record.bytes) == ((96, 64), "int4", 96 * 32)
+    assert record.scale_bytes == 96 * 2 * (4 + 4)
+    assert not any(name.endswith((".scale", ".offset")) for name in found)
+
+
+@pytest.mark.slow
 def test_integers_that_gptq_chose_are_those_of_the_artifact(folder: Path, tmp_path: Path) -> None:
     loaded = decoders.loaded(folder)
     module = loaded.methods["forward"]
