@@ -5,18 +5,25 @@ embedding and head stay float, so that the numbers are about the schemes alone. 
 Python carries in ``pydoc_data.topics`` (Copyright Python Software Foundation, PSF-2.0), each paragraph once; every
 second topic is for calibration, the others are held back, so that no paragraph is in both. Perplexity is over chunks of
 256 tokens, the first of each being given. Intervals are 95 % by bootstrap over chunks, the same draws for all rows.
+
+A row's losses are kept in the work folder under a digest of all that they follow from, so that a run that was stopped
+goes on, and rows may be measured a few at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,10 +46,10 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS: tuple[tuple[str, ...], ...] = (
     (),
     ("rotate", "gptq"),
+    ("spinquant",),
+    ("spinquant", "gptq"),
     ("gptq",),
     ("rotate",),
-    ("spinquant", "gptq"),
-    ("spinquant",),
     ("awq",),
     ("qat",),
 )
@@ -159,6 +166,49 @@ def rounded(module: Network, scheme: str) -> Network:
     return made
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Losses by row, as files; ``code`` is what :func:`sources` read when the run began."""
+
+    folder: Path
+    calls: list[torch.Tensor]
+    held: list[torch.Tensor]
+    code: dict[str, bytes]
+
+    def row(
+        self, scheme: str, steps: tuple[str, ...], options: dict[str, Any], make: Callable[[], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """The losses (chunks,) that were kept, else those of ``make``."""
+        file = self.folder / f"{'-'.join((scheme or 'float', *steps))}-{self._digest(scheme, steps, options)}.npy"
+        if not file.is_file():
+            found = make()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial.npy")
+            np.save(partial, found)
+            partial.replace(file)
+        loaded: NDArray[np.float64] = np.load(file)
+        return loaded
+
+    def _digest(self, scheme: str, steps: tuple[str, ...], options: dict[str, Any]) -> str:
+        """Of the tokens, the options, the code of the steps and torch, whose products differ between versions."""
+        digest = hashlib.sha256(json.dumps([scheme, steps, options, torch.__version__, MODEL]).encode())
+        for step in (*steps, "quantize-weights") if scheme else ():
+            digest.update(self.code[step])
+        for ids in (*(self.calls if steps else []), *self.held):
+            digest.update(ids.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+def sources() -> dict[str, bytes]:
+    """The code of each step."""
+    found = {}
+    for step in {step for steps in ROWS for step in steps} | {"quantize-weights"}:
+        method = METHODS.find(step)
+        files = [import_module(name).__file__ for name in (method.__name__, *method.SOURCES, _rounding.__name__)]
+        found[step] = b"".join(Path(str(file)).read_bytes() for file in files)
+    return found
+
+
 def intervals(rows: dict[str, NDArray[np.float64]], tokens: int) -> dict[str, dict[str, Any]]:
     """Perplexity of each row, what it loses against ``float``, and as a share of what ``plain`` loses."""
     chunks = len(rows["float"])
@@ -194,26 +244,31 @@ def table(scheme: str, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measured(
-    network: Network, scheme: str, calls: list[torch.Tensor], held: list[torch.Tensor], args: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
+def measured(network: Network, scheme: str, args: argparse.Namespace, kept: Kept) -> dict[str, dict[str, Any]]:
     """All rows of one scheme."""
-    rows, made = {"float": losses(network, held)}, {(): network}
+    calls, held = kept.calls, kept.held
+    rows = {"float": kept.row("", (), {}, lambda: losses(network, held))}
+    made: dict[tuple[str, ...], Network] = {(): network}
     options = {
         "spinquant": {"steps": args.steps, "rate": args.rate},
         "qat": {"steps": args.qat_steps, "rate": args.qat_rate, "adapters": args.adapters},
     }
-    for steps in ROWS:
-        name = " + ".join(steps) or "plain"
-        if args.rows and name not in args.rows.split(","):
-            continue
+
+    def fresh(steps: tuple[str, ...]) -> NDArray[np.float64]:
         for length in range(1, len(steps) + 1):
             part = steps[:length]
             if part not in made:
                 made[part] = applied(made[part[:-1]], part[-1], scheme, calls, options.get(part[-1], {}))
-        rows[name] = losses(rounded(made[steps], scheme), held)
+        found = losses(rounded(made[steps], scheme), held)
         for part in [p for p in made if len(p) == 2]:
             del made[part]
+        return found
+
+    for steps in ROWS:
+        name = " + ".join(steps) or "plain"
+        if args.rows and name not in args.rows.split(","):
+            continue
+        rows[name] = kept.row(scheme, steps, {s: options.get(s, {}) for s in steps}, partial(fresh, steps))
         if "plain" in rows:
             print(table(scheme, intervals(rows, CHUNK - 1)), flush=True)
     return intervals(rows, CHUNK - 1)
@@ -243,7 +298,8 @@ def main() -> None:
     network = Network(model.eval().requires_grad_(False))
     calls, held = texts(args.work, args.calibration, args.held)
     print(f"{len(calls) * CHUNK} tokens for calibration, {len(held) * (CHUNK - 1)} judged, load {os.getloadavg()}")
-    found = {scheme: measured(network, scheme, calls, held, args) for scheme in args.schemes.split(",")}
+    kept = Kept(args.work / "rows", calls, held, sources())
+    found = {scheme: measured(network, scheme, args, kept) for scheme in args.schemes.split(",")}
     print(json.dumps(found))
     sys.exit(not all(halved(rows) for rows in found.values()))
 

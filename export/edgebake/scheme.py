@@ -1,8 +1,8 @@
 """The grammar of scheme names: weights first, then granularity, then activations.
 
 ``fp32`` ``fp16``                      float weights and activations
-``w<bits>[t|g<group>][a<bits>[d]]``    integer weights per channel, per group, or with ``t`` one scale for all;
-                                       activations static, or dynamic with ``d``
+``w<bits>[t|g<group>[z]][a<bits>[d]]`` integer weights per channel, per group, or with ``t`` one scale for all; with
+                                       ``z`` each group has a zero point, too; activations static, or dynamic with ``d``
 ``palette<bits>[g<group>][s]``         weights as indices into a table of 2**bits values, one or one per group;
                                        ``s``: of weights divided by a scale per output channel
 ``palette<bits>v<size>``               each index stands for ``size`` neighbouring output channels: 2**bits vectors
@@ -26,6 +26,7 @@ ALIASES = {
     "qs8": "w8a8",
     "int8wo": "w8",
     "int4wo": "w4g32",
+    "q4_1": "w4g32z",
     "8a8w": "w8a8",
     "16a8w": "w8a16",
     "16a4w": "w4a16",
@@ -49,7 +50,7 @@ ALIASES = {
 _FLOAT = re.compile(r"fp(32|16)")
 _PALETTE = re.compile(r"palette([1-8])(?:v([2-9]|1[0-6])|(?:g([1-9]\d*))?(s)?)")
 _SPARSE = re.compile(r"sparse(?:([1-9]\d?)|([1-9]\d*)of([1-9]\d*))(?:-(.+))?")
-_INTEGER = re.compile(r"w(\d+)(?:g(\d+)|(t))?(?:a(\d+)(d)?)?")
+_INTEGER = re.compile(r"w(\d+)(?:g(\d+)(z)?|(t))?(?:a(\d+)(d)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class Scheme:
     weight_bits: int
     group: int | None = None
     whole: bool = False  # of "integer": one scale for the whole weight
+    zero_points: bool = False  # of "integer": each group has one, so that its values need not lie around zero
     activation_bits: int | None = None  # None: activations stay float
     dynamic: bool = False
     zero_percent: int = 0  # of each weight's values, rounded down; the others and one bit for each value are stored
@@ -94,7 +96,10 @@ class Scheme:
         return (self.kept(weights) // self.vector * self.weight_bits + 7) // 8
 
     def floor_bytes(self, weights: int, channels: int) -> int:
-        """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table."""
+        """Smallest size of ``weights`` values in ``channels`` output channels: payload plus float32 scales or table.
+
+        Zero points count as float32, too.
+        """
         payload = self.payload_bytes(weights)
         if self.family == "float":
             return payload
@@ -106,7 +111,7 @@ class Scheme:
             table = 2 * self.vector * (1 << self.weight_bits)
             return payload + tables * table + (2 * channels if self.scaled else 0)
         groups = weights // self.group if self.group else 1 if self.whole else channels
-        return payload + 4 * groups
+        return payload + 4 * groups * (2 if self.zero_points else 1)
 
 
 def canonical(name: str) -> str:
@@ -144,7 +149,7 @@ def parse(name: str) -> Scheme:
     if (match := _SPARSE.fullmatch(text)) and (sparse := _sparse(text, *match.groups())):
         return sparse
     if match := _INTEGER.fullmatch(text):
-        bits, group, whole, activations, dynamic = match.groups()
+        bits, group, zero_points, whole, activations, dynamic = match.groups()
         if int(bits) in (2, 3, 4, 8, 16) and (group is None or int(group) > 0):
             return Scheme(
                 name=text,
@@ -152,11 +157,12 @@ def parse(name: str) -> Scheme:
                 weight_bits=int(bits),
                 group=int(group) if group else None,
                 whole=bool(whole),
+                zero_points=bool(zero_points),
                 activation_bits=int(activations) if activations else None,
                 dynamic=bool(dynamic),
             )
     raise ValueError(
-        f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[t|g<group>][a<bits>[d]] "
+        f"{name!r} is not a scheme; write fp32, fp16, palette4, or w<bits>[t|g<group>[z]][a<bits>[d]] "
         "such as w8, w8a8, w8a8d, w4g32a8d"
     )
 

@@ -50,9 +50,9 @@ def write_graph(
 ) -> GraphFacts:
     """Write the decoder of ``spec`` with ``tensors`` for its weights as GRAPH and DATA into ``folder``.
 
-    ``scheme_of`` a module: fp32, w4g<n>, w8g<n>, w8 (in the widest groups that divide a row), and of products with
-    ``a8d``: activations rounded to int8 in the kernel; the embedding fp32 or w8. RecipeError where MatMulNBits cannot
-    hold what is asked.
+    ``scheme_of`` a module: fp32, fp16 (computed in float32), w4g<n>, w8g<n>, w8 (in the widest groups that divide a
+    row), w4g<n>z (groups with an offset), and of products with ``a8d``: activations rounded to int8 in the kernel; the
+    embedding a float or w8. RecipeError where MatMulNBits cannot hold what is asked.
     """
     if context > spec.positions:
         what = f"the model knows {spec.positions} positions, the context is {context}"
@@ -77,9 +77,10 @@ class GraphFacts:
 def refusal_of(module: str, name: str, columns: int) -> Refusal | None:
     """Why MatMulNBits cannot hold rows of ``columns`` in the scheme ``name``; None where it can."""
     scheme = parse(name)
-    if scheme.name == "fp32":
+    if scheme.family == "float":
         return None
-    bits = scheme.family == "integer" and (scheme.weight_bits == 8 or (scheme.weight_bits == 4 and scheme.group))
+    eight = scheme.weight_bits == 8 and not scheme.zero_points
+    bits = scheme.family == "integer" and (eight or (scheme.weight_bits == 4 and scheme.group))
     if not bits or scheme.activation_bits not in (None, 8) or scheme.needs_calibration:
         return Refusal(what=f"MatMulNBits has no {name}", fix="use fp32, w4g32, w4g32a8d or w8a8d", key="scheme")
     if _group(scheme, columns) < _NARROWEST_BLOCK:
@@ -100,7 +101,7 @@ def _known(module: str, name: str, columns: int) -> Scheme:
     if wrong := refusal_of(module, name, columns):
         raise RecipeError(wrong.what, where=".".join(filter(None, ("compress", wrong.key))), fix=wrong.fix)
     scheme = parse(name)
-    return scheme if scheme.name == "fp32" else replace(scheme, group=_group(scheme, columns))
+    return scheme if scheme.family == "float" else replace(scheme, group=_group(scheme, columns))
 
 
 @dataclass
@@ -160,14 +161,38 @@ class _Writer:
         """``value`` times the matrix ``tensor`` of ``shape`` in the scheme of ``module``."""
         self.macs += shape[0] * shape[1]
         scheme = _known(module, self.scheme_of(module), shape[1])
-        if scheme.name == "fp32":
-            return self.node("MatMul", [value, self.weights.transposed(tensor, shape)], out)
+        if scheme.family == "float":
+            half = scheme.weight_bits == 16
+            matrix = self.widened(self.weights.transposed(tensor, shape, half=half), half)
+            return self.node("MatMul", [value, matrix], out)
         assert scheme.group is not None
-        packed = self.weights.blocks(tensor, shape, scheme.weight_bits, scheme.group)
         # Level 4: the kernel rounds activations to int8 per block; level 1: float32 products.
         level = 4 if scheme.dynamic else 1
         sizes = {"N": shape[0], "K": shape[1], "bits": scheme.weight_bits, "block_size": scheme.group}
-        return self.node("MatMulNBits", [value, *packed], out, domain=MICROSOFT, accuracy_level=level, **sizes)
+        kernel: dict[str, Any] = {"domain": MICROSOFT, "accuracy_level": level, **sizes}
+        if not scheme.zero_points:
+            packed = self.weights.blocks(tensor, shape, scheme.weight_bits, scheme.group)
+            return self.node("MatMulNBits", [value, *packed], out, **kernel)
+        q, scales, offsets = self.weights.affine(tensor, shape, scheme.group)
+        centred = self.node("MatMulNBits", [value, q, scales], f"{out}/centred", **kernel)
+        shift = self.node("MatMul", [self.group_sums(value, shape[1], scheme.group), offsets], f"{out}/offset")
+        return self.node("Add", [centred, shift], out)
+
+    def widened(self, tensor: str, half: bool) -> str:
+        """``tensor`` in float32; one cast of a ``half`` however often it is read."""
+        made = f"{tensor}/float" if half else tensor
+        if not half or any(made in node.output for node in self.nodes):
+            return made
+        return self.node("Cast", [tensor], made, to=_FLOAT)
+
+    def group_sums(self, value: str, columns: int, group: int) -> str:
+        """Sums of every ``group`` values of (batch, tokens, ``columns``), once for all products that read them."""
+        made = f"{value}/sums_of_{group}"
+        if any(made in node.output for node in self.nodes):
+            return made
+        shape = self.number(f"groups/{columns // group}x{group}", 0, 0, columns // group, group)
+        apart = self.node("Reshape", [value, shape], f"{value}/groups_of_{group}")
+        return self.node("ReduceSum", [apart, self.number("last", -1)], made, keepdims=0)
 
 
 def _model(writer: _Writer, context: int) -> onnx.ModelProto:
@@ -243,8 +268,11 @@ def _embedding(writer: _Writer) -> str:
     spec, name = writer.spec, f"{EMBEDDING}.weight"
     shape = (spec.vocabulary, spec.hidden)
     scheme = _known(EMBEDDING, writer.scheme_of(EMBEDDING), spec.hidden)
-    if scheme.name == "fp32":
-        return writer.node("Gather", [writer.weights.table(name, shape), "input_ids"], "embedding")
+    if scheme.family == "float":
+        half = scheme.weight_bits == 16
+        table = writer.weights.table(name, shape, half=half)
+        rows = writer.node("Gather", [table, "input_ids"], "embedding/half" if half else "embedding")
+        return writer.node("Cast", [rows], "embedding", to=_FLOAT) if half else rows
     assert scheme.group is not None
     packed, scales = writer.weights.blocks(name, shape, 8, scheme.group)
     rows = writer.node("Gather", [packed, "input_ids"], "embedding/rows")
@@ -336,9 +364,12 @@ def _head(writer: _Writer, value: str) -> None:
     tensor = f"{EMBEDDING}.weight" if spec.tied else f"{HEAD}.weight"
     shape = (spec.vocabulary, spec.hidden)
     out = "head" if spec.final_softcap else "logits"
-    if tensor in writer.weights.initializers and writer.scheme_of(HEAD) == "fp32":
+    scheme = parse(writer.scheme_of(HEAD))
+    half = scheme.name == "fp16"
+    stored = f"{tensor}.half" if half else tensor
+    if scheme.family == "float" and stored in writer.weights.initializers:
         writer.macs += shape[0] * shape[1]
-        writer.node("FusedMatMul", [value, tensor], out, domain=MICROSOFT, transB=1)
+        writer.node("FusedMatMul", [value, writer.widened(stored, half)], out, domain=MICROSOFT, transB=1)
     else:
         writer.product(value, HEAD, tensor, shape, out)
     if spec.final_softcap:

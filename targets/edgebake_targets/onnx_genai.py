@@ -47,8 +47,19 @@ SOURCES = tuple(
 )
 SUPPORTS = (
     Support(scheme="fp32", kinds=("linear", "embedding")),
+    Support(scheme="fp16", kinds=("linear", "embedding"), note="stored in half, computed in float32"),
     *(
         Support(scheme=f"w4g{n}{dynamic}", kinds=("linear",), note=f"MatMulNBits, {how}; input width a multiple of {n}")
+        for dynamic, how in (("", "float products"), ("a8d", "accuracy level 4"))
+        for n in (32, 64, 128)
+    ),
+    *(
+        Support(
+            scheme=f"w4g{n}z{dynamic}",
+            kinds=("linear",),
+            note=f"MatMulNBits, {how}, and a float32 offset for each group, times the sum of its inputs; input width a "
+            f"multiple of {n}",
+        )
         for dynamic, how in (("", "float products"), ("a8d", "accuracy level 4"))
         for n in (32, 64, 128)
     ),
@@ -60,9 +71,8 @@ SUPPORTS = (
     ),
     Support(
         scheme="w8",
-        kinds=("embedding",),
-        override_only=True,
-        note="int8 in the widest groups of 16 to 256 that divide a row. For linear layers use w8a8d: with float "
+        kinds=("linear", "embedding"),
+        note="int8 in the widest groups of 16 to 256 that divide a row. For fast linear layers use w8a8d: with float "
         "products ONNX Runtime 1.31 unpacks the whole matrix at every call (49152 rows of 576: 166 ms against 1.5)",
     ),
 )

@@ -104,6 +104,17 @@ def test_core_ml_blocks_keep_every_integer_and_scale_in_float16() -> None:
         assert np.array_equal(q * np.repeat(scale.astype(np.float32), 96 // counts[1], axis=1), made)
 
 
+def test_groups_with_zero_points_are_refused() -> None:
+    plain = outlier_decoders.network()
+    with pytest.raises(RecipeError) as error:
+        gptq.apply(outlier_decoders.request(plain, {"model.layers.1.mlp.up_proj": "w4g32z"}))
+    (problem,) = error.value.problems
+    assert problem.what == (
+        "methods that choose integers round symmetrically, and w4g32z of model.layers.1.mlp.up_proj has zero points"
+    )
+    assert problem.fix == "take the step out, or give the module w4g32"
+
+
 def test_layers_outside_the_decoder_layers_and_networks_without_layers_are_rounded_too() -> None:
     plain = outlier_decoders.network()
     made = gptq.apply(outlier_decoders.request(copy.deepcopy(plain), {"lm_head": "w8"}))

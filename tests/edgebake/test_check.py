@@ -107,6 +107,12 @@ def test_a_scheme_that_a_target_lacks_names_what_it_has_and_who_has_it(tmp_path:
     assert others and f"w4g32a8d works on {', '.join(others)}" in text
 
 
+def test_groups_with_zero_points_are_refused_where_no_kernel_has_them(tmp_path: Path) -> None:
+    text = refused(recipe(tmp_path, targets="{target: executorch-xnnpack, scheme: q4_1}"))
+    assert "executorch-xnnpack cannot do w4g32z (q4_1)" in text
+    assert "w4g32z works on onnx-genai" in text
+
+
 def test_a_target_of_few_schemes_says_what_there_is_to_know_of_each(tmp_path: Path) -> None:
     text = refused(recipe(tmp_path, targets="{target: executorch-xnnpack, scheme: palette4}"))
     for row in find_target("executorch-xnnpack").SUPPORTS:

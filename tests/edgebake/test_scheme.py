@@ -34,6 +34,13 @@ def test_one_scale_for_the_whole_weight() -> None:
     assert parse("w8").floor_bytes(100, 10) - parse("w8t").floor_bytes(100, 10) == 9 * 4
 
 
+def test_groups_may_have_zero_points() -> None:
+    names = ("w4g32", "w4g32z", "w4g64za8d", "q4_1")
+    assert [parse(name).zero_points for name in names] == [False, True, True, True]
+    assert (parse("w4g64za8d").group, parse("w4g64za8d").activation_bits) == (64, 8)
+    assert parse("w4g32z").floor_bytes(3200, 10) - parse("w4g32").floor_bytes(3200, 10) == 100 * 4
+
+
 def test_only_static_activations_need_calibration() -> None:
     assert [n for n in ("fp16", "w8", "w8a8", "w8a8d", "palette4") if parse(n).needs_calibration] == ["w8a8"]
 
@@ -58,6 +65,9 @@ def test_aliases_are_printed_beside_the_canonical_name() -> None:
             "w8g0",
             "w8tg32",
             "w8g32t",
+            "w4z",
+            "w8tz",
+            "w4zg32",
             "palette9",
             "palette4g0",
             "palette4a8",

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgebake.errors import RecipeError
-from edgebake.llm.fit_shape import FAMILIES, decoder_of, read_config
+from edgebake.llm.fit_shape import FAMILIES, Weight, decoder_of, read_config
+from edgebake.llm.fit_size import FORMATS, weight_bytes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes/llm/configs"
 SMALL: dict[str, Any] = {
@@ -43,6 +44,13 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 def test_shipped_configurations_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
     assert read_config(CONFIGS / name).parameters == parameters
+
+
+def test_groups_with_zero_points_take_a_float_more_each() -> None:
+    matrix = Weight(name="up", part="mlp", kind="linear", shape=(160, 64))
+    plain, affine = (weight_bytes(matrix, scheme, FORMATS["onnx-genai"]) for scheme in ("w4g32", "w4g32z"))
+    assert plain == (160 * 32, 160 * 2 * 4)
+    assert affine == (160 * 32, 160 * 2 * 8)
 
 
 def test_a_tied_head_counts_once() -> None:

@@ -27,7 +27,7 @@ def test_smollm2_generates_in_stock_onnxruntime_genai_what_it_does_in_ours(tmp_p
     (result,) = build([recipe], options, lambda _event: None)
     assert result.failure is None, result.failure
     assert [verdict for verdict in result.verdicts if verdict.state != "pass"] == []
-    folder = tmp_path / "dist" / "smollm2-135m" / "model" / "onnx-genai" / "any" / "w4g32"
+    folder = tmp_path / "dist" / "smollm2-135m" / "model" / "onnx-genai" / "any" / "w4g32z"
     for prompt in (PROMPT, "Once upon a time", "def fibonacci(n):"):
         assert genai_cases.stock(genai, folder, prompt, 16) == genai_cases.ours(folder, prompt, 16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,18 @@ def rounded(network: torch.nn.Module, round_rows: Callable[[str, Floats], Floats
     return network
 
 
-def as_stored(name: str, rows: Floats) -> Floats:
-    """By the definition of the formats, not by the code under test: groups of 32 at -8..7, of 64 at -127..127."""
-    block, lowest = (64, 127) if "embed" in name or "lm_head" in name else (32, 8)
+def as_stored(name: str, rows: Floats, scheme: str = "w4g32") -> Floats:
+    """By the definition of the formats, not by the code under test: groups of 32 at -8..7, the widest at -127..127."""
+    around = "embed" in name or "lm_head" in name
+    if scheme == "fp16":
+        return rows.astype(np.float16).astype(np.float32)
+    if scheme.startswith("w4g32z") and not around:
+        blocks = rows.reshape(rows.shape[0], -1, 32)
+        least, step = blocks.min(-1, keepdims=True), np.ptp(blocks, axis=-1, keepdims=True) / 15
+        made: Floats = (least + np.rint((blocks - least) / step) * step).reshape(rows.shape).astype(np.float32)
+        return made
+    widest = min(rows.shape[1] & -rows.shape[1], 256)
+    block, lowest = (widest, 127) if around or scheme == "w8" else (32, 8)
     blocks = rows.reshape(rows.shape[0], -1, block)
     places = np.abs(blocks).argmax(-1)[..., None]
     peak = np.take_along_axis(blocks, places, -1)
@@ -150,15 +160,18 @@ def as_stored(name: str, rows: Floats) -> Floats:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "least_db"), [("w4g32", 90.0), ("w4g32a8d", 25.0)])
+@pytest.mark.parametrize(
+    ("scheme", "least_db"),
+    [("w4g32", 90.0), ("w4g32a8d", 25.0), ("w4g32z", 90.0), ("w4g32za8d", 25.0), ("w8", 90.0), ("fp16", 90.0)],
+)
 @pytest.mark.parametrize("variant", ["llama", "qwen3"])
 def test_the_rounded_graph_computes_with_the_rounded_weights(
     tmp_path: Path, variant: str, scheme: str, least_db: float
 ) -> None:
     network = checkpoint(tmp_path / "source", VARIANTS[variant])
-    written(tmp_path, context=64, scheme=scheme)
+    written(tmp_path, context=64, scheme=scheme, embedding="fp16" if scheme == "fp16" else "w8")
     tokens = tokens_of(48)
-    expected = float_logits(rounded(network, as_stored), tokens)
+    expected = float_logits(rounded(network, partial(as_stored, scheme=scheme)), tokens)
     assert sqnr_db(expected, called(session(tmp_path / "made"), tokens, {})["logits"]) > least_db
 
 
@@ -210,7 +223,9 @@ def test_what_has_no_graph_is_refused(tmp_path: Path, more: dict[str, Any], cont
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "embedding"), [("fp32", "fp32"), ("w4g32", "w8")])
+@pytest.mark.parametrize(
+    ("scheme", "embedding"), [("fp32", "fp32"), ("w4g32", "w8"), ("fp16", "fp16"), ("w4g32z", "w8"), ("w8", "w8")]
+)
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
 def test_stock_onnxruntime_genai_generates_what_transformers_does(
     tmp_path: Path, variant: str, scheme: str, embedding: str
@@ -218,7 +233,7 @@ def test_stock_onnxruntime_genai_generates_what_transformers_does(
     genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     network = checkpoint(tmp_path / "source", VARIANTS[variant])
     written(tmp_path, context=128, scheme=scheme, embedding=embedding)
-    network = network if scheme == "fp32" else rounded(network, as_stored)
+    network = network if scheme == "fp32" else rounded(network, partial(as_stored, scheme=scheme))
     prompt = tokens_of(20)
     model = genai.Model(str(tmp_path / "made"))
     parameters = genai.GeneratorParams(model)

@@ -14,7 +14,7 @@ from edgebake.errors import RecipeError
 from edgebake.llm.shards import Shards
 from edgebake_targets import _genai_weights
 from edgebake_targets._genai_config import rotary_tables
-from edgebake_targets._genai_weights import DATA, WeightWriter, symmetric_int8_blocks
+from edgebake_targets._genai_weights import DATA, WeightWriter, affine_int4_blocks, symmetric_int8_blocks
 
 
 @pytest.fixture
@@ -69,12 +69,48 @@ def test_eight_bits_use_the_whole_symmetric_range() -> None:
     np.testing.assert_allclose(scales, [2 / 127, 2 / 127])
 
 
+def affine(packed: NDArray[np.generic], scale: NDArray[np.generic], offset: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Rows of (N, groups, bytes), (N, groups) and (N, groups) by the definition: ``(q - 8) * scale + offset``."""
+    q = np.stack([packed & 15, packed >> 4], -1).reshape(*scale.shape, -1).astype(np.float32)  # type: ignore[operator]
+    made: NDArray[np.float32] = ((q - 8) * scale[..., None] + offset[..., None]).reshape(len(scale), -1)
+    return made
+
+
+def test_groups_with_an_offset_give_q4_1_back(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    q = random.integers(0, 16, (40, 3, 32))
+    q[..., 3], q[..., 17] = 0, 15  # llama.cpp takes d and m from the ends
+    d = random.uniform(0.01, 0.02, (40, 3, 1)).astype(np.float16).astype(np.float32)
+    m = random.uniform(-0.3, 0.1, (40, 3, 1)).astype(np.float16).astype(np.float32)
+    weight = (q.astype(np.float32) * d + m).reshape(40, 96)
+    weight[5], weight[6] = 0.0, 0.0123
+    save_file({"w": weight}, tmp_path / "model.safetensors")
+    with WeightWriter(Shards(tmp_path), tmp_path) as writer:
+        keys = writer.affine("w", (40, 96), 32)
+    packed, scale, offset = (stored(writer, tmp_path, key) for key in keys)
+    assert (packed.shape, scale.shape, offset.shape) == ((40, 3, 16), (40, 3), (3, 40))
+    np.testing.assert_array_equal(affine(packed, scale, offset.T), weight)
+
+
+def test_groups_with_an_offset_are_off_by_half_a_step_at_most() -> None:
+    weight = np.random.default_rng(3).standard_normal((20, 64), dtype=np.float32) + 3
+    packed, scale, offset = affine_int4_blocks(weight, 32)
+    off = np.abs(affine(packed, scale.reshape(20, 2), offset.reshape(20, 2)) - weight).reshape(20, 2, 32)
+    width = np.ptp(weight.reshape(20, 2, 32), axis=-1)
+    assert (off <= width[..., None] / 30 * 1.0001).all()
+
+
 def test_matrices_for_matmul_are_transposed_and_tables_are_not(tmp_path: Path, weight: NDArray[np.float32]) -> None:
     with WeightWriter(Shards(tmp_path), tmp_path) as writer:
         across, table = writer.transposed("w", (50, 64)), writer.table("w", (50, 64))
-        vector = writer.vector("b", 64)
     np.testing.assert_array_equal(stored(writer, tmp_path, across), weight.T)
     np.testing.assert_array_equal(stored(writer, tmp_path, table), weight)
+    with WeightWriter(Shards(tmp_path), tmp_path) as writer:
+        halves = writer.transposed("w", (50, 64), half=True), writer.table("w", (50, 64), half=True)
+    np.testing.assert_array_equal(stored(writer, tmp_path, halves[0]), weight.T.astype(np.float16))
+    np.testing.assert_array_equal(stored(writer, tmp_path, halves[1]), weight.astype(np.float16))
+    with WeightWriter(Shards(tmp_path), tmp_path) as writer:
+        vector = writer.vector("b", 64)
     assert writer.initializers[vector].raw_data == weight[0].tobytes()  # small: inside the graph
 
 

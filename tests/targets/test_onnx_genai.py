@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 import decoders
 from asking import defaults, lower_request
+from edgebake.compress import gptq
 from edgebake.errors import ArtifactDamaged, EdgebakeError, Problem, RecipeError, StageFailed
 from edgebake.llm.shards import Shards
 from edgebake.metrics import sqnr_db
-from edgebake.target import Asked, Missing, runners_of
+from edgebake.target import Asked, Missing, ModuleRequest, runners_of
 from edgebake.trace import trace
 from edgebake.types import Assignment, Language, Loaded, Lowered, ModuleKind, Signature, Streamed, TensorSpec, Traced
 from edgebake_targets import onnx_genai
@@ -74,6 +75,7 @@ def test_such_a_network_is_refused_where_only_loading_shows_it(tmp_path: Path) -
     [
         ("w4", 64, "MatMulNBits has no w4", "use fp32, w4g32, w4g32a8d or w8a8d"),
         ("w8a8", 64, "MatMulNBits has no w8a8", "use fp32, w4g32, w4g32a8d or w8a8d"),
+        ("w8g32z", 64, "MatMulNBits has no w8g32z", "use fp32, w4g32, w4g32a8d or w8a8d"),
         (
             "w4g128",
             576,
@@ -285,3 +287,51 @@ def test_a_folder_without_its_weights_is_said_so(lower: Lower, tmp_path: Path) -
     with pytest.raises(ArtifactDamaged) as error:
         onnxruntime_decoder.open(apart / lowered.entry, lowered.signature)
     assert "model.onnx.data" in only(error).what
+
+
+@pytest.mark.slow
+def test_a_half_table_is_stored_once_where_the_head_is_half_too(lower: Lower, loaded: Loaded, tmp_path: Path) -> None:
+    up = "model.layers.0.mlp.up_proj"
+    lowered = lower(tmp_path / "made", dict.fromkeys((EMBEDDING, HEAD, up), "fp16"))
+    found = {record.name: record for record in inspector.inspect(tmp_path / "made" / lowered.entry).weights}
+    assert found[f"{EMBEDDING}.weight.half"].dtype == found[f"{up}.weight.T.half"].dtype == "float16"
+    assert [name for name in found if EMBEDDING in name or HEAD in name] == [f"{EMBEDDING}.weight.half"]
+    session = onnxruntime_decoder.open(tmp_path / "made" / lowered.entry, lowered.signature)
+    with torch.no_grad():
+        want = loaded.methods["forward"](TOKENS[:, :16], torch.tensor([0]))[0].numpy()
+    assert 45 < sqnr_db(want, in_parts(session, 16)) < 90
+
+
+@pytest.mark.slow
+def test_offsets_of_groups_count_as_scales(lower: Lower, tmp_path: Path) -> None:
+    up = "model.layers.0.mlp.up_proj"
+    lowered = lower(tmp_path / "made", {up: "w4g32z"})
+    found = {record.name: record for record in inspector.inspect(tmp_path / "made" / lowered.entry).weights}
+    record = found[f"{up}.weight.w4g32z"]
+    assert (record.shape, record.dtype, record.bytes) == ((96, 64), "int4", 96 * 32)
+    assert record.scale_bytes == 96 * 2 * (4 + 4)
+    assert not any(name.endswith((".scale", ".offset")) for name in found)
+
+
+@pytest.mark.slow
+def test_integers_that_gptq_chose_are_those_of_the_artifact(folder: Path, tmp_path: Path) -> None:
+    loaded = decoders.loaded(folder)
+    module = loaded.methods["forward"]
+    up = "model.layers.0.mlp.up_proj"
+    before = dict(module.named_modules())[f"wrapped.{up}"].weight.clone()  # type: ignore[operator]
+    assignment = Assignment(schemes={up: "w4g32"}, kinds={up: "linear"})
+    request = ModuleRequest(
+        module=module,
+        assignment=assignment,
+        options={},
+        run_calibration=lambda network: network(TOKENS[:, :16], torch.tensor([0])),
+    )
+    weight = dict(gptq.apply(request).named_modules())[f"wrapped.{up}"].weight
+    request_ = lower_request(tmp_path, defaults(onnx_genai), scheme="w4g32", assignment=assignment)
+    lowered = onnx_genai.lower(trace(loaded), replace(request_, beside=folder))
+    model = onnx.load_model(tmp_path / lowered.entry)
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    packed, scale = stored[f"{up}.weight.w4g32"], stored[f"{up}.weight.w4g32.scale"]
+    q = np.stack([packed & 15, packed >> 4], -1).reshape(96, 2, 32).astype(np.float32) - 8
+    np.testing.assert_array_equal((q * scale[..., None]).reshape(96, 64), weight.numpy())  # type: ignore[operator]
+    assert not torch.equal(before, weight)  # type: ignore[arg-type]

@@ -22,13 +22,20 @@ def rounded_layers(request: ModuleRequest) -> dict[str, tuple[torch.nn.Linear, S
     """Linear layers whose weights alone become integers, per output channel or group: ``{name: (layer, scheme)}``.
 
     Layers with 8-bit activations besides (w8a8, w8a8d) are left out: a target's own quantizer rounds those, and eight
-    bits lose little.
+    bits lose little. RecipeError for groups with zero points, which no method here chooses.
     """
     import torch
 
     found: dict[str, tuple[torch.nn.Linear, Scheme]] = {}
     for path, module in request.module.named_modules():
         scheme = parse(request.assignment.schemes.get(canonical_module_name(path), "fp32"))
+        if scheme.zero_points:
+            raise RecipeError(
+                f"methods that choose integers round symmetrically, and {scheme.name} of "
+                f"{canonical_module_name(path)} has zero points",
+                where="compress.steps",
+                fix=f"take the step out, or give the module {scheme.name.replace('z', '')}",
+            )
         alone = scheme.activation_bits is None or (scheme.group is not None and scheme.dynamic)
         integers = scheme.family == "integer" and not scheme.whole and scheme.weight_bits <= 8
         if isinstance(module, torch.nn.Linear) and integers and alone:

@@ -182,7 +182,8 @@ RUN_OF_FILE = 2.0  # ONNX Runtime packs matrices anew for its kernels while it h
 
 def stream_peak_bytes(decoder: Decoder, schemes: Mapping[str, str]) -> int:
     """Most resident bytes of a process that lowers the decoder from its files: as much for any size."""
-    floats = (w.values for w in decoder.weights if w.kind == "linear" and schemes.get(w.name, "fp32") == "fp32")
+    matrices = [w for w in decoder.weights if w.kind == "linear"]
+    floats = (w.values for w in matrices if parse(schemes.get(w.name, "fp32")).family == "float")
     return STREAM_BASE + FLOAT_MATRICES * 4 * max(floats, default=0)
 
 

@@ -145,5 +145,6 @@ def weight_bytes(weight: Weight, scheme: str, holds: Format) -> tuple[int, int]:
 
 def _scales(scheme: Scheme, rows: int, columns: int, holds: Format) -> int:
     if scheme.group:
-        return rows * ceil(columns / scheme.group) * holds.group_scale
+        groups = rows * ceil(columns / scheme.group)
+        return groups * (holds.group_scale + (holds.floats if scheme.zero_points else 0))
     return (1 if scheme.whole else rows) * holds.channel_scale

@@ -248,6 +248,8 @@ def _scales(graphs: list[onnx.GraphProto]) -> dict[str, str]:
                         owner[name] = weight if weight in weights else owner.get(name, "")
             if node.op_type == "MatMulInteger":
                 owner |= _product_scales(node, graph, weights, made_by)
+            elif node.op_type == "MatMulNBits":
+                owner |= _block_offsets(node, graph, weights, made_by)
     return owner
 
 
@@ -285,6 +287,22 @@ def _product_scales(
             others = [name for name in follower.input if name not in reached]
             inner = [name for other in others if other in made_by for name in made_by[other].input]
             found |= {name: weight for name in (*others, *inner) if name in weights}
+    return found
+
+
+def _block_offsets(
+    node: onnx.NodeProto, graph: onnx.GraphProto, weights: set[str], made_by: dict[str, onnx.NodeProto]
+) -> dict[str, str]:
+    """What is added to each block's values: MatMulNBits -> Add(., MatMul(sums of a block's inputs, offsets))."""
+    found: dict[str, str] = {}
+    for follower in graph.node:
+        if follower.op_type != "Add" or node.output[0] not in follower.input:
+            continue
+        products = [made_by[name] for name in follower.input if name in made_by and made_by[name].op_type == "MatMul"]
+        for product in products:
+            sums = made_by.get(product.input[0])
+            if sums is not None and sums.op_type == "ReduceSum" and product.input[1] in weights:
+                found[product.input[1]] = node.input[1]
     return found
 
 
