@@ -185,13 +185,14 @@ def run_graph(request: Mapping[str, Any]) -> None:
 
     from edgebake_targets import _qnn_graph, _qnn_lowerer
 
-    module = torch.export.load(request["program"]).module(check_guards=False)
+    (given,) = request["methods"].values()
+    module = torch.export.load(given["program"]).module(check_guards=False)
     _qnn_graph.rewrite(module)
     if request["scheme"] != "fp16":
-        module, _ = _qnn_lowerer.rounded(module, request)
+        module, _ = _qnn_lowerer.rounded(module, request, given)
     made = {}
     with torch.no_grad():
-        for number, inputs in enumerate(_qnn_lowerer.calls_in(Path(request["calls"]), request["inputs"])):
+        for number, inputs in enumerate(_qnn_lowerer.calls_in(Path(request["calls"]), given["inputs"])):
             values = torch.utils._pytree.tree_leaves(module(*inputs))
             for name, value in zip(request["outputs"], values, strict=True):
                 made[f"{number}.0.{name}"] = value.numpy()

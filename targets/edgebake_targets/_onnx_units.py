@@ -32,12 +32,21 @@ def parts_of(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def compiled_units(model: onnx.ModelProto) -> tuple[UnitWork, ...]:
-    """The rows of a model with compiled parts, empty for one without; metadata may say what operators these hide."""
+def compiled_units(model: onnx.ModelProto, counted: Mapping[str, Mapping[str, int]]) -> tuple[UnitWork, ...]:
+    """The rows of a model with compiled parts, empty for one without.
+
+    ``counted``: by provider, what its binaries say of the operators inside; empty where they cannot be read. Metadata
+    knows their types, and is believed where it counts as many.
+    """
     parts = parts_of(model)
-    operators = _noted(model)[0] if len(parts) == 1 else {}
+    noted = _noted(model)[0] if len(parts) == 1 else {}
+
+    def held(by: str) -> Mapping[str, int]:
+        own = counted.get(by, {})
+        return noted if noted and sum(own.values()) in (0, sum(noted.values())) else dict(sorted(own.items()))
+
     rows = [
-        UnitWork(unit=UNIT_OF.get(by, UNKNOWN), by=by or UNKNOWN, operators=operators, macs=None, subgraphs=count)
+        UnitWork(unit=UNIT_OF.get(by, UNKNOWN), by=by or UNKNOWN, operators=held(by), macs=None, subgraphs=count)
         for by, count in parts.items()
     ]
     left = outside(model, stated_shapes(model), {}) if rows else Tally()  # inference is not for files of strangers

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 PROVIDER = "QNNExecutionProvider"
+SOURCES = (b"", PROVIDER.encode(), b"QNN")  # how compiled parts name it
 COMPATIBILITY = f"ep_compatibility_info.{PROVIDER}"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "onnxruntime_qnn")
 REMEDY = "pip install onnx onnxscript onnxruntime==1.31.1 onnxruntime-qnn==2.7.0"
@@ -75,7 +76,7 @@ class ContextFacts:
 def facts_of(model: onnx.ModelProto) -> ContextFacts | None:
     """The facts of ``model``, whoever wrote it; None when it holds no compiled part of Qualcomm's."""
     nodes = [_attributes(node) for node in model.graph.node if node.op_type == CONTEXT]
-    ours = [found for found in nodes if _word(found, "source") in ("", PROVIDER, "QNN")]
+    ours = [found for found in nodes if _bytes(found, "source") in SOURCES]
     if not ours:
         return None
     inside = [found for found in ours if found.get("embed_mode", 1)]

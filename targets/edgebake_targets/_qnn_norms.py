@@ -18,6 +18,9 @@ def fuse_rms_norms(module: torch.fx.GraphModule) -> None:
     Written out, the squares overflow in half precision, and in integers they leave small values no resolution.
     ExecuTorch's own pass knows ``mul(rsqrt)`` with a weight alone; this takes division, reciprocals and norms without
     a weight, too.
+
+    At w8a8 the HTP's operator is 1.7 dB coarser than its own rounded graph (33.0 against 34.6, written out 34.6), where
+    rows are of one size. Where they differ by a factor of 160, it has 7.8 dB and the norm written out -4.4.
     """
     import torch
 

@@ -42,7 +42,10 @@ SOURCES = (
     "edgebake_targets._ranges",
     "edgebake_targets._units",
     "edgebake_targets._wide",
-    "edgebake_targets.inspectors.onnx",
+    *(
+        f"edgebake_targets.inspectors.{part}"
+        for part in ("onnx", "_flatbuffers", "_pte_file", "_qnn_binary", "_qnn_context")
+    ),
     "edgebake_targets._qnn_compiler",
     "edgebake_targets._qnn_shared",
     "edgebake_targets._htp",

@@ -223,6 +223,25 @@ def test_a_norm_written_out_keeps_large_values_in_half_precision(store: Path, tm
     assert lowered.delegation.units[0].operators["aten.rms_norm"] == 1
 
 
+class Uneven(Normed):
+    """Rows whose sizes differ by a factor of 160."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x) * torch.tensor([0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]).reshape(1, 8, 1)
+        result: torch.Tensor = self.down(x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight)
+        return result
+
+
+@slow
+def test_a_norm_written_out_keeps_small_rows_in_integers(store: Path, tmp_path: Path) -> None:
+    """As it is written their squares round to zero, and it has -4.4 dB."""
+    torch.manual_seed(0)
+    module = Wrapper(Uneven()).eval()
+    traced = traced_vector(module, vector(64, 1, 8))
+    lowered = lower(traced, module, tmp_path, "w8a8", vectors(16, 1, 8), executorch_qnn)
+    assert measured(module, tmp_path, lowered, vectors(8, 1, 8)) > 4
+
+
 @slow
 def test_a_mask_that_becomes_float_keeps_its_value(store: Path, tmp_path: Path) -> None:
     """The HTP casts integers by their bits: with a scale of the mask's own range the sums are 0 dB."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from edgebake.errors import ArtifactDamaged
 from edgebake.types import Delegation
 from edgebake_targets import _executorch
-from edgebake_targets.inspectors import _qnn_delegate, pte
+from edgebake_targets.inspectors import pte
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -173,27 +172,13 @@ def test_flipped_bytes_are_read_or_refused_but_never_crash(delegated: Path, port
     assert refused > 20
 
 
-def entry(name: str, length: int | None = None) -> bytes:
-    """A row of the table of names in Qualcomm's binaries: offset of the table's layout, number, and the text."""
-    size = len(name) if length is None else length
-    return struct.pack("<iIII", -300, 42, 4, size) + name.encode() + bytes(4 - len(name) % 4)
-
-
-def test_operators_of_qualcomms_binaries_are_counted_by_the_names_that_they_hold() -> None:
-    names = [
-        "aten_linear_default",
-        "aten_linear_default_12",
-        "aten_view_copy_default_3",
-        "quantized_decomposed_dequantize_per_tensor_default",
-        "aten_mul_tensor",
-        "output_aten_relu_default@0",
-        "forward",
-    ]
-    rows = [entry(name) for name in names]
-    blob = random.Random(1).randbytes(999) + b"".join(rows) + entry("aten_relu_default", 99) + b"aten_erf_default"
-    assert _qnn_delegate.operators(memoryview(blob)) == {
-        "aten.linear": 2,
-        "aten.view_copy": 1,
-        "quantized_decomposed.dequantize_per_tensor": 1,
-        "aten.mul": 1,
-    }
+def test_a_binary_of_qualcomms_that_cannot_be_read_is_not_measured(delegated: Path, tmp_path: Path) -> None:
+    named = (14).to_bytes(4, "little") + b"XnnpackBackend"
+    other = (10).to_bytes(4, "little") + b"QnnBackend".ljust(14, b"\0")
+    path = tmp_path / "model.pte"
+    path.write_bytes(delegated.read_bytes().replace(named, other))
+    found = pte.inspect(path)
+    assert found.delegates == {"QnnBackend": 1}
+    assert found.units[0].operators == {}
+    known = "it is no context binary of a layout that is known here (QAIRT 2.48 to 2.51)"
+    assert found.facts["operators_inside"] == f"not measured: {known}"

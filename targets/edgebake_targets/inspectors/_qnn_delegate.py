@@ -1,8 +1,7 @@
 """What ExecuTorch's Qualcomm backend leaves in a .pte: the chip, whether graphs share weights, the binary's operators.
 
-Layout: executorch/backends/qualcomm/serialization/qc_compiler_spec.fbs of ExecuTorch 1.4. The context binary itself is
-Qualcomm's own; in what QNN 2.49 writes, each graph has a flatbuffer table of its operators' names, the backend's names
-of the nodes that they were: ``aten_linear_default_3``.
+Layout: executorch/backends/qualcomm/serialization/qc_compiler_spec.fbs of ExecuTorch 1.4. In the context binary, which
+is Qualcomm's own, nodes have the names that ExecuTorch's graph had for them: ``aten_linear_default_3``.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import re
 from collections import Counter
 
 from edgebake_targets.inspectors._flatbuffers import Table, root
+from edgebake_targets.inspectors._qnn_binary import graphs
 
 BACKEND = "QnnBackend"
 _OPTIONS = "qnn_compile_spec"
-# A reference to the text right behind it, that text's length, and the text: a dialect, an operator, its overload, and a
-# number where the graph has several.
-_NAMED = re.compile(
-    rb"\x04\0\0\0(..)\0\0((aten|quantized_decomposed|dim_order_ops)_(\w+?)_([^_\W]+?)(?:_\d+)?)\0", re.S
-)
+# A dialect, an operator, its overload, and a number where the graph has several.
+_NAMED = re.compile(r"(aten|quantized_decomposed|dim_order_ops)_(\w+?)_([^_\W]+?)(?:_\d+)?")
 
 
 def chip(delegate: Table) -> str:
@@ -37,12 +34,12 @@ def shares_weights(delegate: Table) -> bool:
 
 
 def operators(blob: memoryview) -> Counter[str]:
-    """``aten.linear`` to how many of the binary's graphs' nodes it names; empty for a binary that names none."""
-    found = Counter[str]()
-    for match in _NAMED.finditer(blob):
-        if int.from_bytes(match[1], "little") == len(match[2]):
-            found[f"{match[3].decode()}.{match[4].decode()}"] += 1
-    return found
+    """``aten.linear`` to how many nodes of the binary's graphs it is; a node of another name counts under that.
+
+    Malformed for a binary of a layout that is not known here.
+    """
+    names = (name for graph in graphs(blob) for name in graph.nodes)
+    return Counter(f"{found[1]}.{found[2]}" if (found := _NAMED.fullmatch(name)) else name for name in names)
 
 
 def _options(delegate: Table) -> Table | None:

@@ -6,14 +6,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import ArtifactDamaged
 from edgebake.target import Missing
 from edgebake.types import COMPILED, Inspection, TensorSpec, WeightRecord
-from edgebake_targets._onnx_units import CONTEXT, compiled_units, moved_bytes, noted_outside
-from edgebake_targets._qnn import ContextFacts, facts_of
+from edgebake_targets._onnx_units import CONTEXT, compiled_units, moved_bytes, noted_outside, parts_of
+from edgebake_targets._qnn import SOURCES, ContextFacts, facts_of
+from edgebake_targets.inspectors._qnn_binary import INSIDE
+from edgebake_targets.inspectors._qnn_context import Inside, beside, inside
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".onnx",)
 FIX = "fetch or build the file again"
 MESSAGE_LIMIT = 2**31  # protobuf's own
-_LONGEST_NAME = 256  # bytes; file systems take no more
 
 
 def missing() -> Missing | None:
@@ -48,7 +49,9 @@ def described(model: onnx.ModelProto, path: Path) -> Inspection:
     scales = _scales(graphs)
     given = {i.name for i in model.graph.initializer}
     external = {_external(t, path)[0] for t in tensors if t.data_location == t.EXTERNAL}
-    context, compiled = facts_of(model), compiled_units(model)
+    context = facts_of(model)
+    read = inside(model, path) if context else Inside()
+    compiled = compiled_units(model, {by: read.operators() for by in parts_of(model) if by.encode() in SOURCES})
     parts = _compiled_parts(model, path)
     external |= {path.parent / name for name, part in parts.items() if not part.digest}
     return Inspection(
@@ -63,7 +66,7 @@ def described(model: onnx.ModelProto, path: Path) -> Inspection:
             "ir_version": model.ir_version,
             "producer": f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
             "opsets": {_text(o.domain) or "ai.onnx": o.version for o in model.opset_import},
-            **(_compiled(context) if context else {}),
+            **(_compiled(context, read) if context else {}),
         },
         units=compiled,
         border_bytes=moved_bytes(model) if compiled else None,
@@ -71,13 +74,20 @@ def described(model: onnx.ModelProto, path: Path) -> Inspection:
     )
 
 
-def _compiled(context: ContextFacts) -> dict[str, Any]:
-    """What a context binary says: the chip as QNN numbers them, who compiled it, how large it is."""
+def _compiled(context: ContextFacts, read: Inside) -> dict[str, Any]:
+    """What a context binary says: the chip as QNN numbers them, who compiled it, how large it is, its graphs."""
+    counted = {
+        name: {"nodes": held.total(), "operators": dict(sorted(held.items()))} for name, held in read.graphs.items()
+    }
     return {
         "soc_model": context.soc_model or "not said",
         "compiled_by": f"QAIRT {context.sdk}",
         "context_bytes": context.embedded_bytes,
         **({"context_files": list(context.files)} if context.files else {}),
+        "graphs": counted,
+        INSIDE: f"not measured: {read.unread}"
+        if read.unread
+        else "counted by the names of the nodes in the binary, which keeps no types",
     }
 
 
@@ -91,9 +101,8 @@ def _compiled_parts(model: onnx.ModelProto, path: Path) -> dict[str, WeightRecor
             name, size, digest = f"{CONTEXT}.{number}", len(held), hashlib.sha256(held).hexdigest()
         else:
             name, digest = held.decode("utf-8", "replace"), ""
-            # A name that leads elsewhere is only shown.
-            plain = PurePath(name).name == name and len(held) < _LONGEST_NAME and (path.parent / name).is_file()
-            size = (path.parent / name).stat().st_size if plain else 0
+            file = beside(path, held)  # a name that leads elsewhere is only shown
+            size = file.stat().st_size if file else 0
         if size:
             found[name] = WeightRecord(name=name, shape=(size,), dtype=COMPILED, bytes=size, digest=digest)
     return found

@@ -43,6 +43,7 @@ from edgebake_targets.inspectors._pte_file import (
     stored,
 )
 from edgebake_targets.inspectors._pte_units import moved_bytes, units_of
+from edgebake_targets.inspectors._qnn_binary import INSIDE
 
 SUFFIXES = (".pte",)
 
@@ -92,7 +93,10 @@ def _inspect(program: Program) -> Inspection:
     for (backend, _), blob in _blobs(program, methods).items():
         facts["delegate_bytes"][backend] = facts["delegate_bytes"].get(backend, 0) + len(blob)
         if backend == _qnn_delegate.BACKEND:
-            inside[backend] += _qnn_delegate.operators(blob)
+            try:
+                inside[backend] += _qnn_delegate.operators(blob)
+            except Malformed as error:  # the program around it is whole
+                facts[INSIDE] = f"not measured: {error}"
     facts["delegate_operators"] = dict(sorted(sum(inside.values(), Counter()).items()))
     weights = {**weights, **_others(program, {*weights, *known})}
     return Inspection(
