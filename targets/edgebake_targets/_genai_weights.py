@@ -1,18 +1,21 @@
 """Weights of a decoder streamed from safetensors through quantisation into ONNX external data, some rows at a time.
 
 Memory holds a few rows and the scales of one tensor, whatever the model's size; only a float32 matrix, which MatMul
-wants transposed, is held whole.
+wants transposed, is held whole. Of a folder that a killed build left, tensors that are whole are not made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.types import Tensors
+from edgebake_targets._genai_journal import JOURNAL, Journal, Place
 from edgebake_targets._onnx_quantize import rounded_blocks, symmetric_int4_blocks
 
 if TYPE_CHECKING:
@@ -24,24 +27,31 @@ DATA = "model.onnx.data"
 ALIGNMENT = 4096  # so that a runtime can map each tensor from the file
 INLINE = 1024  # bytes
 Rounded = tuple["NDArray[np.uint8]", "NDArray[np.float32]"]
+Part = tuple[str, "np.dtype[Any]", Sequence[int], Iterable["NDArray[Any]"]]  # name, type, shape and rows of a tensor
 
 
 class WeightWriter:
     """Appends tensors of a checkpoint to ``folder``/model.onnx.data and collects the initializers that point there.
 
-    A tensor asked for twice in one form is stored once (tied embeddings).
+    A tensor asked for twice in one form is stored once (tied embeddings). What a killed process wrote there of the
+    same tensors in the same order is kept.
     """
 
     def __init__(self, tensors: Tensors, folder: Path) -> None:
         self._tensors = tensors
-        self._file = (folder / DATA).open("wb")
+        self._journal = Journal(folder / JOURNAL)
+        kept = self._journal.whole(folder / DATA)
+        self._file = (folder / DATA).open("r+b" if kept else "wb")
         self.initializers: dict[str, onnx.TensorProto] = {}
 
     def __enter__(self) -> WeightWriter:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._file.close()
+        self._journal.close()
+        if kind is None:
+            self._journal.path.unlink()
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """``value`` under ``name``, stored as it is; a small one in the graph, whose shape inference may ask for it."""
@@ -51,7 +61,7 @@ class WeightWriter:
             if value.nbytes <= INLINE:
                 self.initializers[name] = numpy_helper.from_array(value, name)
             else:
-                self._add(name, value.dtype, value.shape, [value])
+                self._add((name, value.dtype, value.shape, [value]))
         return name
 
     def vector(self, name: str, size: int, plus: float = 0.0) -> str:
@@ -66,9 +76,15 @@ class WeightWriter:
 
     def transposed(self, name: str, shape: tuple[int, int]) -> str:
         """The matrix ``name`` of ``shape`` (outputs, inputs) as MatMul wants it, (inputs, outputs), in float32."""
+        import numpy as np
+
         self._expect(name, shape)
         key = f"{name}.T"
-        return key if key in self.initializers else self.constant(key, self._tensors.whole(name).T)
+        if key not in self.initializers:
+            if 4 * prod(shape) <= INLINE:
+                return self.constant(key, self._tensors.whole(name).T)
+            self._add((key, np.dtype(np.float32), shape[::-1], (self._tensors.whole(n).T for n in (name,))))
+        return key
 
     def table(self, name: str, shape: tuple[int, int]) -> str:
         """The matrix ``name`` row by row, in float32; for a float embedding."""
@@ -76,7 +92,7 @@ class WeightWriter:
 
         self._expect(name, shape)
         if name not in self.initializers:
-            self._add(name, np.dtype(np.float32), shape, self._tensors.rows(name))
+            self._add((name, np.dtype(np.float32), shape, self._tensors.rows(name)))
         return name
 
     def blocks(self, name: str, shape: tuple[int, int], bits: int, block: int) -> tuple[str, str]:
@@ -96,8 +112,11 @@ class WeightWriter:
             scales: list[NDArray[np.float32]] = []
             packed_shape = (rows, columns // block, block * bits // 8)
             rounded = _rounded(self._tensors.rows(name), _ROUND[bits], block, scales)
-            self._add(key, np.dtype(np.uint8), packed_shape, rounded)
-            self._add(scale_key, np.dtype(np.float32), (rows, columns // block), scales)
+            scale_shape = (rows, columns // block)
+            self._add(
+                (key, np.dtype(np.uint8), packed_shape, rounded),
+                (scale_key, np.dtype(np.float32), scale_shape, scales),
+            )
         return key, scale_key
 
     def _expect(self, name: str, shape: tuple[int, ...]) -> None:
@@ -105,20 +124,38 @@ class WeightWriter:
             what = f"the tensor {name!r} is {self._tensors.shape(name)}, where config.json makes it {shape}"
             raise RecipeError(what, where="model.path", fix="config.json and weights must be of one model")
 
-    def _add(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], chunks: Iterable[NDArray[Any]]) -> None:
+    def _add(self, *parts: Part) -> None:
+        """Write ``parts``, of which one may be known only when those before it are written; or pass by kept ones."""
+        kept = self._journal.next([name for name, *_ in parts])
+        places = kept or [self._written(chunks) for *_, chunks in parts]
+        self._file.seek(places[-1].end)
+        if not kept:
+            self._file.flush()
+            self._journal.add([name for name, *_ in parts], places)
+        for (name, dtype, shape, _), place in zip(parts, places, strict=True):
+            self.initializers[name] = _external(name, dtype, shape, place)
+
+    def _written(self, chunks: Iterable[NDArray[Any]]) -> Place:
         import numpy as np
-        import onnx
 
         self._file.seek(-self._file.tell() % ALIGNMENT, 1)
-        begin = self._file.tell()
+        self._file.truncate()
+        begin, digest = self._file.tell(), sha256()
         for chunk in chunks:
-            self._file.write(np.ascontiguousarray(chunk).data.cast("B"))
-        end = self._file.tell()
-        tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype))
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", DATA), ("offset", begin), ("length", end - begin)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers[name] = tensor
+            data = np.ascontiguousarray(chunk).data.cast("B")
+            self._file.write(data)
+            digest.update(data)
+        return Place(begin, self._file.tell(), digest.hexdigest())
+
+
+def _external(name: str, dtype: np.dtype[Any], shape: Sequence[int], place: Place) -> onnx.TensorProto:
+    import onnx
+
+    tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", DATA), ("offset", place.begin), ("length", place.end - place.begin)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def _rounded(
