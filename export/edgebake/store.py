@@ -37,6 +37,7 @@ from edgebake.store_index import DigestIndex
 __all__ = ["Cleaned", "Damage", "Entry", "Store", "Stored", "holds_store"]
 
 _LAYOUT = "v1"  # a later layout gets a folder of its own: neither reads the other
+_BEGUN_KEPT_S = 7 * 86400.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Store:
             for folder in (
                 self.root,
                 self._base,
-                *(self._base / name for name in ("entries", "tmp", "locks", "pins", "damaged")),
+                *(self._base / name for name in ("entries", "tmp", "begun", "locks", "pins", "damaged")),
             ):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             home.refuse_foreign(self._base)
@@ -161,16 +162,18 @@ class Store:
         self._verified.discard((damage.stage, damage.key))
         self.damaged.append(damage)
 
-    def commit(self, stage: str, key: str, write: Write) -> Entry:
+    def commit(self, stage: str, key: str, write: Write, *, begun: bool = False) -> Entry:
         """``write(folder)`` fills an empty folder and returns facts (plain JSON), which becomes the entry at once.
 
         If another process was quicker, its entry stays. Whatever goes wrong, nothing is left behind; StoreError when
-        it is the disk's doing.
+        it is the disk's doing. With ``begun``, for whoever holds the lock, the folder is the one that a killed process
+        began to fill, where there is one.
         """
-        final, temporary = self._entry_folder(stage, key), self._own / _fresh(stage, key)
+        final = self._entry_folder(stage, key)
+        temporary = self._base / "begun" / f"{stage}-{key}" if begun else self._own / _fresh(stage, key)
         try:
             with storage_errors("write to the store", final):
-                temporary.mkdir(mode=0o700)
+                temporary.mkdir(mode=0o700, exist_ok=begun)
                 final.parent.mkdir(mode=0o700, exist_ok=True)
             facts = _run_write(write, temporary)
             with storage_errors("write to the store", final):
@@ -207,7 +210,7 @@ class Store:
 
         ``waiting`` is called about once a second while another holds it.
         """
-        path = self._base / "locks" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"
+        path = self._lock_file(name)
         lock = FileLock(path)
         with storage_errors("lock", path):
             try:
@@ -220,8 +223,13 @@ class Store:
         finally:
             lock.release()
 
-    def get_or_run(self, stage: str, key: str, write: Write, *, verify: bool = True) -> tuple[Entry, bool]:
-        """The entry and whether ``write`` ran for it; processes that ask for the same key wait for the first."""
+    def get_or_run(
+        self, stage: str, key: str, write: Write, *, verify: bool = True, begun: bool = False
+    ) -> tuple[Entry, bool]:
+        """The entry and whether ``write`` ran for it; processes that ask for the same key wait for the first.
+
+        ``begun``: ``write`` goes on in the folder that a killed process left, and takes of it what is whole.
+        """
         entry = self.find(stage, key, verify=verify)
         if entry is not None:
             return entry, False
@@ -229,7 +237,7 @@ class Store:
             entry = self.find(stage, key, verify=verify)
             if entry is not None:
                 return entry, False
-            return self.commit(stage, key, write), True
+            return self.commit(stage, key, write, begun=begun), True
 
     def file_digest(self, path: Path) -> str:
         """SHA-256 of a file anywhere, remembered for as long as its path, size, times and inode stay."""
@@ -252,8 +260,12 @@ class Store:
         return deliver(source, destination, files, self._index)
 
     def sweep(self) -> int:
-        """Remove what processes that died left in the store's temporary folder; returns how many there were."""
+        """Remove what processes that died left in the store's temporary folder; returns how many there were.
+
+        What may be gone on with stays for a week.
+        """
         with storage_errors("clean", self._base / "tmp"):
+            home.sweep_begun(self._base / "begun", self._lock_file, _BEGUN_KEPT_S)
             return home.sweep(self._base / "tmp", self._own)
 
     def entries(self) -> tuple[Stored, ...]:
@@ -285,14 +297,16 @@ class Store:
     def clean(self, max_bytes: int | None = None, older_than_s: float | None = None) -> Cleaned:
         """Remove damaged entries, then those not used for ``older_than_s``, then the oldest beyond ``max_bytes``.
 
-        Pinned entries stay, and so do those that another process has used since it began.
+        What a killed process began goes with the damaged. Pinned entries stay, and so do those that another process
+        has used since it began.
         """
         self.sweep()
         rows = self.entries()
         left, now = sum(row.bytes for row in rows), time.time()
         in_use_since = home.oldest_other(self._base / "tmp", self._own)
-        removed = freed = in_use = 0
+        removed = in_use = 0
         with storage_errors("clean", self._base):
+            freed = home.sweep_begun(self._base / "begun", self._lock_file, 0)
             for folder in (self._base / "damaged").iterdir():
                 freed += bytes_below(folder)
                 remove_tree(folder)
@@ -315,6 +329,9 @@ class Store:
         remove_tree(doomed)
         self._verified.discard((row.stage, row.key))
         return True
+
+    def _lock_file(self, name: str) -> Path:
+        return self._base / "locks" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"
 
     def _entry_folder(self, stage: str, key: str) -> Path:
         return self._base / "entries" / _checked(stage) / _checked(key)

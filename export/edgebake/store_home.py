@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebake.errors import StoreError
-from edgebake.store_files import remove_tree
+from edgebake.store_files import bytes_below, remove_tree
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -79,6 +81,33 @@ def sweep(temporary: Path, own: Path) -> int:
         leave_own_folder(lock, marker.with_suffix(""))
         dead += 1
     return dead
+
+
+def sweep_begun(begun: Path, lock_file: Callable[[str], Path], untouched_s: float) -> int:
+    """Remove folders of ``begun`` that nobody works in or has written to for ``untouched_s``; returns their bytes.
+
+    ``lock_file``: of the lock that whoever works in the folder of a name holds.
+    """
+    from filelock import FileLock, Timeout
+
+    freed = 0
+    for folder in sorted(begun.iterdir()):
+        lock = FileLock(lock_file(folder.name))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            if folder.is_dir() and time.time() - _last_written(folder) >= untouched_s:
+                freed += bytes_below(folder)
+                remove_tree(folder)
+        finally:
+            lock.release()
+    return freed
+
+
+def _last_written(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def oldest_other(temporary: Path, own: Path) -> float:

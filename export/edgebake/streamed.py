@@ -42,7 +42,10 @@ def describe(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> Entry:
 
 
 def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry, Entry]:
-    """The artifact, weights read where they lie; with the entries of the description and of the artifact itself."""
+    """The artifact, weights read where they lie; with the entries of the description and of the artifact itself.
+
+    A target that streams finds in the folder it fills what a killed build wrote there.
+    """
     described = describe(bench, unit, keys)
 
     def write(folder: Path) -> Mapping[str, Any]:
@@ -67,7 +70,7 @@ def lower(bench: Bench, unit: Unit, keys: Mapping[str, StageKey]) -> tuple[Entry
             lowered = finished(unit, lowered, folder, described)
         return {"lowered": signatures.lowered_to_json(lowered), "assignment": dict(assignment.schemes)}
 
-    return described, stored(bench, unit, "lower", keys, write)
+    return described, stored(bench, unit, "lower", keys, write, begun=True)
 
 
 def finished(unit: Unit, lowered: Lowered, folder: Path, before: Entry) -> Lowered:

@@ -106,7 +106,7 @@ class LowerRequest:
     options: Mapping[str, Any]  # every OPTIONS name present, defaults filled in
     device: Mapping[str, Any] | None
     calibration: SampleSet | None  # None when nothing needs calibration
-    folder: Path  # empty; write the artifact's files here
+    folder: Path  # empty, or what a ``stream`` that was killed left; write the artifact's files here
     about: About = field(default_factory=About)
     float_calls: FloatCalls = no_float_calls
     beside: Path | None = None  # of a decoder: a folder with its config.json and the files that travel with it

@@ -124,14 +124,19 @@ def stored(
     stage: str,
     keys: Mapping[str, StageKey],
     write: Callable[[Path], Mapping[str, Any]],
+    *,
+    begun: bool = False,
 ) -> Entry:
-    """Run ``write`` (which announces its own stage) unless its result is in the store."""
+    """Run ``write`` (which announces its own stage) unless its result is in the store.
+
+    ``begun``: in the folder that a killed build began to fill, where there is one.
+    """
     key = keys[stage]
 
     def with_parts(folder: Path) -> Mapping[str, Any]:
         return {**write(folder), "parts": key.parts}
 
-    entry, ran = bench.store.get_or_run(stage, key.key, with_parts)
+    entry, ran = bench.store.get_or_run(stage, key.key, with_parts, begun=begun)
     if not ran:
         with bench.stage(stage, unit) as how:
             how.append("stored")

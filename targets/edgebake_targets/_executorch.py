@@ -270,7 +270,7 @@ def delegation(edge: EdgeProgramManager, reasons: Mapping[str, str], otherwise: 
         module = edge.exported_program(method).graph_module
         for node in module.graph.nodes:
             if is_delegate_call(node):
-                tally = inside.setdefault(_lowered(module, node).backend_id, Tally())
+                tally = inside.setdefault(lowered_module(module, node).backend_id, Tally())
                 tally.subgraphs += 1
                 for inner in filter(is_work, delegate_nodes(module, node)):
                     tally.add(op_name(inner), node_macs(inner))
@@ -326,10 +326,11 @@ def is_delegate_call(node: torch.fx.Node) -> bool:
 
 def delegate_nodes(module: torch.fx.GraphModule, call: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """The operators inside one delegate call, as they were before the backend compiled them."""
-    yield from _lowered(module, call).original_module.graph.nodes
+    yield from lowered_module(module, call).original_module.graph.nodes
 
 
-def _lowered(module: torch.fx.GraphModule, call: torch.fx.Node) -> Any:
+def lowered_module(module: torch.fx.GraphModule, call: torch.fx.Node) -> Any:
+    """What one delegate call runs."""
     return getattr(module, str(getattr(call.args[0], "target", "")))
 
 

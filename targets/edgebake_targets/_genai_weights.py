@@ -1,18 +1,21 @@
 """Weights of a decoder streamed from safetensors through quantisation into ONNX external data, some rows at a time.
 
 Memory holds a few rows and the scales of one tensor, whatever the model's size; only a float matrix, which MatMul
-wants transposed, is held whole.
+wants transposed, is held whole. Of a folder that a killed build left, tensors that are whole are not made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgebake.errors import RecipeError
 from edgebake.types import Tensors
+from edgebake_targets._genai_journal import JOURNAL, Journal, Place
 from edgebake_targets._onnx_half import to_half
 from edgebake_targets._onnx_quantize import rounded_blocks, symmetric_int4_blocks
 
@@ -26,24 +29,31 @@ ALIGNMENT = 4096  # so that a runtime can map each tensor from the file
 INLINE = 1024  # bytes
 Rounded = tuple["NDArray[np.uint8]", "NDArray[np.float32]"]
 _Rounding = Callable[["NDArray[np.float32]", int], tuple[Any, ...]]  # rows, group: bytes, scales, perhaps offsets
+Part = tuple[str, "np.dtype[Any]", Sequence[int], Iterable["NDArray[Any]"]]  # name, type, shape and rows of a tensor
 
 
 class WeightWriter:
     """Appends tensors of a checkpoint to ``folder``/model.onnx.data and collects the initializers that point there.
 
-    A tensor asked for twice in one form is stored once (tied embeddings).
+    A tensor asked for twice in one form is stored once (tied embeddings). What a killed process wrote there of the
+    same tensors in the same order is kept.
     """
 
     def __init__(self, tensors: Tensors, folder: Path) -> None:
         self._tensors = tensors
-        self._file = (folder / DATA).open("wb")
+        self._journal = Journal(folder / JOURNAL)
+        kept = self._journal.whole(folder / DATA)
+        self._file = (folder / DATA).open("r+b" if kept else "wb")
         self.initializers: dict[str, onnx.TensorProto] = {}
 
     def __enter__(self) -> WeightWriter:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._file.close()
+        self._journal.close()
+        if kind is None:
+            self._journal.path.unlink()
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """``value`` under ``name``, stored as it is; a small one in the graph, whose shape inference may ask for it."""
@@ -53,7 +63,7 @@ class WeightWriter:
             if value.nbytes <= INLINE:
                 self.initializers[name] = numpy_helper.from_array(value, name)
             else:
-                self._add(name, value.dtype, value.shape, [value])
+                self._add((name, value.dtype, value.shape, [value]))
         return name
 
     def vector(self, name: str, size: int, plus: float = 0.0) -> str:
@@ -68,12 +78,22 @@ class WeightWriter:
 
     def transposed(self, name: str, shape: tuple[int, int], *, half: bool = False) -> str:
         """The matrix ``name`` of ``shape`` (outputs, inputs) as MatMul wants it, (inputs, outputs); float32 or half."""
+        import numpy as np
+
         self._expect(name, shape)
         key = f"{name}.T.half" if half else f"{name}.T"
         if key in self.initializers:
             return key
-        whole = self._tensors.whole(name).T
-        return self.constant(key, to_half(whole) if half else whole)
+
+        def whole() -> NDArray[Any]:
+            found = self._tensors.whole(name).T
+            return to_half(found) if half else found
+
+        dtype = np.dtype(np.float16 if half else np.float32)
+        if dtype.itemsize * prod(shape) <= INLINE:
+            return self.constant(key, whole())
+        self._add((key, dtype, shape[::-1], (make() for make in (whole,))))
+        return key
 
     def table(self, name: str, shape: tuple[int, int], *, half: bool = False) -> str:
         """The matrix ``name`` row by row, in float32 or half; for a float embedding."""
@@ -83,7 +103,8 @@ class WeightWriter:
         key = f"{name}.half" if half else name
         if key not in self.initializers:
             rows = self._tensors.rows(name)
-            self._add(key, np.dtype(np.float16 if half else np.float32), shape, map(to_half, rows) if half else rows)
+            dtype = np.dtype(np.float16 if half else np.float32)
+            self._add((key, dtype, shape, map(to_half, rows) if half else rows))
         return key
 
     def blocks(self, name: str, shape: tuple[int, int], bits: int, block: int) -> tuple[str, ...]:
@@ -122,10 +143,17 @@ class WeightWriter:
                     kept.append(other)
                 yield values
 
-        self._add(keys[0], np.dtype(np.uint8), (rows, groups, block * bits // 8), packed())
-        self._add(keys[1], np.dtype(np.float32), (rows, groups), beside[0])
-        for key, offsets in zip(keys[2:], beside[1:], strict=True):
-            self._add(key, np.dtype(np.float32), (groups, rows), [np.concatenate(offsets).reshape(rows, groups).T])
+        def offsets(of: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+            yield np.concatenate(of).reshape(rows, groups).T
+
+        self._add(
+            (keys[0], np.dtype(np.uint8), (rows, groups, block * bits // 8), packed()),
+            (keys[1], np.dtype(np.float32), (rows, groups), beside[0]),
+            *(
+                (key, np.dtype(np.float32), (groups, rows), offsets(of))
+                for key, of in zip(keys[2:], beside[1:], strict=True)
+            ),
+        )
         return keys
 
     def _expect(self, name: str, shape: tuple[int, ...]) -> None:
@@ -133,20 +161,38 @@ class WeightWriter:
             what = f"the tensor {name!r} is {self._tensors.shape(name)}, where config.json makes it {shape}"
             raise RecipeError(what, where="model.path", fix="config.json and weights must be of one model")
 
-    def _add(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], chunks: Iterable[NDArray[Any]]) -> None:
+    def _add(self, *parts: Part) -> None:
+        """Write ``parts``, of which one may be known only when those before it are written; or pass by kept ones."""
+        kept = self._journal.next([name for name, *_ in parts])
+        places = kept or [self._written(chunks) for *_, chunks in parts]
+        self._file.seek(places[-1].end)
+        if not kept:
+            self._file.flush()
+            self._journal.add([name for name, *_ in parts], places)
+        for (name, dtype, shape, _), place in zip(parts, places, strict=True):
+            self.initializers[name] = _external(name, dtype, shape, place)
+
+    def _written(self, chunks: Iterable[NDArray[Any]]) -> Place:
         import numpy as np
-        import onnx
 
         self._file.seek(-self._file.tell() % ALIGNMENT, 1)
-        begin = self._file.tell()
+        self._file.truncate()
+        begin, digest = self._file.tell(), sha256()
         for chunk in chunks:
-            self._file.write(np.ascontiguousarray(chunk).data.cast("B"))
-        end = self._file.tell()
-        tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype))
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", DATA), ("offset", begin), ("length", end - begin)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers[name] = tensor
+            data = np.ascontiguousarray(chunk).data.cast("B")
+            self._file.write(data)
+            digest.update(data)
+        return Place(begin, self._file.tell(), digest.hexdigest())
+
+
+def _external(name: str, dtype: np.dtype[Any], shape: Sequence[int], place: Place) -> onnx.TensorProto:
+    import onnx
+
+    tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", DATA), ("offset", place.begin), ("length", place.end - place.begin)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def symmetric_int8_blocks(weight: NDArray[np.float32], block: int) -> Rounded:

@@ -13,7 +13,14 @@ from edgebake.errors import Problem, StageFailed
 from edgebake.scheme import parse
 from edgebake.target import Asked, LowerRequest, Missing, Option, Refusal, Support
 from edgebake.types import Assignment, Lowered, Traced, canonical_module_name
-from edgebake_targets import _executorch, _executorch_llm, _ranges, _xnnpack_partitioner, _xnnpack_passes
+from edgebake_targets import (
+    _executorch,
+    _executorch_llm,
+    _ranges,
+    _xnnpack_order,
+    _xnnpack_partitioner,
+    _xnnpack_passes,
+)
 from edgebake_targets._decoders import decodes
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ SOURCES = (
             "_observers",
             "_ranges",
             "_xnnpack_gelu",
+            "_xnnpack_order",
             "_xnnpack_partitioner",
             "_xnnpack_passes",
             "_xnnpack_quantizer",
@@ -140,7 +148,8 @@ def lower(traced: Traced, request: LowerRequest) -> Lowered:
         edge = _executorch.to_edge(traced.programs, (_xnnpack_partitioner.partitioner(dynamic=dynamic),), metadata)
     delegation = _executorch.delegation(edge, reasons, "XNNPACK has no such operator")
     encodings, fuse = _encodings(traced, request.assignment), bool(request.assignment.of("w8"))
-    lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)
+    with _xnnpack_order.heaviest_first(edge):
+        lowered = _executorch.emitted(edge, request, traced.signature, delegation, encodings, fuse_quantised=fuse)
     del edge
     _xnnpack_passes.forget()
     _refuse_lost_integers(request, traced)

@@ -34,6 +34,7 @@ SOURCES = tuple(
         "_decoders",
         "_genai_config",
         "_genai_graph",
+        "_genai_journal",
         "_genai_state",
         "_genai_weights",
         "_onnx",

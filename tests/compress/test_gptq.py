@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def test_layers_outside_the_decoder_layers_and_networks_without_layers_are_round
     assert said[0].startswith("gptq: 2 linear layers")
 
 
+def noting(seen: list[_blocks.Moments]) -> Callable[[_blocks.Moments], _blocks.Found]:
+    """Finds nothing, and keeps what it was shown."""
+
+    def find(moments: _blocks.Moments) -> _blocks.Found:
+        seen.append(moments)
+        return {}
+
+    return find
+
+
 def test_a_block_sees_what_the_rounded_blocks_before_it_give() -> None:
     plain = outlier_decoders.network()
     made, _ = outlier_decoders.after(gptq, plain)
@@ -148,7 +159,7 @@ def test_a_block_sees_what_the_rounded_blocks_before_it_give() -> None:
         mixed(call)
     x = torch.cat(given)
     request = outlier_decoders.request(mixed, {})
-    _blocks.walk(request, {"down": mixed.get_submodule(name)}, calls.append)  # type: ignore[dict-item]
+    _blocks.walk(request, {"down": mixed.get_submodule(name)}, noting(calls), str)  # type: ignore[dict-item]
     assert torch.allclose(calls[0]["down"], x.T @ x / len(x), rtol=1e-3, atol=1e-5)
     wanted = gptq.rounded(plain.get_parameter(f"{name}.weight"), calls[0]["down"], parse("w4"), **outlier_decoders.GPTQ)
     assert torch.equal(made.get_parameter(f"{name}.weight"), wanted)
@@ -157,7 +168,7 @@ def test_a_block_sees_what_the_rounded_blocks_before_it_give() -> None:
 def test_layers_with_one_input_share_one_moment_and_hooks_are_gone() -> None:
     plain, seen = outlier_decoders.network(), []
     layers = {n: plain.get_submodule(f"wrapped.{n}") for n in outlier_decoders.linears(plain, "w4")}
-    _blocks.walk(outlier_decoders.request(plain, {}), layers, seen.append)  # type: ignore[arg-type]
+    _blocks.walk(outlier_decoders.request(plain, {}), layers, noting(seen), str)  # type: ignore[arg-type]
     assert [len({id(m) for m in part.values()}) for part in seen] == [4, 4]  # q k v, o, gate up, down
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in plain.modules())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -160,6 +161,58 @@ def test_a_process_killed_in_the_middle_leaves_no_entry_and_a_sweep_cleans_up(st
     assert store.sweep() == 1
     assert not leftovers(store)
     assert store.get_or_run("lower", KEY, MODEL)[1]  # and its lock is free
+
+
+BEGUN = """
+import os, signal, sys
+from pathlib import Path
+from edgebake.store import Store
+def write(folder):
+    (folder / "half.bin").write_bytes(b"x" * 100000)
+    os.kill(os.getpid(), signal.SIGKILL)
+Store(Path(sys.argv[1])).get_or_run("lower", sys.argv[2], write, begun=True)
+"""
+
+
+@POSIX
+def test_what_a_killed_process_began_is_gone_on_with_and_cleaned_when_nobody_does(store: Store) -> None:
+    for key in (KEY, OTHER):
+        run_python(BEGUN, str(store.root), key).communicate()
+    assert store.sweep() == 2
+    assert store.find("lower", KEY) is None
+
+    def write(folder: Path) -> dict[str, object]:
+        assert (folder / "half.bin").read_bytes() == b"x" * 100000
+        (folder / "half.bin").rename(folder / "whole.bin")
+        assert store.clean().bytes == 100000  # the other's: this one is being worked on
+        return {}
+
+    entry, ran = store.get_or_run("lower", KEY, write, begun=True)
+    assert ran
+    assert list(entry.files) == ["whole.bin"]
+    assert not list((store.root / "v1" / "begun").iterdir())
+
+
+@POSIX
+def test_a_sweep_keeps_what_was_begun_this_week(store: Store) -> None:
+    run_python(BEGUN, str(store.root), KEY).communicate()
+    (folder,) = (store.root / "v1" / "begun").iterdir()
+    store.sweep()
+    assert folder.exists()
+    for path in (folder / "half.bin", folder):
+        os.utime(path, (time.time() - 8 * 86400,) * 2)
+    store.sweep()
+    assert not folder.exists()
+
+
+def test_what_fails_leaves_nothing_begun(store: Store) -> None:
+    def write(folder: Path) -> dict[str, object]:
+        (folder / "half.bin").write_bytes(b"x")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        store.get_or_run("lower", KEY, write, begun=True)
+    assert not list((store.root / "v1" / "begun").iterdir())
 
 
 RACER = """

@@ -122,9 +122,15 @@ def test_what_is_no_float_checkpoint(tmp_path: Path, values: NDArray[np.float32]
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(RecipeError, match="has its weights as pickles only"):
         Shards(tmp_path)
-    write(tmp_path / "model.safetensors", {"a": np.arange(4)})
+
+
+def test_integers_are_refused_where_a_weight_is_made_of_them(tmp_path: Path, values: NDArray[np.float32]) -> None:
+    write(tmp_path / "model.safetensors", {"a": np.arange(4), "b": values})
+    shards = Shards(tmp_path)  # a mask, say, that nothing reads
+    assert (shards.names, shards.shape("a"), shards.largest_bytes) == (("a", "b"), (4,), values.nbytes)
+    np.testing.assert_array_equal(shards.whole("b"), values)
     with pytest.raises(RecipeError, match="the tensor 'a' is 'I64', not one of F32, F16, BF16"):
-        Shards(tmp_path)
+        shards.whole("a")
 
 
 def test_a_tensor_that_is_not_there_names_the_nearest(tmp_path: Path, values: NDArray[np.float32]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,9 @@ import torch
 
 import baking
 import decoders
+import edgebake
+import edgebake_targets
+import streamed_killed
 from edgebake import trace
 from edgebake.check import check
 from edgebake.llm import fit_memory, random_weights
@@ -22,6 +29,7 @@ from edgebake.models._request import LoadRequest
 from edgebake.recipe import Component
 from edgebake.recipe_yaml import read
 from edgebake.reports import _language
+from storing import POSIX
 
 TEXT = "\n".join(f"{n} times a line of the text that is read, and then {n * n} of another." for n in range(40))
 SMALL = {"model.embed_tokens": "w8", "lm_head": "w8a8d"}
@@ -148,3 +156,19 @@ def test_an_artifact_larger_than_memory_is_written_and_not_run(
     reason = "running the artifact takes 1048576.00 GiB of memory (predicted), and this machine has "
     assert result.measurements["not_measured"].startswith(reason)
     assert result.measurements["size"]["bytes"] > 0
+
+
+@POSIX
+def test_what_a_killed_build_wrote_is_not_written_again(tmp_path: Path) -> None:
+    recipe, store = kitchen(tmp_path).recipe, tmp_path / "killed"
+    whole, everything = streamed_killed.lower(recipe, tmp_path / "whole")
+    roots = [str(Path(package.__file__ or "").parents[1]) for package in (edgebake, edgebake_targets)]
+    killed = [sys.executable, streamed_killed.__file__, str(recipe), str(store), "15"]
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+    assert subprocess.run(killed, check=False, capture_output=True, env=path).returncode == -signal.SIGKILL
+    assert not list((store / "v1" / "entries").glob("lower/*"))
+    again, written = streamed_killed.lower(recipe, store)
+    assert again == whole
+    assert 15 < everything
+    assert everything - written in (13, 14)  # the tensor that was being written, and its scales where it has some
+    assert not list((store / "v1" / "begun").iterdir())

@@ -88,6 +88,22 @@ def test_a_checkpoint_of_other_names_is_left_to_transformers(tmp_path: Path) -> 
     assert all(torch.equal(value, weights(made)[name]) for name, value in before.items())
 
 
+def test_integers_that_no_weight_is_made_of_do_not_matter(tmp_path: Path) -> None:
+    decoders.save(tmp_path)
+    before = weights(load(tmp_path))
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "model.position_ids": torch.arange(8)}, file, {"format": "pt"})
+    assert all(torch.equal(value, weights(load(tmp_path))[name]) for name, value in before.items())
+
+
+def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
+    decoders.save(tmp_path)
+    cast(tmp_path, torch.int8)
+    with pytest.raises(RecipeError, match=r"the tensor 'model\.embed_tokens\.weight' is 'I8', not one of") as caught:
+        load(tmp_path)
+    assert "start from the float checkpoint" in str(caught.value)
+
+
 def test_a_checkpoint_that_is_cut_off_says_so(tmp_path: Path) -> None:
     decoders.save(tmp_path)
     file = tmp_path / "model.safetensors"

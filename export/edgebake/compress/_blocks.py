@@ -4,6 +4,8 @@ A network whose longest list of alike blocks is a chain (each takes what the one
 calibration samples; from then on every block is called by itself with what it was called with, so that a network of
 any depth is computed twice in all: once for the statistics, once with the block as it then is. Layers outside the
 chain, and all layers of a network without one, cost a run of the whole network each.
+
+What was found for a block is kept in the store as it ends: a killed build takes it from there and finds nothing twice.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     # Second moments of layers' inputs by layer name (columns, columns): the mean of x x^T over positions; None: unused.
     Moments = Mapping[str, "torch.Tensor | None"]
+    Found = dict[str, torch.Tensor]
+
+_FOUND = "found.safetensors"
 
 
 @dataclass
@@ -85,8 +90,16 @@ def chain_of(module: torch.nn.Module) -> torch.nn.ModuleList | None:
     return max(alike, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
 
 
-def walk(request: ModuleRequest, layers: Mapping[str, torch.nn.Linear], treat: Callable[[Moments], None]) -> None:
-    """Give ``treat`` the moments of ``layers`` part by part; what it changed is in what later parts are given."""
+def walk(
+    request: ModuleRequest,
+    layers: Mapping[str, torch.nn.Linear],
+    find: Callable[[Moments], Found],
+    use: Callable[[Found], object],
+) -> None:
+    """Have ``find`` look at the moments of ``layers`` part by part, and ``use`` put what it found into the network.
+
+    What was changed is in what later parts are given. ``use`` is also given what an earlier build kept, to the bit.
+    """
     import torch
 
     with torch.no_grad(), untouched(request.module):
@@ -95,12 +108,27 @@ def walk(request: ModuleRequest, layers: Mapping[str, torch.nn.Linear], treat: C
         hidden = [call.hidden for call in calls]
         for index, (block, chosen) in enumerate(zip(blocks, inside, strict=True)):
             if chosen:
-                treat(_moments(chosen, partial(_replayed, block, index, calls, hidden)))
+                statistics = partial(_moments, chosen, partial(_replayed, block, index, calls, hidden))
+                use(_kept(request, f"block {index}", find, statistics))
             hidden = _replayed(block, index, calls, hidden)
         placed = {name for chosen in inside for name in chosen}
         for name, layer in layers.items():
             if name not in placed:
-                treat(_moments({name: layer}, lambda: request.run_calibration(request.module)))
+                statistics = partial(_moments, {name: layer}, lambda: request.run_calibration(request.module))
+                use(_kept(request, f"layer {name}", find, statistics))
+
+
+def _kept(
+    request: ModuleRequest, part: str, find: Callable[[Moments], Found], statistics: Callable[[], Moments]
+) -> Found:
+    """What ``find`` gives, from the store where an earlier build found it."""
+    from safetensors.torch import load_file, save_file
+
+    if request.keep is None:
+        return find(statistics())
+    folder = request.keep(part, lambda folder: save_file(find(statistics()), folder / _FOUND))
+    found: Found = load_file(folder / _FOUND)
+    return found
 
 
 def _replayed(block: torch.nn.Module, index: int, calls: list[_Call], hidden: list[Any]) -> list[Any]:

@@ -7,11 +7,13 @@ published code. ``s_X`` is the root mean square of a channel over calibration in
 the error follows from ``E[x x^T]`` alone: ``tr(E X X^T E^T)``. Their clipping of weights is left out: gptq.py chooses
 scales.
 
-Where factors can go: ``edgebake.compress._channels``. Exact in real arithmetic; what float32 makes of it is told.
+Where factors can go: ``edgebake.compress._channels``. Exact in real arithmetic; what float32 makes of it is told. The
+factors of each block are kept in the store: a killed build searches those of no finished one again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ SOURCES = (
     *(f"edgebake.compress.{name}" for name in ("_blocks", "_channels", "_decoder", "_options", "_rounding")),
     "edgebake.lattice",
 )
+_FACTOR, _LOST = "factor", "lost"  # what is kept of a group
 OPTIONS = (Option(name="grid", default=20, help="how many exponents of the activations' size are tried"),)
 
 
@@ -39,6 +42,11 @@ class _Sum:
     plain: float = 0.0
     now: float = 0.0
     groups: int = 0
+
+    def add(self, lost: torch.Tensor) -> None:
+        """Of a group: (2,) float64, plainly and now."""
+        plain, now = lost.tolist()
+        self.plain, self.now, self.groups = self.plain + plain, self.now + now, self.groups + 1
 
 
 def apply(request: ModuleRequest) -> torch.nn.Module:
@@ -59,16 +67,25 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         )
     total = _Sum()
 
-    def treat(moments: _blocks.Moments) -> None:
-        for group in groups:
+    def find(moments: _blocks.Moments) -> _blocks.Found:
+        found: _blocks.Found = {}
+        for number, group in enumerate(groups):
             known = [(names[id(linear)], linear) for linear in group.linears]
             mine = [(linear, schemes[name]) for name, linear in known if name in schemes and name in moments]
             moment = next((moments[name] for name, _ in known if moments.get(name) is not None), None)
             if mine and moment is not None:
-                _scale(group, mine, moment, int(options["grid"]), total)
+                found |= {f"{number}:{what}": v for what, v in _factors(group, mine, moment, int(options["grid"]))}
+        return found
 
+    def use(found: _blocks.Found) -> None:
+        for number, group in enumerate(groups):
+            if f"{number}:{_FACTOR}" in found:
+                _channels.multiply(group, found[f"{number}:{_FACTOR}"])
+                total.add(found[f"{number}:{_LOST}"])
+
+    layers = {name: layer for name, (layer, _) in chosen.items() if _inside(layer, groups)}
     with _decoder.same_outputs(request, "awq"):
-        _blocks.walk(request, {name: layer for name, (layer, _) in chosen.items() if _inside(layer, groups)}, treat)
+        _blocks.walk(request, layers, find, use)
     share = total.now / total.plain if total.plain else 1.0
     request.tell(
         f"awq: channels of {total.groups} groups of linear layers scaled; plain rounding then leaves {share:.2f} of "
@@ -81,10 +98,10 @@ def _inside(layer: torch.nn.Linear, groups: list[_channels.Group]) -> bool:
     return any(layer is linear for group in groups for linear in group.linears)
 
 
-def _scale(
-    group: _channels.Group, linears: list[tuple[torch.nn.Linear, Scheme]], moment: torch.Tensor, grid: int, total: _Sum
-) -> None:
-    """Find the factors of ``group`` and put them into its weights."""
+def _factors(
+    group: _channels.Group, linears: list[tuple[torch.nn.Linear, Scheme]], moment: torch.Tensor, grid: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The factors of ``group`` and what is lost with them, as they are kept."""
     import torch
 
     size = moment.diagonal().clamp(min=0).sqrt()
@@ -102,8 +119,8 @@ def _scale(
         plain = lost if step == 0 else plain
         if lost < least:
             best, least = factor, lost
-    total.plain, total.now, total.groups = total.plain + plain, total.now + least, total.groups + 1
-    _channels.multiply(group, best)
+    yield _FACTOR, best
+    yield _LOST, torch.tensor([plain, least], dtype=torch.float64)
 
 
 def _shared(size: torch.Tensor, group: _channels.Group) -> torch.Tensor:

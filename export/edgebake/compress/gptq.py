@@ -12,11 +12,12 @@ least squared error weighted by H's diagonal, in a mantissa of 8 bits (bfloat16,
 times such a scale is exact in float32, so that every quantiser finds the same integers again (``edgebake.lattice``).
 
 Layers of a block see the block's inputs from the network as it is rounded up to there; the statistics of one block are
-held at a time.
+held at a time. Integers and scales of each block are kept in the store: a killed build rounds no finished one again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ OPTIONS = (
 _COLUMNS = 128  # rounded before the columns behind them are brought up to date
 _FRACTIONS = 16
 _SMALLEST = 0.5  # of max |w|, that a scale may be made for
+_INTEGERS, _SCALES, _LOST = "integers", "scales", "lost"  # what is kept of a layer
 
 
 @dataclass
@@ -59,8 +61,13 @@ class _Sum:
 
     plain: float = 0.0
     now: float = 0.0
-    layers: int = 0
-    idle: list[str] = field(default_factory=list)
+    layers: set[str] = field(default_factory=set)
+
+    def add(self, name: str, lost: torch.Tensor) -> None:
+        """Of the layer ``name``: (2,) float64, plainly and now."""
+        plain, now = lost.tolist()
+        self.plain, self.now = self.plain + plain, self.now + now
+        self.layers.add(name)
 
 
 def apply(request: ModuleRequest) -> torch.nn.Module:
@@ -75,33 +82,29 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
     _check(chosen)
     total = _Sum()
 
-    def treat(moments: _blocks.Moments) -> None:
+    def find(moments: _blocks.Moments) -> _blocks.Found:
+        found: _blocks.Found = {}
         for name, moment in moments.items():
-            layer, scheme = chosen[name]
-            if moment is None:
-                total.idle.append(name)
-                continue
-            if not bool(torch.isfinite(moment).all()):
-                raise StageFailed(
-                    f"gptq: the inputs of {name} on calibration samples are not finite, or overflow when squared",
-                    where="compress.steps: gptq",
-                    fix="check the calibration samples and the weights; the float network gives the same there",
-                )
-            weight = layer.weight.detach()
-            made = _of_layer(name, weight, moment, scheme, options)
-            total.plain += _rounding.squared_error(_rounding.rounded(weight, scheme) - weight, moment)
-            total.now += _rounding.squared_error(made - weight, moment)
-            total.layers += 1
-            layer.weight = torch.nn.Parameter(made, requires_grad=False)
+            if moment is not None:
+                found |= {f"{name}:{what}": value for what, value in _of_layer(name, *chosen[name], moment, options)}
+        return found
 
-    _blocks.walk(request, {name: layer for name, (layer, _) in chosen.items()}, treat)
+    def use(found: _blocks.Found) -> None:
+        for name, (layer, _) in chosen.items():
+            if f"{name}:{_INTEGERS}" in found:
+                made = product(found[f"{name}:{_INTEGERS}"], found[f"{name}:{_SCALES}"])
+                layer.weight = torch.nn.Parameter(made, requires_grad=False)
+                total.add(name, found[f"{name}:{_LOST}"])
+
+    _blocks.walk(request, {name: layer for name, (layer, _) in chosen.items()}, find, use)
     share = total.now / total.plain if total.plain else 1.0
     request.tell(
-        f"gptq: {total.layers} linear layers rounded; the squared error of their outputs on calibration samples is "
-        f"{share:.2f} of what plain rounding leaves"
+        f"gptq: {len(total.layers)} linear layers rounded; the squared error of their outputs on calibration samples "
+        f"is {share:.2f} of what plain rounding leaves"
     )
-    if total.idle:
-        request.tell(f"gptq: no calibration sample reaches {', '.join(total.idle)}: rounded plainly")
+    idle = [name for name in chosen if name not in total.layers]
+    if idle:
+        request.tell(f"gptq: no calibration sample reaches {', '.join(idle)}: rounded plainly")
     return request.module
 
 
@@ -116,33 +119,66 @@ def _check(chosen: dict[str, tuple[torch.nn.Linear, Scheme]]) -> None:
 
 
 def _of_layer(
-    name: str, weight: torch.Tensor, moment: torch.Tensor, scheme: Scheme, options: dict[str, Any]
-) -> torch.Tensor:
+    name: str, layer: torch.nn.Linear, scheme: Scheme, moment: torch.Tensor, options: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is kept of a layer, by what it is; StageFailed where its inputs do not allow it."""
+    import torch
+
+    if not bool(torch.isfinite(moment).all()):
+        raise StageFailed(
+            f"gptq: the inputs of {name} on calibration samples are not finite, or overflow when squared",
+            where="compress.steps: gptq",
+            fix="check the calibration samples and the weights; the float network gives the same there",
+        )
+    weight = layer.weight.detach()
     try:
-        return rounded(weight, moment, scheme, **options)
+        integers, scale = found(weight, moment, scheme, **options)
     except ArithmeticError as error:
         raise StageFailed(
             f"gptq: the inputs of {name} on calibration samples span too few directions to invert their Hessian",
             where="compress.steps: gptq",
             fix="raise its damping (0.01), or give more calibration samples",
         ) from error
+    plain = _rounding.squared_error(_rounding.rounded(weight, scheme) - weight, moment)
+    now = _rounding.squared_error(product(integers, scale) - weight, moment)
+    yield _INTEGERS, integers
+    yield _SCALES, scale
+    yield _LOST, torch.tensor([plain, now], dtype=torch.float64)
 
 
 def rounded(
     weight: torch.Tensor, moment: torch.Tensor, scheme: Scheme, *, damping: float, activation_order: bool
 ) -> torch.Tensor:
     """``weight`` (rows, columns) on the integers of ``scheme`` times their scales; ``moment`` is E[x x^T]."""
+    return product(*found(weight, moment, scheme, damping=damping, activation_order=activation_order))
+
+
+def product(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The weight (rows, columns) float32 of :func:`found`'s integers and scales: exact, hence no other each time."""
+    made: torch.Tensor = integers.float() * _by_column(scale, integers.shape[1])
+    return made
+
+
+def _by_column(scale: torch.Tensor, columns: int) -> torch.Tensor:
+    """(rows, groups) -> (rows, columns) float32."""
+    return scale.float().repeat_interleave(columns // scale.shape[1], dim=1)
+
+
+def found(
+    weight: torch.Tensor, moment: torch.Tensor, scheme: Scheme, *, damping: float, activation_order: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) int8 and (rows, groups) bfloat16 for ``weight`` (rows, columns); ``moment`` is E[x x^T]."""
     import torch
 
     diagonal = moment.diagonal()
     scale = scales(weight, diagonal, scheme)
-    by_column = scale.repeat_interleave(scheme.group or weight.shape[1], dim=1)
+    by_column = _by_column(scale, weight.shape[1])
     order = torch.argsort(diagonal, descending=True, stable=True) if activation_order else torch.arange(len(diagonal))
     factor = _inverse_factor(moment[order][:, order], damping)
     q = _columns(weight[:, order].clone(), by_column[:, order], factor, bounds(scheme.weight_bits))
-    made = torch.empty_like(weight)
-    made[:, order] = q
-    return made * by_column
+    made = torch.empty_like(weight, dtype=torch.int8)
+    made[:, order] = q.to(torch.int8)
+    return made, scale.to(torch.bfloat16)
 
 
 def scales(weight: torch.Tensor, importance: torch.Tensor, scheme: Scheme) -> torch.Tensor:

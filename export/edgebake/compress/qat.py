@@ -150,7 +150,7 @@ class _Learner:
                     )
                 loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         return losses
 
 

@@ -10,7 +10,8 @@ too, both with straight-through gradients (Bengio, Leonard, Courville 2013, arXi
 are not rounded while learning.
 
 Calls of the calibration samples take turns, one a step; the rate falls linearly to zero. Calls that go on where an
-earlier one left caches are not used.
+earlier one left caches are not used. The matrices are kept in the store after every few steps: a killed build goes on
+from the last it kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from edgebake.target import ModuleRequest, Option
 from edgebake.types import ActsOn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from edgebake.compress._decoder import Call
@@ -41,6 +44,8 @@ OPTIONS = (
     Option(name="rate", default=0.2, help="of the first step: how far, in the norm of the matrix, a step turns"),
     Option(name="seed", default=0, help="of the random Hadamard matrices where learning starts"),
 )
+_PART = 4  # steps after which the matrices are kept
+_STATE = "learned.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
         learner = _Learner(request.module, decoder, parts, first, seconds)
         before = learner.loss(calls[0])
         starts = [matrix.x for matrix in (first, *seconds)]
-        learner.learn(calls, int(options["steps"]), float(options["rate"]))
+        _learned(request, learner, calls, int(options["steps"]), float(options["rate"]))
         after = learner.loss(calls[0])
         if after > before:
             request.tell(
@@ -93,6 +98,27 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
     return request.module
 
 
+def _learned(request: ModuleRequest, learner: _Learner, calls: list[Call], total: int, rate: float) -> None:
+    """Take all steps part by part, from what the store keeps."""
+    from safetensors.torch import load_file, save_file
+
+    for start in range(0, total, _PART):
+        steps = range(start, min(start + _PART, total))
+        if request.keep is None:
+            learner.learn(calls, steps, total, rate)
+            continue
+
+        def fill(folder: Path, steps: range = steps) -> None:
+            learner.learn(calls, steps, total, rate)
+            matrices = enumerate(learner.matrices)
+            state = {f"{n}.{k}": v.contiguous() for n, m in matrices for k, v in vars(m).items()}
+            save_file(state, folder / _STATE)
+
+        found = load_file(request.keep(f"steps {start} to {steps.stop} of {total}", fill) / _STATE)
+        for number, matrix in enumerate(learner.matrices):
+            matrix.x, matrix.momentum = found[f"{number}.x"], found[f"{number}.momentum"]
+
+
 @dataclass
 class _Learner:
     """The network with weights that follow from rotations, which learn."""
@@ -103,11 +129,16 @@ class _Learner:
     first: _cayley.Cayley
     seconds: list[_cayley.Cayley]
 
-    def learn(self, calls: list[Call], steps: int, rate: float) -> None:
-        """Take ``steps`` steps; StageFailed where the loss is not finite."""
+    @property
+    def matrices(self) -> list[_cayley.Cayley]:
+        """All that learn."""
+        return [self.first, *self.seconds]
+
+    def learn(self, calls: list[Call], steps: range, total: int, rate: float) -> None:
+        """Take ``steps`` of ``total``; StageFailed where the loss is not finite."""
         import torch
 
-        for step in range(steps):
+        for step in steps:
             r1, r2 = self.first.leaf(), [second.leaf() for second in self.seconds]
             with untouched(self.module):  # the graph holds what the call writes to caches
                 loss = self._divergence(calls[step % len(calls)], r1, r2)
@@ -118,8 +149,8 @@ class _Learner:
                         fix="lower its rate, or check the calibration samples",
                     )
                 gradients = torch.autograd.grad(loss, [r1, *r2])
-            for matrix, gradient in zip((self.first, *self.seconds), gradients, strict=True):
-                matrix.step(gradient, rate * (1 - step / steps))
+            for matrix, gradient in zip(self.matrices, gradients, strict=True):
+                matrix.step(gradient, rate * (1 - step / total))
 
     def loss(self, call: Call) -> float:
         """The divergence on ``call`` with the rotations as they are."""

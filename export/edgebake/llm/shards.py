@@ -6,7 +6,7 @@ Files are read, not mapped: pages of mapped files would count as resident.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,6 @@ class Shards:
         self._places: dict[str, Entry] = {}
         for file in found:
             self._places |= entries(file)
-        _refuse_integers(self._places)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,8 +46,9 @@ class Shards:
 
     @property
     def largest_bytes(self) -> int:
-        """Of the largest tensor, as it is stored."""
-        return max(math.prod(place.shape) * _WIDTHS[place.dtype] for place in self._places.values())
+        """Of the largest tensor of floats, as it is stored."""
+        sizes = (math.prod(place.shape) * _WIDTHS.get(place.dtype, 0) for place in self._places.values())
+        return max(sizes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the tensor ``name``."""
@@ -61,7 +61,7 @@ class Shards:
 
     def rows(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[NDArray[np.float32]]:
         """The matrix ``name`` from its first row to its last, some rows at a time, in float32."""
-        place = self._place(name)
+        place = self._floats(name)
         width, columns = _WIDTHS[place.dtype], math.prod(place.shape[1:])
         step = max(1, chunk_bytes // (4 * columns))
         with place.file.open("rb", buffering=0) as file:
@@ -74,6 +74,14 @@ class Shards:
                         f"{place.file.name} is cut off in the tensor {said(name)}", where=str(place.file), fix=AGAIN
                     )
                 yield _floats(raw, place.dtype).reshape(count, *place.shape[1:])
+
+    def _floats(self, name: str) -> Entry:
+        """A checkpoint may hold masks or positions that no network of today reads; weights in integers are refused."""
+        place = self._place(name)
+        if place.dtype not in _WIDTHS:
+            what = f"the tensor {said(name)} is {said(place.dtype)}, not one of {', '.join(_WIDTHS)}"
+            raise RecipeError(what, where=str(place.file), fix="start from the float checkpoint")
+        return place
 
     def _place(self, name: str) -> Entry:
         if name not in self._places:
@@ -90,10 +98,3 @@ def _floats(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     wide = raw.view(np.uint16).astype(np.uint32)  # bfloat16 is the upper half of float32
     wide <<= 16
     return wide.view(np.float32)
-
-
-def _refuse_integers(places: Mapping[str, Entry]) -> None:
-    for name, place in places.items():
-        if place.dtype not in _WIDTHS:
-            what = f"the tensor {said(name)} is {said(place.dtype)}, not one of {', '.join(_WIDTHS)}"
-            raise RecipeError(what, where=str(place.file), fix="start from the float checkpoint")
