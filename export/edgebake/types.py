@@ -75,12 +75,16 @@ class DimBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Of a decoder that keeps ``context`` tokens: how many words it knows, which one begins a text and which end it."""
+    """Of a decoder that keeps ``context`` tokens: how many words it knows, which one begins a text and which end it.
+
+    ``tokens``: how many of them its tokenizer has words for, the first ones; others pad a vocabulary.
+    """
 
     context: int
     vocabulary: int
     bos: int | None
     stop: tuple[int, ...]
+    tokens: int | None = None  # of what older versions wrote
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,11 @@ def test_every_layer_of_a_decoder_can_be_compressed(loaded: Loaded) -> None:
 
 def test_a_decoder_says_what_generates_text_with_it(loaded: Loaded) -> None:
     assert loaded.signature.language == Language(
-        context=decoders.CONTEXT, vocabulary=decoders.WORDS, bos=decoders.BOS, stop=(decoders.EOS,)
+        context=decoders.CONTEXT,
+        vocabulary=decoders.WORDS,
+        bos=decoders.BOS,
+        stop=(decoders.EOS,),
+        tokens=decoders.WORDS,
     )
     assert set(loaded.companions) >= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 

@@ -16,7 +16,7 @@ from edgebake.check import check
 from edgebake.errors import ArtifactDamaged, Problem, RecipeError, StageFailed
 from edgebake.keys import stage_keys
 from edgebake.limits import judge
-from edgebake.llm import fit, fit_speculative, vocabularies
+from edgebake.llm import fit, fit_speculative, generation, vocabularies
 from edgebake.recipe import Bundle, Limits
 from edgebake.recipe_yaml import read
 from edgebake.reports import _language
@@ -24,7 +24,7 @@ from edgebake.speculating import refuse_other_words
 from edgebake.store_files import sha256_file
 from edgebake.types import Artifact
 from edgebake.unit import unit_from_json, unit_to_json
-from edgebake.units import Unit
+from edgebake.units import Unit, units_of
 
 SIZES = {**decoders.SIZES, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 PAIR = {"target": "big", "draft": "small"}
@@ -317,3 +317,16 @@ def test_a_manifest_cannot_send_a_verification_elsewhere(tmp_path: Path, path: s
     folder = tmp_path / "small/executorch-xnnpack/any/w8a8d"
     assert target_of(folder, good) == (tmp_path.resolve() / "big/executorch-xnnpack/any/fp32", 4)
     assert target_of(folder, {}) is None
+
+
+def test_the_shipped_draft_learns_from_other_text_than_it_is_judged_by() -> None:
+    file = read("smollm2-135m-speculative")
+    draft, target = (
+        next(u for u in units_of(file.recipe, file.base) if u.component == name) for name in ("draft", "target")
+    )
+    learned, judged = draft.spec.samples.calibration, draft.spec.samples.evaluation
+    assert learned is not None and judged is not None
+    assert (learned.text, judged) == (judged.text, target.spec.samples.evaluation)
+    assert learned.skip * learned.length >= judged.count * judged.length  # tokens of one text
+    assert judged.count >= generation.PROMPTS
+    assert fit.predict(draft).size.total < 0.5 * fit.predict(target).size.total

@@ -11,6 +11,10 @@ AdamW (Loshchilov, Hutter 2019, arXiv:1711.05101) without decay; the rate rises 
 falls linearly to zero. Table and head stay those of the target. Every eighth call of the calibration samples is held
 back: on it the draft is measured before and after. Calls that go on where an earlier one left caches are not used.
 
+``text: written`` learns from what the whole model writes itself (:mod:`edgebake.compress._written`): the calls are cut
+into beginnings, each is gone on with greedily to a call's length, and what was written is learned. That is the text of
+which a draft of greedy speculative decoding proposes the next words.
+
 A build that was interrupted goes on after the last PART steps that were done whole.
 """
 
@@ -24,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.buffers import untouched
-from edgebake.compress import _decoder, _options
+from edgebake.compress import _decoder, _options, _written
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.llm import decoder
 from edgebake.target import ModuleRequest, Option
@@ -38,11 +42,18 @@ if TYPE_CHECKING:
 ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
-SOURCES = (*(f"edgebake.compress.{name}" for name in ("_decoder", "_options")), "edgebake.llm.decoder")
+SOURCES = (*(f"edgebake.compress.{name}" for name in ("_decoder", "_options", "_written")), "edgebake.llm.decoder")
 OPTIONS = (
     Option(name="layers", default=0, help="first layers that are kept; 0: half of them"),
     Option(name="steps", default=200, help="of AdamW"),
     Option(name="calls", default=4, help="calls of the calibration samples that a step learns from"),
+    Option(
+        name="text",
+        default="given",
+        help="given: the calibration samples; written: what the whole model goes on with after beginnings of them",
+        choices=("given", "written"),
+    ),
+    Option(name="beginning", default=16, help="tokens of the calibration samples before each text: written"),
     Option(name="rate", default=0.0005, help="of AdamW where it is highest"),
     Option(name="trained", default=0, help="last of the kept layers that learn, with the norm before the head; 0: all"),
     Option(name="seed", default=0, help="of the order in which calls are taken"),
@@ -59,11 +70,12 @@ _FILE = "part.safetensors"
 
 @dataclass(frozen=True)
 class _Lesson:
-    """A call, and of its positions the whole model's likeliest words with their log probabilities, (n, KEPT)."""
+    """A call, and of n positions the whole model's likeliest words with their log probabilities, (n, KEPT)."""
 
     call: Call
     words: torch.Tensor
     logs: torch.Tensor
+    first: int = 0  # of the positions
 
 
 def apply(request: ModuleRequest) -> torch.nn.Module:
@@ -87,7 +99,9 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
             fix="give more calibration text: thousands of tokens",
         )
     with _keeping(request) as keep:
-        lessons = _lessons(request.module, calls, keep)
+        written = options["text"] == "written"
+        begun = _beginnings(request.module, calls, options["beginning"]) if written else None
+        lessons = _lessons(request.module, calls, keep) if begun is None else _own(request.module, begun, calls, keep)
         decoder.first_layers(network, count, where="compress.steps: distill: layers")
         held, learned = lessons[::_HELD], [each for n, each in enumerate(lessons) if n % _HELD]
         student = _Student(request.module, learned, options, _learning(request.module, network, options["trained"]))
@@ -162,6 +176,44 @@ def _lessons(module: torch.nn.Module, calls: Sequence[Call], keep: Keep) -> list
 
     found = load_file(keep("what the whole model says", fill) / _FILE)
     return [_Lesson(c, found[f"{n}.words"].long(), found[f"{n}.logs"]) for n, c in enumerate(calls)]
+
+
+def _beginnings(module: torch.nn.Module, calls: Sequence[Call], size: int) -> torch.Tensor:
+    """(texts, size); RecipeError where ``module`` keeps no cache to write with, or calls are no longer than that."""
+    if not _written.writes(module):
+        raise RecipeError(
+            "distill: text: written is for a network with a key/value cache, and this one has none",
+            where="compress.steps: distill: text",
+            fix="give model: {context: 2048}, or text: given",
+        )
+    longest = max(call[0][0].shape[-1] for call in calls)
+    if not 0 < size < longest:
+        raise RecipeError(
+            f"distill: beginnings of {size} tokens leave nothing to write in calls of {longest}",
+            where="compress.steps: distill: beginning",
+            fix="give beginning: 16, and calibration samples of a greater length",
+        )
+    return _written.beginnings(calls, size)
+
+
+def _own(module: torch.nn.Module, begun: torch.Tensor, calls: Sequence[Call], keep: Keep) -> list[_Lesson]:
+    """What the whole model writes after ``begun``, to the length of the longest of ``calls``, computed once."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    longest = max(call[0][0].shape[-1] for call in calls)
+    made: list[_Lesson] = []
+    for number, some in enumerate(torch.split(begun, _written.AT_ONCE)):
+
+        def fill(folder: Path, some: torch.Tensor = some) -> None:
+            found = _written.gone_on_with(module, some, longest, KEPT)
+            save_file(found._asdict(), folder / _FILE)
+
+        found = load_file(keep(f"what the whole model writes, {number}", fill) / _FILE)
+        for row in range(len(some)):
+            call: Call = ((found["tokens"][row : row + 1], torch.tensor([0])), {})
+            made.append(_Lesson(call, found["words"][row], found["logs"][row], first=some.shape[1] - 1))
+    return made
 
 
 def _log_probabilities(module: torch.nn.Module, call: Call) -> torch.Tensor:
@@ -272,7 +324,12 @@ class _Student:
 
 def _divergence(module: torch.nn.Module, lesson: _Lesson) -> torch.Tensor:
     """(positions,) nats."""
-    return _of(_log_probabilities(module, lesson.call), lesson)
+    return _of(_said(module, lesson), lesson)
+
+
+def _said(module: torch.nn.Module, lesson: _Lesson) -> torch.Tensor:
+    """Log probabilities at the positions of ``lesson``, (n, words)."""
+    return _log_probabilities(module, lesson.call)[lesson.first : lesson.first + len(lesson.words)]
 
 
 def _of(got: torch.Tensor, lesson: _Lesson) -> torch.Tensor:
@@ -291,7 +348,7 @@ def _judged(module: torch.nn.Module, lessons: Sequence[_Lesson]) -> tuple[float,
     divergence, same = [], []
     with torch.no_grad(), untouched(module):
         for lesson in lessons:
-            got = _log_probabilities(module, lesson.call)
+            got = _said(module, lesson)
             divergence.append(_of(got, lesson))
             same.append(got.argmax(-1) == lesson.words[:, 0])
     return float(torch.cat(divergence).mean()), float(torch.cat(same).float().mean())
@@ -306,10 +363,11 @@ def _tell(
     losses: Sequence[float],
 ) -> None:
     (before, same_before), (after, same_after) = judged
+    own = " that the whole model wrote" if options["text"] == "written" else ""
     request.tell(
-        f"distill: {depth}, {options['steps']} steps of {options['calls']} calls out of {calls[0]}; on {calls[1]} held "
-        f"calibration calls the divergence from the whole model is {before:.3f} before, {after:.3f} after (nats per "
-        f"position), its next word said in {same_before:.1%} before, {same_after:.1%} after"
+        f"distill: {depth}, {options['steps']} steps of {options['calls']} calls out of {calls[0]}{own}; on {calls[1]} "
+        f"held calibration calls the divergence from the whole model is {before:.3f} before, {after:.3f} after "
+        f"(nats per position), its next word said in {same_before:.1%} before, {same_after:.1%} after"
     )
     if losses:
         every = max(1, len(losses) // _TOLD)

@@ -73,7 +73,7 @@ def language(folder: Path, config: Any, context: int) -> Language:
     stop = _stop(folder, stated, ids)
     refuse_other_ends((bos, stop), words)
     _refuse_template(folder)
-    return Language(context=context, vocabulary=words, bos=bos, stop=stop)
+    return Language(context=context, vocabulary=words, bos=bos, stop=stop, tokens=max(ids.values(), default=-1) + 1)
 
 
 def refuse_other_words(token: str, number: int, words: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgebake.metrics import sqnr_db, to_json
 from edgebake.recipe import DECODER_INPUTS
-from edgebake.types import Sample
+from edgebake.types import Language, Sample
 
 Array = NDArray[Any]
 # (tokens (1, n) int64, input_pos (1) int64) -> logits (1, n, words)
@@ -85,6 +85,15 @@ def agreement(float_texts: Sequence[Sequence[int]], texts: Sequence[Sequence[int
 def _alike(left: Sequence[int], right: Sequence[int]) -> int:
     differing = (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
     return next(differing, min(len(left), len(right)))
+
+
+def unknown(texts: Sequence[Sequence[int]], language: Language | None) -> int | None:
+    """Tokens of ``texts`` that the tokenizer has no word for: rows that pad a vocabulary were chosen.
+
+    None where nothing says how many words there are.
+    """
+    known = None if language is None else language.tokens
+    return None if known is None else sum(token >= known for text in texts for token in text)
 
 
 def speed(took: Sequence[Sequence[float]]) -> Mapping[str, float | None]:

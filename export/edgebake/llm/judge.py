@@ -83,6 +83,7 @@ def run(signature: Signature, recorded: Reference, step: generation.Step) -> dic
     first = next(iter(generation.texts(recorded.sample_set())), [])
     return {
         "texts": [new for new, _ in texts],
+        "unknown": generation.unknown([new for new, _ in texts], signature.language),
         "speed": generation.speed([took for _, took in texts]),
         "stepwise": generation.stepwise(step, first, once),
     }
@@ -93,7 +94,7 @@ def measure(recorded: Reference, outputs: Arrays, ran: Mapping[str, Any]) -> dic
 
     Where the float model was not run, what the artifact alone says.
     """
-    own = {"stepwise": ran["stepwise"], "speed": ran["speed"]}
+    own = {name: ran[name] for name in ("stepwise", "speed", "unknown")}
     if NOT_MEASURED in recorded.facts:
         return {"language": own, "outputs": {}}
     text, parity = TextMeter(), ParityMeter()

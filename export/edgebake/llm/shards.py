@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 8 << 20  # of float32 rows at a time: fits caches of the second level several times over
+INFINITE = f"{AGAIN}; a training that diverged leaves such values, too"
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 class Shards:
     """The tensors of the folder's safetensors files by name.
 
-    RecipeError when there are none, an index names files outside the folder or missing ones, or a file is cut off.
+    RecipeError when there are none, an index names files outside the folder or missing ones, or a file is cut off;
+    later, when it is read, where a tensor holds NaN or infinity.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +75,11 @@ class Shards:
                     raise RecipeError(
                         f"{place.file.name} is cut off in the tensor {said(name)}", where=str(place.file), fix=AGAIN
                     )
-                yield _floats(raw, place.dtype).reshape(count, *place.shape[1:])
+                floats = _floats(raw, place.dtype)
+                if not np.isfinite(floats).all():
+                    what = f"{said(name)} of {place.file.name} holds values that are NaN or infinite"
+                    raise RecipeError(what, where=str(place.file), fix=INFINITE)
+                yield floats.reshape(count, *place.shape[1:])
 
     def _floats(self, name: str) -> Entry:
         """A checkpoint may hold masks or positions that no network of today reads; weights in integers are refused."""

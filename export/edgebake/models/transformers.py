@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebake import mapped
 from edgebake.errors import RecipeError, TrustError
-from edgebake.models import _hub, _mapped, _masks, _paths, _pooling, _shared
+from edgebake.models import _finite, _hub, _mapped, _masks, _paths, _pooling, _shared
 from edgebake.models._index import check_index
 from edgebake.models._random import settle_norms
 from edgebake.models._request import LoadRequest
@@ -294,6 +294,7 @@ def _network(folder: Path, model: Model, config: Any, auto: Any) -> torch.nn.Mod
             where="model.task",
             fix=f"choose the task it was trained for (config.json: {config.architectures}), or copy the model again",
         )
+    _finite.refuse_infinite(network)
     return _shared.freeze(network)
 
 

@@ -71,6 +71,12 @@ def _text(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield from _against_float(language, again)
         yield from _positions(language)
+    if language.get("unknown"):
+        count = counted(language["unknown"], "token")
+        yield (
+            "padding",
+            f"generates {count} that the tokenizer has no word for: whoever decodes its text must skip them",
+        )
     speed = language["speed"]
     if speed["decode_tokens_per_s"] is not None:
         yield (
