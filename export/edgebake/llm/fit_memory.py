@@ -24,8 +24,8 @@ class Cache(NamedTuple):
     beside: int = 0
 
 
-# By format and option, or by target. XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML keeps states in
-# float16. ExecuTorch's int8 cache has a float32 scale and an int8 zero point for each head of a token.
+# By format and option, or by target. XNNPACK and ONNX Runtime's CPU provider compute in float32, Core ML keeps states
+# in float16. ExecuTorch's int8 cache has a float32 scale and an int8 zero point for each head of a token.
 CACHES: Mapping[str, Cache] = {
     "pte": Cache("float32", 4),
     "pte int8": Cache("int8", 1, beside=5),
