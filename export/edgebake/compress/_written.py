@@ -1,9 +1,8 @@
 """What a decoder itself writes after the beginnings of calibration text: the likeliest token each time, many at once.
 
-Sequence-level knowledge distillation (Kim, Rush 2016, arXiv:1606.07947, section 3.2) teaches a small network the text
-that the large one decodes; greedy decoding stands here for their beam search, since it is what a draft of greedy
-speculative decoding has to foretell (Zhou et al. 2023, DistillSpec, arXiv:2310.08461, section 4.2, find texts of the
-target a better data set than fixed ones).
+Sequence-level knowledge distillation (Kim, Rush 2016, arXiv:1606.07947) teaches a small network the text that the large
+one decodes; greedy decoding stands here for their beam search, since it is what a draft of greedy speculative decoding
+has to foretell.
 """
 
 from __future__ import annotations
