@@ -193,6 +193,17 @@ def test_what_plan_cannot_predict_it_says(decoder_recipe: Written) -> None:
     assert "put its config.json into configs/llama-3.2-1b/ beside the recipe" in found["fix"]
 
 
+def test_a_peak_that_was_not_fitted_to_a_backend_is_not_told(decoder_recipe: Written) -> None:
+    """Core ML's and Qualcomm's copies of SmolLM2 took two and three times what XNNPACK's do."""
+    for target in ("executorch-mlx", {"target": "executorch-coreml", "options": {"minimum_os": "iOS18"}}):
+        (unit,) = units(decoder_recipe([target]))
+        found = fit.document(unit, [])
+        assert (found["export"]["peak_bytes"], found["export"]["fits_here"]) == (None, None)
+    assert found["kv_cache"]["dtype"] == "float16"
+    (unit,) = units(decoder_recipe(["executorch-xnnpack"]))
+    assert fit.document(unit, [])["export"]["peak_bytes"] > 0
+
+
 def test_a_build_beyond_this_machine_is_refused_with_the_number(decoder_recipe: Written, tmp_path: Path) -> None:
     recipe = decoder_recipe([{"target": "onnx-cpu", "scheme": "w4g32"}], published("qwq-32b"))
     began = baking.start("build", recipe, "--store", tmp_path / "store", "--out", tmp_path / "dist")

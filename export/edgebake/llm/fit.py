@@ -51,6 +51,7 @@ class Predicted:
     """A unit's sizes; device numbers are predictions, none was measured."""
 
     decoder: Decoder
+    target: str
     format: str
     holds: str  # key of FORMATS
     schemes: Mapping[str, str]
@@ -83,6 +84,8 @@ class Predicted:
             return fit_memory.stream_peak_bytes(self.decoder, self.schemes)
         if self.mapped:
             return fit_memory.mapped_peak_bytes(self.decoder, self.size.total)
+        if self.target in fit_memory.NOT_FITTED:
+            return None
         return fit_memory.export_peak_bytes(self.decoder, self.size.total, self.format)
 
 
@@ -97,6 +100,7 @@ def predict(unit: Unit) -> Predicted:
     holds = unit.target if unit.target in FORMATS else target.FORMAT
     return Predicted(
         decoder=decoder,
+        target=unit.target,
         format=target.FORMAT,
         holds=holds,
         schemes=schemes,
@@ -109,7 +113,9 @@ def predict(unit: Unit) -> Predicted:
             if kind in CACHES
         ),
         streamed=streams(unit),
-        mapped=_in_files(unit) and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
+        mapped=_in_files(unit)
+        and unit.target not in fit_memory.NOT_FITTED
+        and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
     )
 
 

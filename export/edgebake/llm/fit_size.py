@@ -39,6 +39,15 @@ class Format:
 # ExecuTorch 1.4: XNNPACK keeps a bfloat16 scale per group and a float32 scale per channel; what a delegate took and the
 # embedding outside it are two copies. ONNX: MatMulNBits has float32 scales, symmetric weights have no zero points.
 # Core ML: everything that is not an integer is float16. MLX: float32 scales, constants of equal bytes stored once.
+_COREML = Format(
+    floats=2,
+    channel_scale=2,
+    group_scale=2,
+    shares_tied=True,
+    program=10_000,
+    per_layer=30_000,
+    shares_groups=True,
+)
 FORMATS: Mapping[str, Format] = {
     "pte": Format(floats=4, channel_scale=4, group_scale=2, shares_tied=False, program=10_000, per_layer=30_000),
     "onnx": Format(floats=4, channel_scale=4, group_scale=4, shares_tied=True, program=8_000, per_layer=8_000),
@@ -51,15 +60,8 @@ FORMATS: Mapping[str, Format] = {
         per_layer=8_000,
         shares_packed=True,
     ),
-    "mlpackage": Format(
-        floats=2,
-        channel_scale=2,
-        group_scale=2,
-        shares_tied=True,
-        program=10_000,
-        per_layer=30_000,
-        shares_groups=True,
-    ),
+    "mlpackage": _COREML,
+    "executorch-coreml": _COREML,
     "executorch-mlx": Format(
         floats=4,
         channel_scale=4,
