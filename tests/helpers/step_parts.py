@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,17 @@ WORK: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
 }
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two threads add in another order than one, and whoever runs the tests may have set either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def apply(root: Path, step: str, last: int = -1) -> tuple[dict[str, torch.Tensor], list[str], int]:
     """Weights after ``step``, what it told, and how often it worked; killed in work number ``last``."""
     method, place, name, options = WORK[step]
@@ -41,7 +53,7 @@ def apply(root: Path, step: str, last: int = -1) -> tuple[dict[str, torch.Tensor
     network, said = outlier_decoders.network(), []  # type: ignore[var-annotated]
     request = outlier_decoders.request(network, outlier_decoders.linears(network, "w4"), said, **options)
     keep: Callable[..., Path] = keeping(SimpleNamespace(store=Store(root)), "part", "key", step)  # type: ignore[arg-type]
-    with mock.patch.object(place, name, counted):
+    with mock.patch.object(place, name, counted), _one_thread():
         made = method.apply(replace(request, keep=keep))
     return dict(made.named_parameters()), said, len(done)
 
