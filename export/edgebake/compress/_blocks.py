@@ -16,11 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgebake.buffers import untouched
+from edgebake.compress import _parts
 
 if TYPE_CHECKING:
     import torch
 
     from edgebake.target import ModuleRequest
+    from edgebake.types import Keep
 
     # Second moments of layers' inputs by layer name (columns, columns): the mean of x x^T over positions; None: unused.
     Moments = Mapping[str, "torch.Tensor | None"]
@@ -102,31 +104,27 @@ def walk(
     """
     import torch
 
-    with torch.no_grad(), untouched(request.module):
+    with torch.no_grad(), untouched(request.module), _parts.keeping(request) as keep:
         blocks, calls = _recorded(request)
         inside = [{n: m for n, m in layers.items() if any(m is part for part in b.modules())} for b in blocks]
         hidden = [call.hidden for call in calls]
         for index, (block, chosen) in enumerate(zip(blocks, inside, strict=True)):
             if chosen:
                 statistics = partial(_moments, chosen, partial(_replayed, block, index, calls, hidden))
-                use(_kept(request, f"block {index}", find, statistics))
+                use(_kept(keep, f"block {index}", find, statistics))
             hidden = _replayed(block, index, calls, hidden)
         placed = {name for chosen in inside for name in chosen}
         for name, layer in layers.items():
             if name not in placed:
                 statistics = partial(_moments, {name: layer}, lambda: request.run_calibration(request.module))
-                use(_kept(request, f"layer {name}", find, statistics))
+                use(_kept(keep, f"layer {name}", find, statistics))
 
 
-def _kept(
-    request: ModuleRequest, part: str, find: Callable[[Moments], Found], statistics: Callable[[], Moments]
-) -> Found:
+def _kept(keep: Keep, part: str, find: Callable[[Moments], Found], statistics: Callable[[], Moments]) -> Found:
     """What ``find`` gives, from the store where an earlier build found it."""
     from safetensors.torch import load_file, save_file
 
-    if request.keep is None:
-        return find(statistics())
-    folder = request.keep(part, lambda folder: save_file(find(statistics()), folder / _FOUND))
+    folder = keep(part, lambda folder: save_file(find(statistics()), folder / _FOUND))
     found: Found = load_file(folder / _FOUND)
     return found
 

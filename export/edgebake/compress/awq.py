@@ -30,7 +30,7 @@ ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
 SOURCES = (
-    *(f"edgebake.compress.{name}" for name in ("_blocks", "_channels", "_decoder", "_options", "_rounding")),
+    *(f"edgebake.compress.{name}" for name in ("_blocks", "_channels", "_decoder", "_options", "_parts", "_rounding")),
     "edgebake.lattice",
 )
 _FACTOR, _LOST = "factor", "lost"  # what is kept of a group

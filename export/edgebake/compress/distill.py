@@ -20,15 +20,13 @@ A build that was interrupted goes on after the last PART steps that were done wh
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.buffers import untouched
-from edgebake.compress import _decoder, _options, _written
+from edgebake.compress import _decoder, _options, _parts, _written
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.llm import decoder
 from edgebake.target import ModuleRequest, Option
@@ -42,7 +40,10 @@ if TYPE_CHECKING:
 ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
-SOURCES = (*(f"edgebake.compress.{name}" for name in ("_decoder", "_options", "_written")), "edgebake.llm.decoder")
+SOURCES = (
+    *(f"edgebake.compress.{name}" for name in ("_decoder", "_options", "_parts", "_written")),
+    "edgebake.llm.decoder",
+)
 OPTIONS = (
     Option(name="layers", default=0, help="first layers that are kept; 0: half of them"),
     Option(name="steps", default=200, help="of AdamW"),
@@ -98,7 +99,7 @@ def apply(request: ModuleRequest) -> torch.nn.Module:
             where="samples.calibration",
             fix="give more calibration text: thousands of tokens",
         )
-    with _keeping(request) as keep:
+    with _parts.keeping(request) as keep:
         written = options["text"] == "written"
         begun = _beginnings(request.module, calls, options["beginning"]) if written else None
         lessons = _lessons(request.module, calls, keep) if begun is None else _own(request.module, begun, calls, keep)
@@ -140,24 +141,6 @@ def _calls(request: ModuleRequest) -> list[Call]:
     found: list[Call] = []
     request.run_calibration(Recorder())
     return found
-
-
-@contextmanager
-def _keeping(request: ModuleRequest) -> Iterator[Keep]:
-    """Where parts are kept: the store, or a folder that goes with them."""
-    if request.keep is not None:
-        yield request.keep
-        return
-    with tempfile.TemporaryDirectory(prefix="edgebake-distill-") as scratch:
-
-        def keep(part: str, fill: Callable[[Path], object]) -> Path:
-            folder = Path(scratch) / part
-            if not folder.exists():
-                folder.mkdir()
-                fill(folder)
-            return folder
-
-        yield keep
 
 
 def _lessons(module: torch.nn.Module, calls: Sequence[Call], keep: Keep) -> list[_Lesson]:

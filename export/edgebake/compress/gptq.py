@@ -35,7 +35,10 @@ ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 LAST = True  # steps after it would take its weights off the integers that it chose
 DISTRIBUTIONS = ("torch",)
-SOURCES = (*(f"edgebake.compress.{name}" for name in ("_blocks", "_options", "_rounding")), "edgebake.lattice")
+SOURCES = (
+    *(f"edgebake.compress.{name}" for name in ("_blocks", "_options", "_parts", "_rounding")),
+    "edgebake.lattice",
+)
 OPTIONS = (
     Option(
         name="damping",

@@ -19,14 +19,13 @@ in the store as it ends: a killed build goes on from the last whole one.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebake.buffers import untouched
-from edgebake.compress import _adapters, _decoder, _options, _rounding
+from edgebake.compress import _adapters, _decoder, _options, _parts, _rounding
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.target import ModuleRequest, Option
 from edgebake.types import ActsOn
@@ -41,7 +40,10 @@ CALIBRATED = True
 LAST = True  # steps after it would take its weights off the integers that it learned
 DISTRIBUTIONS = ("torch", "torchao")
 SOURCES = (
-    *(f"edgebake.compress.{name}" for name in ("_adapters", "_decoder", "_hadamard", "_options", "_rounding")),
+    *(
+        f"edgebake.compress.{name}"
+        for name in ("_adapters", "_decoder", "_hadamard", "_options", "_parts", "_rounding")
+    ),
     "edgebake.lattice",
     "edgebake.models._low_rank",
 )
@@ -164,18 +166,14 @@ def _trained(request: ModuleRequest, learner: _Learner, options: dict[str, Any])
     total, size = int(options["steps"]), max(1, int(options["part"]))
     optimiser = torch.optim.AdamW(learner.layers.leaves, lr=float(options["rate"]), weight_decay=0.0)
     losses: list[float] = []
-    for start, end in pairwise([*range(0, total, size), total]):
+    with _parts.keeping(request) as keep:
+        for start, end in pairwise([*range(0, total, size), total]):
 
-        def fill(folder: Path, start: int = start, end: int = end) -> None:
-            found = learner.learn(optimiser, range(start, end), total, float(options["rate"]))
-            _adapters.save(folder / _STATE, learner.layers.leaves, optimiser, found)
+            def fill(folder: Path, start: int = start, end: int = end) -> None:
+                found = learner.learn(optimiser, range(start, end), total, float(options["rate"]))
+                _adapters.save(folder / _STATE, learner.layers.leaves, optimiser, found)
 
-        with tempfile.TemporaryDirectory(prefix="edgebake-qat-") as scratch:
-            folder = Path(scratch)
-            if request.keep is None:
-                fill(folder)
-            else:
-                folder = request.keep(f"steps {start} to {end} of {total}", fill)
+            folder = keep(f"steps {start} to {end} of {total}", fill)
             losses += _adapters.restore(folder / _STATE, learner.layers.leaves, optimiser)
     return losses
 

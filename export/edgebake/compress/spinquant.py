@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgebake.buffers import untouched
-from edgebake.compress import _cayley, _decoder, _hadamard, _options, _rotation, _rounding, rotate
+from edgebake.compress import _cayley, _decoder, _hadamard, _options, _parts, _rotation, _rounding, rotate
 from edgebake.errors import RecipeError, StageFailed
 from edgebake.scheme import Scheme
 from edgebake.target import ModuleRequest, Option
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 ACTS_ON: ActsOn = "module"
 CALIBRATED = True
 DISTRIBUTIONS = ("torch",)
-SOURCES = (*rotate.SOURCES, "edgebake.compress.rotate", "edgebake.compress._cayley", "edgebake.compress._rounding")
+SOURCES = (
+    *rotate.SOURCES,
+    *(f"edgebake.compress.{name}" for name in ("_cayley", "_parts", "_rounding", "rotate")),
+)
 OPTIONS = (
     Option(name="steps", default=24, help="of Cayley SGD, each on one call of the calibration samples"),
     Option(name="rate", default=0.2, help="of the first step: how far, in the norm of the matrix, a step turns"),
@@ -102,21 +105,19 @@ def _learned(request: ModuleRequest, learner: _Learner, calls: list[Call], total
     """Take all steps part by part, from what the store keeps."""
     from safetensors.torch import load_file, save_file
 
-    for start in range(0, total, _PART):
-        steps = range(start, min(start + _PART, total))
-        if request.keep is None:
-            learner.learn(calls, steps, total, rate)
-            continue
+    with _parts.keeping(request) as keep:
+        for start in range(0, total, _PART):
+            steps = range(start, min(start + _PART, total))
 
-        def fill(folder: Path, steps: range = steps) -> None:
-            learner.learn(calls, steps, total, rate)
-            matrices = enumerate(learner.matrices)
-            state = {f"{n}.{k}": v.contiguous() for n, m in matrices for k, v in vars(m).items()}
-            save_file(state, folder / _STATE)
+            def fill(folder: Path, steps: range = steps) -> None:
+                learner.learn(calls, steps, total, rate)
+                matrices = enumerate(learner.matrices)
+                state = {f"{n}.{k}": v.contiguous() for n, m in matrices for k, v in vars(m).items()}
+                save_file(state, folder / _STATE)
 
-        found = load_file(request.keep(f"steps {start} to {steps.stop} of {total}", fill) / _STATE)
-        for number, matrix in enumerate(learner.matrices):
-            matrix.x, matrix.momentum = found[f"{number}.x"], found[f"{number}.momentum"]
+            found = load_file(keep(f"steps {start} to {steps.stop} of {total}", fill) / _STATE)
+            for number, matrix in enumerate(learner.matrices):
+                matrix.x, matrix.momentum = found[f"{number}.x"], found[f"{number}.momentum"]
 
 
 @dataclass
