@@ -82,10 +82,10 @@ class Predicted:
         """Of the process that builds it here, a float network that need not be run left out; None if not known."""
         if self.streamed:
             return fit_memory.stream_peak_bytes(self.decoder, self.schemes)
-        if self.mapped:
-            return fit_memory.mapped_peak_bytes(self.decoder, self.size.total)
         if self.target in fit_memory.NOT_FITTED:
             return None
+        if self.mapped:
+            return fit_memory.mapped_peak_bytes(self.decoder, self.size.total)
         return fit_memory.export_peak_bytes(self.decoder, self.size.total, self.format)
 
 
@@ -113,9 +113,7 @@ def predict(unit: Unit) -> Predicted:
             if kind in CACHES
         ),
         streamed=streams(unit),
-        mapped=_in_files(unit)
-        and unit.target not in fit_memory.NOT_FITTED
-        and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
+        mapped=_in_files(unit) and fit_memory.is_mapped(decoder, target.FORMAT, schemes),
     )
 
 
