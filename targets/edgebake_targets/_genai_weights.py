@@ -85,14 +85,14 @@ class WeightWriter:
         if key in self.initializers:
             return key
 
-        def whole() -> NDArray[Any]:
+        def whole() -> Iterator[NDArray[Any]]:
             found = self._tensors.whole(name).T
-            return to_half(found) if half else found
+            yield to_half(found) if half else found
 
         dtype = np.dtype(np.float16 if half else np.float32)
         if dtype.itemsize * prod(shape) <= INLINE:
-            return self.constant(key, whole())
-        self._add((key, dtype, shape[::-1], (make() for make in (whole,))))
+            return self.constant(key, next(whole()))
+        self._add((key, dtype, shape[::-1], whole()))
         return key
 
     def table(self, name: str, shape: tuple[int, int], *, half: bool = False) -> str:
