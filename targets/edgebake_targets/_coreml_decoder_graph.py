@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from edgebake_targets._decoder_positions import context_of, tabulated, unused_dropped
-from edgebake_targets._decoders import CACHES
+from edgebake_targets._decoders import CACHES, heads_first
 
 if TYPE_CHECKING:
     import torch
@@ -124,12 +124,10 @@ def _normalised(x: torch.Tensor, epsilon: float) -> torch.Tensor:
 def _use_states(module: Any, position: torch.fx.Node, rows: torch.fx.Node, context: int) -> None:
     import torch
 
+    heads_first(module)
     graph, masks = module.graph, {}
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).endswith(CACHES):
-            owner, _, name = str(node.target).rpartition(".")
-            _, _, heads, width = node.meta["val"].shape if "val" in node.meta else _shape(module, node.target)
-            module.get_submodule(owner).register_buffer(name, torch.zeros(1, heads, context, width), persistent=False)
             node.meta.pop("val", None)
         elif node.target is torch.ops.edgebake.update_cache.default:
             value, cache, _ = node.args

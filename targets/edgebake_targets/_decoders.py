@@ -31,6 +31,17 @@ def without_caches(signature: Signature) -> Signature:
     return replace(signature, methods=methods)
 
 
+def heads_first(module: torch.nn.Module) -> None:
+    """Make the caches of ``module``, (1, context, heads, width), empty ones of (1, heads, context, width)."""
+    import torch
+
+    for path, cache in list(module.named_buffers()):
+        if path.endswith(CACHES):
+            owner, _, name = path.rpartition(".")
+            _, context, heads, width = cache.shape
+            module.get_submodule(owner).register_buffer(name, torch.zeros(1, heads, context, width), persistent=False)
+
+
 def refuse_past_the_end(context: int, tokens: Any, position: Any) -> None:
     """StageFailed for ``tokens``, (1, n), that go past ``context``: runtimes give a number, the rest to their log."""
     start, count = int(position[0]), tokens.shape[-1]

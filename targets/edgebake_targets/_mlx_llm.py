@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgebake.types import Traced
-from edgebake_targets._decoders import CACHES, without_caches
+from edgebake_targets._decoders import heads_first, without_caches
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,9 @@ def _rewritten(program: torch.export.ExportedProgram) -> torch.nn.Module:
     import torch
 
     module: Any = program.module(check_guards=False)
+    heads_first(module)
     for node in list(module.graph.nodes):
-        if node.op == "get_attr" and str(node.target).endswith(CACHES):
-            owner, _, name = str(node.target).rpartition(".")
-            _, context, heads, width = module.get_buffer(node.target).shape
-            module.get_submodule(owner).register_buffer(name, torch.zeros(1, heads, context, width), persistent=False)
-        elif node.target is torch.ops.edgebake.update_cache.default:
+        if node.target is torch.ops.edgebake.update_cache.default:
             node.target = _put
         elif node.target is torch.ops.edgebake.cached_attention.default:
             node.target = _attend

@@ -57,8 +57,8 @@ _PACKAGES = {
     "executorch": "executorch>=1.4.1",
     "coremltools": "coremltools==9.0",
 }
-refusals = _executorch_coreml_llm.refusals
 _LOGS = ("coremltools", "executorch.backends.apple.coreml")
+refusals = _executorch_coreml_llm.refusals
 
 
 def missing() -> Missing | None:
