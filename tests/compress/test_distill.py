@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import outlier_decoders as decoders
 from edgebake.compress import distill
 from edgebake.errors import RecipeError, StageFailed
+from step_parts import Killed, keeper
 
 OPTIONS = {"layers": 2, "steps": 30, "calls": 2, "rate": 0.003}
 
@@ -92,29 +92,6 @@ def test_only_the_last_layers_learn_where_that_is_asked_for() -> None:
     assert first.mlp.up_proj.weight is plain.wrapped.model.layers[0].mlp.up_proj.weight
     assert not torch.equal(second.mlp.up_proj.weight, plain.wrapped.model.layers[1].mlp.up_proj.weight)
     assert not torch.equal(made.wrapped.model.norm.weight, plain.wrapped.model.norm.weight)
-
-
-class Killed(Exception):
-    """In the place of a signal."""
-
-
-def keeper(root: Path, most: int | None = None) -> tuple[Callable[..., Path], list[str]]:
-    """Keeps parts in ``root``, and dies before it would fill the one after ``most``; the parts that it filled."""
-    filled: list[str] = []
-
-    def keep(part: str, fill: Callable[[Path], object]) -> Path:
-        folder = root / part
-        if not folder.exists():
-            if len(filled) == most:
-                raise Killed
-            made = root / "making"
-            made.mkdir()
-            fill(made)
-            made.rename(folder)
-            filled.append(part)
-        return folder
-
-    return keep, filled
 
 
 def test_a_killed_build_goes_on_and_gives_the_same_bits(tmp_path: Path) -> None:

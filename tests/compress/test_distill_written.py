@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgebake.errors import RecipeError
 from edgebake.llm import generation
 from edgebake.target import ModuleRequest
 from edgebake.types import Assignment
+from step_parts import Killed, keeper
 
 LENGTH, BEGINNING = 12, 4
 OPTIONS = {"layers": 1, "steps": 30, "calls": 2, "rate": 0.003, "text": "written", "beginning": BEGINNING}
@@ -102,29 +102,6 @@ def test_what_the_whole_writes_teaches_more_of_it_than_other_text(network: torch
         r"calls out of 126 that the whole model wrote; on 18 held .* is (\S+) before, (\S+) after", said[0]
     )
     assert told and float(told[2]) < float(told[1])
-
-
-class Killed(Exception):
-    """In the place of a signal."""
-
-
-def keeper(root: Path, most: int | None = None) -> tuple[Callable[..., Path], list[str]]:
-    """Keeps parts in ``root``, and dies before it would fill the one after ``most``; the parts that it filled."""
-    filled: list[str] = []
-
-    def keep(part: str, fill: Callable[[Path], object]) -> Path:
-        folder = root / part
-        if not folder.exists():
-            if len(filled) == most:
-                raise Killed
-            made = root / "making"
-            made.mkdir()
-            fill(made)
-            made.rename(folder)
-            filled.append(part)
-        return folder
-
-    return keep, filled
 
 
 def test_a_killed_build_writes_no_text_twice_and_gives_the_same_bits(network: torch.nn.Module, tmp_path: Path) -> None:

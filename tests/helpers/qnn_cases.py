@@ -35,9 +35,13 @@ class Normed(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.rand(64) + 0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.up(x) * 8
+        x = self.sized(self.up(x))
         result: torch.Tensor = self.down(x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight)
         return result
+
+    def sized(self, x: torch.Tensor) -> torch.Tensor:
+        """What is normalised, of (batch, rows, 64) values near one."""
+        return x * 8
 
 
 class Determined(torch.nn.Module):

@@ -28,6 +28,29 @@ WORK: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
 }
 
 
+class Killed(Exception):
+    """In the place of a signal."""
+
+
+def keeper(root: Path, most: int | None = None) -> tuple[Callable[..., Path], list[str]]:
+    """Keeps parts in ``root``, and dies before it would fill the one after ``most``; the parts that it filled."""
+    filled: list[str] = []
+
+    def keep(part: str, fill: Callable[[Path], object]) -> Path:
+        folder = root / part
+        if not folder.exists():
+            if len(filled) == most:
+                raise Killed
+            made = root / "making"
+            made.mkdir()
+            fill(made)
+            made.rename(folder)
+            filled.append(part)
+        return folder
+
+    return keep, filled
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Two threads add in another order than one, and whoever runs the tests may have set either."""
